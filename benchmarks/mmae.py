@@ -1,0 +1,134 @@
+"""EntityCLIP's expert objective, literal against ours, in one run.
+
+    python -m benchmarks.mmae [--batch 32] [--width 512] [--experts 4] [--repeats 3]
+
+Forward and backward of MMAE and GI-ITM from given tokens (50 picture, 77 caption, 77 explanation
+tokens): the textbook form of tests/literal.py (every token, four full passes) and the package's.
+Both run in this process, on the same weights and negatives; the medians and their ratio are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from entityclip.backbone import Tokens
+from entityclip.losses import itm_loss, vtc_loss
+from entityclip.matching import GatedMatching, Negatives
+from entityclip.mmae import MMAE
+from tests.literal import LiteralEntityCLIP, Sides, load_experts
+
+LENGTHS = {"image": 50, "text": 77, "explanation": 77}
+
+
+def make_tokens(batch: int, width: int, device: str) -> list[Tokens]:
+    sides = []
+    for kind, length in LENGTHS.items():
+        tokens = torch.randn(batch, length, width, device=device, requires_grad=True)
+        at = (
+            torch.zeros(batch, dtype=torch.long)
+            if kind == "image"
+            else torch.randint(8, length, (batch,))
+        )
+        at = at.to(device)
+        valid = torch.arange(length, device=device) <= (at[:, None] if kind != "image" else length)
+        rows = torch.arange(batch, device=device)
+        sides.append(Tokens(tokens[rows, at], tokens, valid, at))
+    return sides
+
+
+def our_loss(mmae: MMAE, matching: GatedMatching, sides: list[Tokens], negatives: Negatives, scale):
+    image, text, explanation = sides
+    rows = torch.arange(len(image.pooled), device=scale.device)
+    # pooled rows are taken anew so that each repetition has a graph of its own
+    image, text = (s._replace(pooled=s.tokens[rows, s.at]) for s in (image, text))
+    unit = torch.nn.functional.normalize
+    pairs = mmae(image, text, explanation, negatives)
+    mixed = mmae.mix(image, text, pairs[0])
+    images = torch.cat([image.pooled, image.pooled, image.pooled[negatives.image]])
+    texts = torch.cat([text.pooled, text.pooled[negatives.text], text.pooled])
+    vectors = type(pairs[0])(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+    logits = matching(images, texts, vectors).view(3, -1, 2)
+    vtc = vtc_loss(unit(image.pooled, dim=-1), unit(text.pooled, dim=-1), scale)
+    vtc_moe = vtc_loss(unit(mixed[0], dim=-1), unit(mixed[1], dim=-1), scale)
+    return vtc + 0.1 * vtc_moe + 0.1 * itm_loss(logits, negatives.valid)
+
+
+def timed(step, sides: list[Tokens], parameters, repeats: int) -> tuple[float, float, torch.Tensor]:
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        for tensor in (*parameters, *(s.tokens for s in sides)):
+            tensor.grad = None
+        start = time.perf_counter()
+        loss = step()
+        loss.backward()
+        if loss.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    gradients = torch.cat([s.tokens.grad.flatten() for s in sides])
+    return statistics.median(times[1:]), loss.item(), gradients
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument(
+        "--experts", type=int, default=4, help="experts in each of the three groups"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    counts = (args.experts,) * 3
+    mmae = MMAE(args.width, *counts).to(args.device)
+    matching = GatedMatching(args.width, 4 * args.experts).to(args.device)
+    twin = LiteralEntityCLIP(args.width, *counts, heads=1).to(args.device)
+    for name in ("image", "text", "explanation"):
+        load_experts(getattr(twin, name), getattr(mmae, name))
+    for ours, theirs in (
+        (mmae.image_gate.linear, twin.image_gate),
+        (mmae.text_gate.linear, twin.text_gate),
+        (matching.gate.linear, twin.fusion_gate),
+        (matching.head, twin.head),
+    ):
+        theirs.load_state_dict(ours.state_dict())
+    sides = make_tokens(args.batch, args.width, args.device)
+    scale = torch.tensor(14.3, device=args.device)
+    rows = torch.arange(args.batch, device=args.device)
+    negatives = Negatives(rows.roll(1), rows.roll(2), torch.ones_like(rows, dtype=torch.bool))
+    image, text, explanation = sides
+    whole = Sides(
+        image.tokens, text.tokens, ~text.valid, text.at, explanation.tokens, ~explanation.valid
+    )
+
+    ours = timed(
+        lambda: our_loss(mmae, matching, sides, negatives, scale),
+        sides, [*mmae.parameters(), *matching.parameters()], args.repeats,
+    )  # fmt: skip
+    literal = timed(
+        lambda: twin(whole, scale, *negatives, 0.1, 0.1, False)["loss"],
+        sides, list(twin.parameters()), args.repeats,
+    )  # fmt: skip
+    name = (
+        torch.cuda.get_device_name()
+        if args.device != "cpu"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(
+        f"B={args.batch} d={args.width} experts={counts} lengths={tuple(LENGTHS.values())} on {name}"
+    )
+    print(f"literal {literal[0]:8.3f} s   loss {literal[1]:.6f}")
+    print(f"ours    {ours[0]:8.3f} s   loss {ours[1]:.6f}")
+    print(
+        f"max |difference| of token gradients {(ours[2] - literal[2]).abs().max():.1e}, of loss "
+        f"{abs(ours[1] - literal[1]):.1e}"
+    )
+    print(f"ratio   {literal[0] / ours[0]:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

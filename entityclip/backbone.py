@@ -1,0 +1,205 @@
+"""open_clip, wrapped: pooled features, all projected tokens, and which tokens are real.
+
+EntityCLIP's experts attend to every token in the joint space (section 3.1), while open_clip hands
+out only the pooled feature. Rows CLS and EOT of the tokens returned here are exactly that feature.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+open_clip.add_model_config(Path(__file__).parent / "backbones")
+
+
+class BackboneError(ValueError):
+    """The named model or its weights can't serve as EntityCLIP's backbone."""
+
+
+class Tokens(NamedTuple):
+    """One encoded side of a batch, in the joint embedding space.
+
+    `pooled` [B, d] is open_clip's own feature (not normalised), `tokens` [B, L, d] all tokens,
+    `valid` [B, L] True up to and including EOT, and `at` [B] the row of `tokens` that is `pooled`.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    valid: Tensor
+    at: Tensor
+
+
+class Backbone(nn.Module):
+    """The two towers of a plain open_clip CLIP with a ViT picture tower.
+
+    Attributes: `clip` (the open_clip model), `preprocess` (its evaluation transform),
+    `tokenize` (list of B strings to [B, context_length] int64), `width` (d).
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor], name: str):
+        super().__init__()
+        self.clip = clip
+        self.name = name
+        self.tokenize = tokenizer
+        self.preprocess = image_transform_v2(
+            PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False
+        )
+        self.width: int = clip.visual.output_dim
+
+    def image_tokens(self, images: Tensor) -> Tokens:
+        """Encode pictures [B, 3, H, W] to L = 1 + patches tokens; CLS is token 0."""
+        visual = self.clip.visual
+        x = visual.transformer(visual._embeds(images))
+        tokens = visual.ln_post(x) @ visual.proj
+        batch, length = tokens.shape[:2]
+        valid = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+        return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
+
+    def text_tokens(self, text: Tensor, *, trim: bool = True) -> Tokens:
+        """Encode token ids [B, context_length]; L is the longest real sequence if `trim`.
+
+        Trimming changes no number: causal attention never lets EOT see what follows it.
+        """
+        clip = self.clip
+        at = self.eot(text)
+        if trim and clip.attn_mask is not None:
+            text = text[:, : int(at.max()) + 1]
+        length = text.shape[1]
+        mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
+        x = clip.token_embedding(text) + clip.positional_embedding[:length]
+        tokens = clip.ln_final(clip.transformer(x, attn_mask=mask)) @ clip.text_projection
+        valid = torch.arange(length, device=text.device) <= at[:, None]
+        return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
+
+    def texts_tokens(self, first: Tensor, second: Tensor, *, trim: bool = True) -> list[Tokens]:
+        """Encode captions and explanations, each [B, context_length], in one pass where that pays.
+
+        One pass pads both to the longer side. Where captions are much shorter than explanations
+        that costs more than it saves, and each side runs at its own length: the same numbers.
+        """
+        longest = [int(self.eot(side).max()) + 1 for side in (first, second)]
+        if trim and sum(longest) < 0.8 * 2 * max(longest):
+            return [self.text_tokens(first), self.text_tokens(second)]
+        joint = self.text_tokens(torch.cat([first, second]), trim=trim)
+        parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
+        return [Tokens(*side) for side in parts]
+
+    def eot(self, text: Tensor) -> Tensor:
+        """Position [B] of the end-of-text token, found as open_clip finds it."""
+        if self.clip.text_pool_type == "eos":
+            return (text == self.clip.text_eos_id).int().argmax(dim=-1)
+        return text.argmax(dim=-1)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Pooled picture features [B, d], as open_clip's own."""
+        return self.clip.encode_image(images)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Pooled text features [B, d], trimmed to the longest real text of the batch."""
+        return self.text_tokens(text).pooled
+
+
+def create_backbone(
+    name: str, pretrained: str | None = None, image_size: int | None = None
+) -> Backbone:
+    """Build an open_clip ViT by `name`, with weights from a `pretrained` tag or .safetensors file.
+
+    `newsroom-tiny` is our own configuration for the drawn demo. Raises BackboneError for unknown
+    names and tags, for weights that don't fit or would need unpickling, and for models whose pooled
+    feature is not one of the tokens.
+    """
+    if name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
+        raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
+    local = pretrained is not None and Path(pretrained).suffix != ""
+    if pretrained is not None:
+        _check_weights(name, pretrained, local)
+    size = {} if image_size is None else {"force_image_size": image_size}
+    try:
+        with _quiet():
+            clip = open_clip.create_model(name, pretrained=None if local else pretrained, **size)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise BackboneError(f"can't build {name!r} with weights {pretrained!r}: {error}") from error
+    refuse_other_towers(clip, name)
+    backbone = Backbone(clip, open_clip.get_tokenizer(name), name)
+    if local:
+        load_clip_weights(backbone, Path(pretrained))
+    return backbone
+
+
+def load_clip_weights(backbone: Backbone, path: Path) -> None:
+    """Load a plain open_clip state dict, or the CLIP part of one of our checkpoints, into `backbone`.
+
+    Raises BackboneError naming `path` for unreadable files and for missing or misshapen weights.
+    """
+    from entityclip.checkpoint import CheckpointError, read_tensors
+
+    try:
+        state = read_tensors(path)
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
+    ours = "model.backbone.clip."
+    if any(key.startswith(ours) for key in state):
+        state = {k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
+    try:
+        backbone.clip.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns on the root logger that random weights are random; here they are meant to be."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_weights(name: str, pretrained: str, local: bool) -> None:
+    if local:
+        if Path(pretrained).suffix != ".safetensors":
+            raise BackboneError(
+                f"{pretrained}: only .safetensors weights are read, never pickles; convert once with "
+                "open_clip and safetensors.torch.save_file(model.state_dict(), path)"
+            )
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise BackboneError(
+            f"{name} has no weights {pretrained!r}; open_clip has {', '.join(tags) or 'none for it'}, "
+            "or give the path of a .safetensors file"
+        )
+
+
+def refuse_other_towers(clip: nn.Module, name: str) -> None:
+    """The experts need pooled features that are tokens: CLS of a ViT, EOT of a causal text tower."""
+    if not isinstance(clip, CLIP):
+        raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer):
+        raise BackboneError(
+            f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token of "
+            "a joint space. Use a ViT such as ViT-B-32"
+        )
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        pooling = "attention" if visual.attn_pool is not None else visual.pool_type
+        raise BackboneError(
+            f"{name} pools its picture tokens by {pooling!r}, so no token is the pooled feature; "
+            "use a ViT that pools its CLS token, such as ViT-B-32"
+        )
+    if clip.text_pool_type not in ("argmax", "eos") or isinstance(clip.text_projection, nn.Linear):
+        raise BackboneError(f"{name}'s text tower pools by {clip.text_pool_type!r}, not at EOT")

@@ -1,0 +1,208 @@
+"""Every knob of a run: the model's, the training loop's, and the profile that holds both.
+
+A profile is a papermill parameter file (``notebooks/profiles/<name>.yaml``): ``profile``, ``seed``
+and one ``settings`` mapping. This module imports neither torch nor open_clip, so that a misspelt
+name is refused before anything slow starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROFILES = REPOSITORY / "notebooks" / "profiles"
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+class ProfileError(ValueError):
+    """A profile or an override names an unknown setting or gives it a value of the wrong type."""
+
+
+@dataclass(frozen=True)
+class EntityCLIPConfig:
+    """What the model is (EntityCLIP, section 3). All expert counts 0 is plain CLIP fine-tuning."""
+
+    __pydantic_config__ = _STRICT
+
+    image_experts: int = 4  # n_v: attend from the picture's CLS to its own tokens
+    text_experts: int = 4  # n_t: attend from the caption's EOT to its own tokens
+    explanation_experts: int = 4  # n_e: attend from CLS and from EOT to the explanation
+    heads: int = 1  # attention heads of each expert; must divide the embedding width
+    lambda_moe: float = 0.1  # weight of VTC(V*, T*_moe)
+    eta_itm: float = 0.1  # weight of the GI-ITM loss
+    reference_compat: bool = False  # attend to padding and pool negatives as the authors' code does
+
+    def __post_init__(self) -> None:
+        for name in ("image_experts", "text_experts", "explanation_experts"):
+            if not 0 <= getattr(self, name) <= 16:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 16")
+        if self.heads < 1:
+            raise ValueError(f"heads is {self.heads}; it must be at least 1")
+        for name in ("lambda_moe", "eta_itm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
+
+    @property
+    def experts(self) -> int:
+        """How many experts there are; 0 means plain CLIP."""
+        return self.image_experts + self.text_experts + self.explanation_experts
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. The defaults are the paper's for N24News (section 4.1)."""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: int = 20
+    batch_size: int = 192  # pairs a forward pass; contrastive losses see exactly these
+    lr: float = 1e-5  # peak; 5e-6 for GoodNews
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 0  # linear, then cosine to 0 over the remaining steps
+    accumulate: int = 1  # forward passes an optimizer step; each contrasts its own batch
+    clip_grad_norm: float | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device supports it
+    workers: int = 0  # processes that decode pictures; 0 decodes in this one
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; a contrastive loss needs at least 2 pairs a batch"
+            )
+        for name in ("epochs", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be positive")
+
+
+class Pretraining(BaseModel):
+    """Generic pretraining of a small CLIP from scratch, standing in for CLIP's own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    pairs: int = Field(gt=1)
+    eval_pairs: int = Field(gt=1)
+    train: TrainConfig
+
+
+class Settings(BaseModel):
+    """Everything a profile decides; the same notebook cells run under each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dataset: str
+    data_root: str | None = None
+    backbone: str
+    pretrained: str | None = None
+    image_size: int = Field(default=224, gt=0)
+    train_pairs: int | None = Field(default=None, gt=1)  # None: the whole split
+    val_pairs: int | None = Field(default=None, gt=1)
+    test_pairs: int | None = Field(default=None, gt=1)
+    test_splits: list[str] = ["test"]
+    pretraining: Pretraining | None = None
+    model: EntityCLIPConfig = EntityCLIPConfig()
+    finetuning: TrainConfig = TrainConfig()
+    bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+
+    @model_validator(mode="after")
+    def _needs_a_start(self) -> Settings:
+        if self.pretrained is None and self.pretraining is None:
+            raise ValueError("give `pretrained` weights or a `pretraining` block")
+        return self
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of settings and the seed they run with."""
+
+    name: str
+    seed: int
+    settings: Settings
+
+    @property
+    def runs(self) -> Path:
+        """Where this profile keeps checkpoints and result rows.
+
+        Below ``$ENTITYCLIP_RUNS`` if set, else below ``runs/`` beside the package.
+        """
+        return Path(os.environ.get("ENTITYCLIP_RUNS", REPOSITORY / "runs")) / self.name
+
+
+def load_profile(
+    name: str, *, seed: int | None = None, settings: dict[str, Any] | None = None
+) -> Profile:
+    """Read ``notebooks/profiles/<name>.yaml`` and lay `settings` over it.
+
+    Nested mappings merge (``{"model": {"heads": 2}}`` changes one knob). Raises ProfileError naming
+    the file, the field and what is allowed, for unknown names, wrong types and unreadable files.
+    """
+    path = PROFILES / f"{name}.yaml"
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise ProfileError(f"no profile {name!r}; there are {', '.join(known)} in {PROFILES.name}/")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path.name} is not readable YAML: {error}") from error
+    extra = (
+        set(raw) - {"profile", "seed", "settings"} if isinstance(raw, dict) else {"(no mapping)"}
+    )
+    if extra:
+        raise ProfileError(f"{path.name}: unknown {', '.join(sorted(extra))}")
+    if raw.get("profile") != name:
+        raise ProfileError(f"{path.name}: `profile` is {raw.get('profile')!r}, not {name!r}")
+    seed = raw.get("seed", 0) if seed is None else seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ProfileError(f"{path.name}: seed is {seed!r}; it must be an integer >= 0")
+    merged = _merge(raw.get("settings") or {}, settings or {})
+    try:
+        # JSON mode keeps strictness but reads the YAML lists that stand for tuples
+        return Profile(name, seed, Settings.model_validate_json(json.dumps(merged)))
+    except (ValidationError, TypeError) as error:
+        raise ProfileError(f"{path.name}: {_explain(error)}") from error
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config (dataclass or pydantic model) as plain JSON-ready values."""
+    if isinstance(config, BaseModel):
+        return config.model_dump(mode="json")
+    if dataclasses.is_dataclass(config):
+        return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return json.loads(json.dumps(config, default=str))
+
+
+def config_hash(config: Any) -> str:
+    """Sixteen hex digits that differ whenever any value of the config does."""
+    canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError | TypeError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        lines.append(f"settings.{where}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(lines)

@@ -1,0 +1,119 @@
+"""Where a number came from: seed, config, commit, package versions, device, time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from entityclip.config import REPOSITORY, as_dict, config_hash
+
+_PACKAGES = (
+    *("entityclip", "torch", "open_clip_torch", "accelerate", "safetensors"),
+    *("numpy", "pandas", "pillow", "matplotlib", "seaborn"),
+)
+
+
+class Provenance(TypedDict):
+    """Where a measurement came from."""
+
+    seed: int
+    config: dict[str, Any]
+    config_hash: str
+    data_fingerprint: str
+    git_commit: str  # "-dirty" after it where the package differs from that commit
+    versions: dict[str, str]
+    device: str
+    wall_time_s: float
+    peak_memory_mb: float
+    created: str  # ISO 8601, UTC
+
+
+def provenance(
+    *,
+    config: Any,
+    seed: int,
+    data_fingerprint: str,
+    device: torch.device | str,
+    wall_time_s: float,
+) -> Provenance:
+    """What every row of one measured run shares.
+
+    config is a dataclass, a pydantic model or plain JSON values. Peak memory is the GPU's on a GPU,
+    else this process's resident peak, in MiB.
+    """
+    device = torch.device(device)
+    return Provenance(
+        seed=seed,
+        config=as_dict(config),
+        config_hash=config_hash(config),
+        data_fingerprint=data_fingerprint,
+        git_commit=git_commit(),
+        versions=_versions(),
+        device=_device_name(device),
+        wall_time_s=round(float(wall_time_s), 3),
+        peak_memory_mb=round(peak_memory_mb(device), 1),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+    )
+
+
+def git_commit(repository: Path = REPOSITORY) -> str:
+    """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
+
+    Only `entityclip/` is compared: figures and executed notebooks change while a run goes on, and
+    the settings stand in the row itself.
+    """
+
+    def git(*arguments: str) -> str:
+        # a git hook's GIT_DIR would point elsewhere than at the package's own checkout
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        command = ["git", "-C", str(repository), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        return done.stdout.strip()
+
+    try:
+        # a package installed below some other project's checkout has no commit of its own
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != repository.resolve():
+            return "unknown"
+        commit = git("rev-parse", "--verify", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--", "entityclip") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+    """The most memory used so far, MiB: the GPU's allocations, else this process's resident set."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux only
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"CPU {name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,284 @@
+"""Result rows: one measurement a line of JSONL, each with where it came from; and atomic writes.
+
+The tables and figures read only these rows, so each number can be traced to a seed, a config, a
+commit, a data fingerprint and a machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from numbers import Real
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+
+from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
+
+__all__ = [
+    "COLUMNS",
+    "DIRECTIONS",
+    "KEY",
+    "Provenance",
+    "ResultsError",
+    "Row",
+    "append_rows",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "git_commit",
+    "measurement_rows",
+    "peak_memory_mb",
+    "provenance",
+    "read_rows",
+]
+
+log = logging.getLogger(__name__)
+
+DIRECTIONS = ("text_to_image", "image_to_text")
+KEY = (
+    *("variant", "dataset", "split", "direction", "metric"),
+    *("seed", "config_hash", "data_fingerprint"),
+)
+
+
+class ResultsError(ValueError):
+    """A results file holds a line that is no measurement, or there are no results at all."""
+
+
+class Row(Provenance):
+    """One measurement, one line of a results file."""
+
+    variant: str
+    dataset: str
+    split: str
+    direction: str
+    metric: str
+    value: float
+    low: float | None  # 95 % interval; None where none was computed
+    high: float | None
+    n_queries: int
+    n_candidates: int
+
+
+COLUMNS = (
+    *("variant", "dataset", "split", "direction", "metric", "value", "low", "high"),
+    *("n_queries", "n_candidates"),
+    *Provenance.__annotations__,
+)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def measurement_rows(
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    *,
+    variant: str,
+    dataset: str,
+    split: str,
+    direction: str,
+    n_queries: int,
+    n_candidates: int,
+    provenance: Provenance,
+) -> list[Row]:
+    """One row a metric; a metric without an interval gets None for both ends."""
+    if direction not in DIRECTIONS:
+        raise ResultsError(f"direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
+    return [
+        Row(
+            variant=variant,
+            dataset=dataset,
+            split=split,
+            direction=direction,
+            metric=metric,
+            value=value,
+            low=intervals[metric][0] if metric in intervals else None,
+            high=intervals[metric][1] if metric in intervals else None,
+            n_queries=n_queries,
+            n_candidates=n_candidates,
+            **provenance,
+        )
+        for metric, value in metrics.items()
+    ]
+
+
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSONL file, all or none, safe against other processes doing the same.
+
+    The file and its folder are made as needed. A torn last line, left by a killed process, is moved
+    to ``<name>.torn`` first, with a warning. Raises ResultsError for missing columns and for NaN or
+    infinite values, before anything is written; OSError (a full disk) leaves the file as it was.
+    """
+    path = Path(path)
+    payload = b"".join(_encode(row, number) for number, row in enumerate(rows, start=1))
+    if not payload:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _mend_tail(descriptor, path)
+        _append(descriptor, payload, path)
+    finally:
+        os.close(descriptor)  # and so unlocks
+
+
+def _encode(row: Mapping[str, Any], number: int) -> bytes:
+    problem = _problem(row)
+    if problem:
+        raise ResultsError(f"row {number} {problem}")
+    try:
+        text = json.dumps(row, allow_nan=False, ensure_ascii=False, default=_plain)
+    except ValueError as error:
+        raise ResultsError(f"row {number} holds a NaN or infinite number: {error}") from error
+    return (text + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot stand in a result row")
+
+
+def _problem(row: Mapping[str, Any]) -> str | None:
+    """What keeps this mapping from being a measurement, or None."""
+    missing = [name for name in COLUMNS if name not in row]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    for name in ("value", "low", "high"):
+        given = row[name]
+        if given is None and name != "value":
+            continue
+        if not isinstance(given, Real) or isinstance(given, bool) or not math.isfinite(given):
+            return (
+                f"has {given!r} as {name} of {row['metric']} ({row['variant']}, {row['split']}); "
+                "only finite numbers are measurements"
+            )
+    try:
+        if datetime.fromisoformat(row["created"]).tzinfo is None:
+            return f"has created={row['created']!r} without a time zone"
+    except (TypeError, ValueError):
+        return f"has created={row['created']!r}; expected an ISO 8601 time"
+    return None
+
+
+def _append(descriptor: int, payload: bytes, path: Path) -> None:
+    before = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, payload)  # one write: readers see whole rows
+        if written != len(payload):
+            raise OSError(f"{path}: {written} of {len(payload)} bytes written; is the disk full?")
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)  # under the lock, so nobody else's rows are lost
+        raise
+
+
+def _mend_tail(descriptor: int, path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return
+    data = path.read_bytes()
+    kept = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[kept:])
+    except ValueError:
+        torn = path.with_name(path.name + ".torn")
+        with torn.open("ab") as file:
+            file.write(data[kept:] + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # safe there before it goes here
+        os.ftruncate(descriptor, kept)
+        log.warning("%s ended in a torn line; moved it to %s", path, torn.name)
+    else:
+        _append(descriptor, b"\n", path)  # a whole row that only lacks its newline
+
+
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """All measurements of a JSONL file or of a folder's ``*.jsonl``, one a row, columns as in Row.
+
+    Where a measurement (KEY) recurs, the row created last wins, and of equals the later line.
+    Raises ResultsError for a line that is no row (file, line number and text are named) and where
+    there is nothing to read.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    rows = [row for file in files if file.exists() for row in _read_file(file)]
+    if not rows:
+        raise ResultsError(
+            f"no result rows in {path}; run the evaluation first (notebooks/04_retrieval.ipynb, or "
+            "`make reproduce`)"
+        )
+    frame = pd.DataFrame(rows)
+    created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)
+    frame = frame.loc[created.sort_values(kind="stable").index]
+    return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    # bytes, cut at newlines only: str.splitlines also cuts at U+2028, which JSON leaves in strings
+    lines = path.read_bytes().split(b"\n")
+    return [
+        _parse(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line or number < len(lines)
+    ]
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    text = line.decode("utf-8", errors="replace")
+    shown = repr(text if len(text) <= 200 else text[:200] + "…")
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ResultsError(
+            f"{where} is not JSON ({error}): {shown}; delete the line (a torn last line is moved "
+            "aside when results are next appended)"
+        ) from error
+    problem = _problem(row) if isinstance(row, dict) else "is not an object"
+    if problem:
+        raise ResultsError(f"{where} {problem}: {shown}")
+    return row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+# --------------------------------------------------------------------------------- atomic writes
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part; mode 0644.
+
+    Raises OSError (e.g. a full disk) with the last good file untouched and no temporary left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from other users
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text, newlines as given."""
+    atomic_write_bytes(path, text.encode("utf-8"))
