@@ -8,6 +8,7 @@ name is refused before anything slow starts.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -73,19 +74,27 @@ class TrainConfig:
     accumulate: int = 1  # forward passes an optimizer step; each contrasts its own batch
     clip_grad_norm: float | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device supports it
+    checkpoint_every: int = 1000  # steps between checkpoints within an epoch; one ends each epoch
     workers: int = 0  # processes that decode pictures; 0 decodes in this one
     seed: int = 42
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ValueError(
-                f"batch_size is {self.batch_size}; a contrastive loss needs at least 2 pairs a batch"
+                f"batch_size is {self.batch_size}; contrastive losses need at least 2 pairs a batch"
             )
-        for name in ("epochs", "accumulate"):
+        for name in ("epochs", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be positive")
+        for name in ("weight_decay", "warmup_steps", "workers", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
+        for name in ("lr", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be finite and positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; each must be from 0 to below 1")
 
 
 class Pretraining(BaseModel):
@@ -103,15 +112,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    dataset: str
+    dataset: str = Field(min_length=1)
     data_root: str | None = None
-    backbone: str
+    backbone: str = Field(min_length=1)
     pretrained: str | None = None
     image_size: int = Field(default=224, gt=0)
     train_pairs: int | None = Field(default=None, gt=1)  # None: the whole split
     val_pairs: int | None = Field(default=None, gt=1)
     test_pairs: int | None = Field(default=None, gt=1)
-    test_splits: list[str] = ["test"]
+    test_splits: list[str] = Field(default=["test"], min_length=1)
     pretraining: Pretraining | None = None
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
@@ -138,7 +147,7 @@ class Profile:
 
         Below ``$ENTITYCLIP_RUNS`` if set, else below ``runs/`` beside the package.
         """
-        return Path(os.environ.get("ENTITYCLIP_RUNS", REPOSITORY / "runs")) / self.name
+        return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs") / self.name
 
 
 def load_profile(
@@ -153,25 +162,21 @@ def load_profile(
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if name not in known:
         raise ProfileError(f"no profile {name!r}; there are {', '.join(known)} in {PROFILES.name}/")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path.name} is not readable YAML: {error}") from error
-    extra = (
-        set(raw) - {"profile", "seed", "settings"} if isinstance(raw, dict) else {"(no mapping)"}
-    )
-    if extra:
-        raise ProfileError(f"{path.name}: unknown {', '.join(sorted(extra))}")
+    raw = _read(path)
     if raw.get("profile") != name:
         raise ProfileError(f"{path.name}: `profile` is {raw.get('profile')!r}, not {name!r}")
     seed = raw.get("seed", 0) if seed is None else seed
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ProfileError(f"{path.name}: seed is {seed!r}; it must be an integer >= 0")
-    merged = _merge(raw.get("settings") or {}, settings or {})
+    base = raw.get("settings") or {}
+    for layer in (base, settings or {}):
+        if not isinstance(layer, dict):
+            raise ProfileError(f"{path.name}: settings is {layer!r}; it must be a mapping")
+    merged = _merge(base, settings or {})
     try:
         # JSON mode keeps strictness but reads the YAML lists that stand for tuples
-        return Profile(name, seed, Settings.model_validate_json(json.dumps(merged)))
-    except (ValidationError, TypeError) as error:
+        return Profile(name, seed, Settings.model_validate_json(_json(merged)))
+    except ValidationError as error:
         raise ProfileError(f"{path.name}: {_explain(error)}") from error
 
 
@@ -180,14 +185,38 @@ def as_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, BaseModel):
         return config.model_dump(mode="json")
     if dataclasses.is_dataclass(config):
-        return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return json.loads(json.dumps(config, default=str))
+        return json.loads(_json(dataclasses.asdict(config)))
+    return json.loads(_json(config))
 
 
 def config_hash(config: Any) -> str:
     """Sixteen hex digits that differ whenever any value of the config does."""
     canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _json(value: Any) -> str:
+    def plain(odd: Any) -> Any:
+        # str: YAML reads 2024-01-01 as a date, paths come from callers
+        return odd.model_dump(mode="json") if isinstance(odd, BaseModel) else str(odd)
+
+    return json.dumps(value, default=plain)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProfileError(f"{path.name} is not readable YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
+    extra = {str(key) for key in raw} - {"profile", "seed", "settings"}
+    if extra:
+        raise ProfileError(
+            f"{path.name}: unknown {', '.join(sorted(extra))}; only profile, seed and settings "
+            "stand at the top"
+        )
+    return raw
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -198,11 +227,25 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError | TypeError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "settings"
-        lines.append(f"settings.{where}: {item['msg']} (got {item['input']!r})")
+        where = ".".join(str(part) for part in ("settings", *item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")  # these already quote the value
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = f"there is no such setting{_hint(item['loc'])}"
+        elif item["type"] != "value_error":
+            message = f"{message} (got {item['input']!r})"
+        lines.append(f"{where}: {message}")
     return "; ".join(lines)
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    """What the group of an unknown setting does know."""
+    groups = {"model": EntityCLIPConfig, "finetuning": TrainConfig, "train": TrainConfig}
+    groups["pretraining"] = Pretraining
+    *parents, name = (str(part) for part in location)
+    group = groups.get(parents[-1], Settings) if parents else Settings
+    known = list(group.__annotations__)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

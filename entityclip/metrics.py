@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10, 50, 100)
 METRICS = (*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR")
 _SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
+_TILE = 64  # columns; a multiple of every BLAS kernel's width
 _WEIGHTS_AT_ONCE = 2**21  # 16 MiB of int64
 
 
@@ -51,13 +53,16 @@ def retrieval_ranks(
         chunk = max(1, _SIMILARITIES_AT_ONCE // len(candidates))
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 query")
-    transposed = candidates.float().T
+    n_candidates = len(candidates)
+    # BLAS rounds the columns of a last, partial tile differently, which would break ties between
+    # identical candidates by their place; empty candidates fill that tile up
+    padded = F.pad(candidates.float(), (0, 0, 0, -n_candidates % _TILE)).T
     ranks = torch.empty(len(queries), dtype=torch.int64)
     # an enclosing autocast would quietly compare in half precision and invent ties
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
-            similarity = queries[rows].float() @ transposed
+            similarity = (queries[rows].float() @ padded)[:, :n_candidates]
             _refuse_non_finite(similarity, start)
             ranks[rows] = _ranks_of_rows(similarity, rows, groups).cpu()
     return ranks

@@ -1,0 +1,62 @@
+# Two commands matter: `make reproduce` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3.11
+ifeq (, $(shell command -v $(PYTHON) 2>/dev/null))
+  PYTHON := python3
+endif
+BIN := .venv/bin
+PROFILE ?= demo
+SET ?=
+
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: reproduce test lint unit notebooks figures lab lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce [PROFILE=demo] [FORCE=1]  run the notebooks; figures and tables at the end"
+	@echo "make test                                lint, unit tests, notebooks against stored outputs"
+	@echo "make figures                             redraw figures and tables from stored results"
+	@echo "make lab                                 open the notebooks in JupyterLab"
+	@echo "make lock                                resolve requirements.lock and environment.yml anew"
+
+# The stamp is made anew whenever the pins or the package's metadata change.
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: .venv/.installed
+	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) $(if $(FORCE),--force) $(foreach s,$(SET),--set $(s))
+
+test: lint unit notebooks
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+unit: .venv/.installed
+	$(BIN)/python -m pytest tests
+
+# A folder of its own, so that what is tested is trained now and not found in runs/.
+notebooks: .venv/.installed
+	rm -rf runs/nbval
+	ENTITYCLIP_RUNS=$(CURDIR)/runs/nbval TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
+figures: .venv/.installed
+	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) --only 10_tables_and_figures --force
+
+lab: .venv/.installed
+	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true
+	$(BIN)/jupyter lab notebooks
+
+lock: .venv/.installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --no-header --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.lock
+	@touch requirements.lock
+
+clean:
+	rm -rf .venv runs build *.egg-info

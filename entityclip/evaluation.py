@@ -1,0 +1,145 @@
+"""Retrieval as the paper evaluates it: N captions against N pictures, both ways (section 4.2).
+
+Only the two CLIP towers run. A caption's positives are all rows that show its picture; each
+picture is one candidate however many captions it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from entityclip.datasets.pair import PairDataset, data_fingerprint
+from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
+from entityclip.model import EntityCLIP
+from entityclip.results import Row, measurement_rows, provenance
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split in the joint space, normalised: N captions and M pictures, M <= N.
+
+    `texts` [N, d]; `images` [M, d]; `image_of` [N], the picture row of each caption; `first` [M],
+    the pair that first shows each picture.
+    """
+
+    texts: Tensor
+    images: Tensor
+    image_of: Tensor
+    first: Tensor
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Ranks of a split: `text_to_image` [N] and `image_to_text` [M], 1 being best."""
+
+    text_to_image: Tensor
+    image_to_text: Tensor
+    image_of: Tensor
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """R@1/5/10/50/100 in percent, MedR and MeanR for each direction."""
+        return {d: retrieval_metrics(getattr(self, d)) for d in ("text_to_image", "image_to_text")}
+
+
+@torch.inference_mode()
+def encode_pairs(
+    model: EntityCLIP, dataset: PairDataset, *, batch_size: int = 256, workers: int = 0,
+    progress: bool = True,
+) -> Embeddings:  # fmt: skip
+    """Embed every caption and every distinct picture of `dataset` on the model's device."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    keys, image_of = dataset.image_keys.unique(return_inverse=True)
+    first = torch.full((len(keys),), len(dataset)).scatter_reduce(
+        0, image_of, torch.arange(len(dataset)), "amin"
+    )
+    loader = DataLoader(
+        dataset, batch_size, collate_fn=dataset.collate, num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    seen = torch.zeros(len(dataset), dtype=torch.bool)
+    seen[first] = True
+    texts, images, start = [], [], 0
+    for batch in tqdm(loader, desc="encode", disable=not progress, leave=False):
+        new = seen[start : start + len(batch)]
+        start += len(batch)
+        texts.append(model.encode_text(batch.captions.to(device)).float())
+        if new.any():
+            images.append(model.encode_image(batch.images[new].to(device)).float())
+    model.train(was_training)
+    # pictures were encoded in order of first appearance, `first` is in order of key
+    order = first.argsort().argsort()
+    return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
+
+
+def retrieve(embeddings: Embeddings) -> Retrieval:
+    """Rank all pictures for each caption and all captions for each picture."""
+    pictures = torch.arange(len(embeddings.images))
+    groups = embeddings.image_of, pictures
+    return Retrieval(
+        retrieval_ranks(embeddings.texts, embeddings.images, groups),
+        retrieval_ranks(embeddings.images, embeddings.texts, groups[::-1]),
+        embeddings.image_of,
+    )
+
+
+def evaluate_retrieval(
+    model: EntityCLIP,
+    dataset: PairDataset,
+    *,
+    variant: str,
+    dataset_name: str,
+    split: str,
+    config: Any,
+    seed: int,
+    bootstrap: int = 1000,
+    progress: bool = True,
+) -> tuple[Retrieval, list[Row]]:
+    """Encode, rank and measure one split: its ranks, and a result row a metric and direction.
+
+    Intervals are 95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures
+    where several captions share one); they hold no variance between training seeds.
+    """
+    start = time.perf_counter()
+    retrieval = retrieve(encode_pairs(model, dataset, progress=progress))
+    origin = provenance(
+        config=config,
+        seed=seed,
+        data_fingerprint=data_fingerprint(dataset.pairs),
+        device=next(model.parameters()).device,
+        wall_time_s=time.perf_counter() - start,
+    )
+    rows: list[Row] = []
+    for direction, metrics in retrieval.metrics().items():
+        ranks = getattr(retrieval, direction)
+        clusters = retrieval.image_of if direction == "text_to_image" else None
+        texts, pictures = len(retrieval.text_to_image), len(retrieval.image_to_text)
+        rows += measurement_rows(
+            metrics,
+            bootstrap_interval(ranks, n_resamples=bootstrap, seed=seed, clusters=clusters),
+            variant=variant,
+            dataset=dataset_name,
+            split=split,
+            direction=direction,
+            n_queries=len(ranks),
+            n_candidates=pictures if direction == "text_to_image" else texts,
+            provenance=origin,
+        )
+    return retrieval, rows
+
+
+@torch.inference_mode()
+def top_pictures(embeddings: Embeddings, queries: Sequence[int], k: int = 5) -> Tensor:
+    """The pair whose picture ranks first, second, … for each query caption: [len(queries), k]."""
+    similarity = embeddings.texts[list(queries)] @ embeddings.images.T
+    best = similarity.topk(min(k, similarity.shape[1])).indices.cpu()
+    return embeddings.first[best]

@@ -1,0 +1,234 @@
+"""The variants of the paper's tables as data, and the runs that train and measure them.
+
+A run is found again by what it is: variant, seed, configuration and data. A finished one is never
+redone unless forced, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entityclip.backbone import create_backbone, load_clip_weights
+from entityclip.checkpoint import read_tensors
+from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
+from entityclip.datasets import load_pairs
+from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
+from entityclip.evaluation import Retrieval, evaluate_retrieval
+from entityclip.model import EntityCLIP
+from entityclip.results import append_rows
+from entityclip.training import train
+
+log = logging.getLogger(__name__)
+
+NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table: its name, what it asks, and how it differs from the profile's model."""
+
+    name: str
+    asks: str
+    model: dict[str, Any] = field(default_factory=dict)  # overrides of EntityCLIPConfig
+    finetuned: bool = True
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("zero-shot", "What does pretraining alone know of entities?", NO_EXPERTS, False),
+        Variant("clip", "What does fine-tuning on captions alone give?", NO_EXPERTS),
+        Variant("entityclip", "What do MMAE and GI-ITM add, reading explanations in training?"),
+    )
+}
+
+
+class Experiment:
+    """A profile's runs: its data, its pretraining, its variants and their results."""
+
+    def __init__(self, profile: Profile, *, progress: bool = True):
+        self.profile, self.progress = profile, progress
+        self.settings, self.seed = profile.settings, profile.seed
+        self._pairs: dict[str, list[Pair]] = {}
+        self._datasets: dict[tuple[str, bool], PairDataset] = {}
+
+    # ------------------------------------------------------------------------------------ data
+
+    def pairs(self, split: str) -> list[Pair]:
+        """A split's pairs under the profile's limits."""
+        if split not in self._pairs:
+            settings = self.settings
+            limits = {"train": settings.train_pairs, "val": settings.val_pairs}
+            if settings.pretraining:
+                limits["generic"] = settings.pretraining.pairs
+                limits["generic_val"] = settings.pretraining.eval_pairs
+            self._pairs[split] = load_pairs(
+                settings.dataset,
+                split,
+                limit=limits.get(split, settings.test_pairs),
+                seed=self.seed,
+                image_size=settings.image_size,
+                root=Path(settings.data_root).expanduser() if settings.data_root else None,
+            )
+        return self._pairs[split]
+
+    def dataset(self, split: str, *, explanations: bool = False) -> PairDataset:
+        """A split ready for the model; drawn pictures are kept in memory."""
+        key = (split, explanations)
+        if key not in self._datasets:
+            self._datasets[key] = PairDataset(
+                self.pairs(split),
+                self._backbone.preprocess,
+                self._backbone.tokenize,
+                with_explanations=explanations,
+                cache=not isinstance(self.pairs(split)[0].image, Path),
+            )
+        return self._datasets[key]
+
+    @cached_property
+    def _backbone(self) -> Any:
+        """A backbone for its preprocessing and tokenizer only."""
+        return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+
+    # ---------------------------------------------------------------------------------- models
+
+    def config(self, variant: str) -> EntityCLIPConfig:
+        """The variant's model: the profile's, with the variant's overrides."""
+        return replace(self.settings.model, **_variant(variant).model)
+
+    def identity(self, variant: str) -> dict[str, Any]:
+        """What makes a run of `variant` this run and no other: all of its settings and its data."""
+        settings, spec = self.settings, _variant(variant)
+        start = as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
+        identity = {
+            "variant": variant,
+            "seed": self.seed,
+            "backbone": settings.backbone,
+            "image_size": settings.image_size,
+            "start": start,
+            "dataset": settings.dataset,
+            "model": as_dict(self.config(variant)),
+        }
+        if spec.finetuned:
+            identity["finetuning"] = as_dict(settings.finetuning)
+            identity["train_pairs"] = settings.train_pairs
+            identity["val_pairs"] = settings.val_pairs
+        return identity
+
+    def build(self, variant: str) -> EntityCLIP:
+        """The variant before fine-tuning: pretrained towers, freshly drawn experts."""
+        settings = self.settings
+        torch.manual_seed(self.seed)
+        backbone = create_backbone(settings.backbone, settings.pretrained, settings.image_size)
+        if settings.pretraining:
+            load_clip_weights(backbone, self.pretrain() / "best.safetensors")
+        return EntityCLIP(backbone, self.config(variant)).to(_device())
+
+    def load(self, variant: str) -> EntityCLIP:
+        """The variant with its best weights, trained first if no finished run is found."""
+        if not _variant(variant).finetuned:
+            return self.build(variant).eval()
+        folder = self.finetune(variant)
+        model = self.build(variant)
+        tensors = read_tensors(folder / "best.safetensors")
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()})
+        return model.eval()
+
+    # -------------------------------------------------------------------------------- training
+
+    def pretrain(self, *, force: bool = False) -> Path:
+        """Train the small CLIP on generic captions; the run's folder. Shared by all variants."""
+        pretraining = self.settings.pretraining
+        if pretraining is None:
+            raise ValueError(f"profile {self.profile.name} starts from pretrained weights")
+        identity = {
+            "seed": self.seed,
+            "backbone": self.settings.backbone,
+            "image_size": self.settings.image_size,
+            "dataset": self.settings.dataset,
+            "pairs": pretraining.pairs,
+        }
+
+        def build() -> EntityCLIP:
+            torch.manual_seed(self.seed)
+            backbone = create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+            return EntityCLIP(backbone, EntityCLIPConfig(**NO_EXPERTS))
+
+        splits = ("generic", "generic_val")
+        return self._run("pretraining", identity, build, splits, pretraining.train, force)
+
+    def finetune(self, variant: str, *, force: bool = False) -> Path:
+        """Fine-tune `variant` unless a finished run is there; the run's folder."""
+        if not _variant(variant).finetuned:
+            raise ValueError(f"{variant} is not fine-tuned")
+        identity, splits = self.identity(variant), ("train", "val")
+        build = lambda: self.build(variant)  # noqa: E731
+        return self._run(variant, identity, build, splits, self.settings.finetuning, force)
+
+    def _run(self, name, identity, build, splits, config: TrainConfig, force: bool) -> Path:
+        fingerprints = {f"{s}_data": data_fingerprint(self.pairs(s)) for s in splits}
+        identity = {**identity, **fingerprints}
+        config = replace(config, seed=self.seed)
+        hashed = config_hash({**identity, "train": as_dict(config)})
+        folder = self.profile.runs / "checkpoints" / f"{name}-seed{self.seed}-{hashed[:8]}"
+        if force and folder.exists():
+            shutil.rmtree(folder)
+        if _finished(folder):
+            log.info("%s: a finished run is in %s", name, folder.name)
+            return folder
+        model = build()
+        sets = (self.dataset(s, explanations=model.needs_explanations) for s in splits)
+        train(model, *sets, config, folder, identity=identity, progress=self.progress)
+        return folder
+
+    # ------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, variants: Iterable[str], splits: Iterable[str]) -> dict[tuple, Retrieval]:
+        """Measure each variant on each split: ranks by (variant, split), rows to results/."""
+        splits, ranks = list(splits), {}
+        for variant in variants:
+            model = self.load(variant)
+            for split in splits:
+                ranks[variant, split], rows = evaluate_retrieval(
+                    model,
+                    self.dataset(split),
+                    variant=variant,
+                    dataset_name=self.settings.dataset,
+                    split=split,
+                    config=self.identity(variant),
+                    seed=self.seed,
+                    bootstrap=self.settings.bootstrap,
+                    progress=self.progress,
+                )
+                append_rows(self.results / "retrieval.jsonl", rows)
+        return ranks
+
+    @property
+    def results(self) -> Path:
+        """The folder of this profile's result rows."""
+        return self.profile.runs / "results"
+
+
+def _variant(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def _finished(folder: Path) -> bool:
+    if not (folder / "run.json").exists() or not (folder / "best.safetensors").exists():
+        return False
+    return "steps" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,314 @@
+"""The training loop: one process or many through accelerate, resumable at any checkpoint.
+
+A run is a folder: ``last.safetensors`` (weights, optimizer, RNG, position), ``best.safetensors``
+(weights at the lowest validation loss), ``log.jsonl`` (a row a step, a row a validation) and, when
+finished, ``run.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from entityclip.checkpoint import (
+    CheckpointError,
+    pack_optimizer,
+    read_meta,
+    read_tensors,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from entityclip.config import TrainConfig, as_dict
+from entityclip.datasets.pair import Batch, PairDataset
+from entityclip.model import EntityCLIP
+from entityclip.results import atomic_write_text
+from entityclip.step_log import StepLog, TrainingError
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run left its files, and what it cost."""
+
+    folder: Path
+    steps: int
+    best_epoch: int
+    best_val_loss: float
+    wall_time_s: float
+    resumed_from: int | None  # the step an interrupted run went on from
+
+    @property
+    def best(self) -> Path:
+        """Weights at the lowest validation loss."""
+        return self.folder / "best.safetensors"
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up over `warmup_steps`, then cosine from `lr` to 0 at `total` optimizer steps."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    rest = max(1, total - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / rest))
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch, last incomplete one dropped: a function of its arguments alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(n, generator=generator).tolist()
+    return [order[i : i + batch_size] for i in range(0, n - batch_size + 1, batch_size)]
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW in its fused form; gains, biases and the logit scale are never decayed."""
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        vector = parameter.ndim < 2 or name.endswith("bias") or ".ln" in name
+        (kept if vector else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def train(
+    model: EntityCLIP,
+    train_set: PairDataset,
+    val_set: PairDataset,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    identity: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train `model` in place and leave a run in `folder`; goes on where an earlier call stopped.
+
+    `identity` (anything JSON-ready, say data fingerprint and variant) is kept with the checkpoint;
+    a checkpoint of another identity or configuration is refused. Raises TrainingError for a split
+    smaller than a batch and for a loss that is not finite, CheckpointError for damaged files.
+    """
+    return _Trainer(model, train_set, val_set, config, folder, identity or {}, progress).run()
+
+
+class _Trainer:
+    def __init__(self, model, train_set, val_set, config, folder, identity, progress):
+        if len(train_set) < config.batch_size:
+            raise TrainingError(
+                f"{len(train_set)} training pairs don't fill one batch of {config.batch_size}; "
+                "lower batch_size or give more pairs"
+            )
+        if len(val_set) < 2:
+            raise TrainingError(
+                f"{len(val_set)} validation pairs; contrastive losses need at least 2"
+            )
+        self.config, self.folder, self.progress = config, folder, progress
+        # through JSON, so that it compares equal to what a checkpoint hands back
+        self.identity = json.loads(json.dumps({**identity, "train": as_dict(config)}))
+        self.sets = train_set, val_set
+        self.accelerator = Accelerator(mixed_precision=_precision(config))
+        torch.manual_seed(config.seed)
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
+        self.bare = self.accelerator.unwrap_model(self.model)
+        self.steps_per_epoch = len(train_set) // config.batch_size
+        self.total = config.epochs * self.steps_per_epoch
+        self.step = 0  # forward passes done
+        self.elapsed = 0.0  # seconds that earlier, interrupted calls spent
+        self.best = {"epoch": 0, "val_loss": math.inf}
+        every = 1 if self.accelerator.device.type == "cpu" else 20
+        self.log = StepLog(folder / "log.jsonl", every)
+
+    def run(self) -> TrainResult:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resumed = self._resume()
+        self.start = time.perf_counter()
+        bar = tqdm(total=self.total, initial=self.step, disable=not self.progress, unit="step")
+        with bar:
+            for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+                self._epoch(epoch, bar)
+        result = TrainResult(
+            self.folder, self.step, self.best["epoch"], self.best["val_loss"],
+            self._spent(), resumed,
+        )  # fmt: skip
+        record = {"identity": self.identity, "steps": self.step, **self.best,
+                  "wall_time_s": result.wall_time_s, "resumed_from": resumed}  # fmt: skip
+        atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        return result
+
+    def _epoch(self, epoch: int, bar: tqdm) -> None:
+        config = self.config
+        self.model.train()
+        done = self.step - epoch * self.steps_per_epoch
+        clock = time.perf_counter()
+        for batch in self._batches(epoch, skip=done):
+            row = self._step(batch)
+            elapsed = time.perf_counter() - clock
+            clock += elapsed
+            row |= {"step": self.step, "epoch": epoch + 1, "pairs_per_s": len(batch) / elapsed}
+            for shown in self.log.add(row, batch.ids, self._last_good()):
+                bar.set_postfix(
+                    {k: f"{shown[k]:.3f}" for k in ("loss", "vtc", "itm") if k in shown}
+                )
+            bar.update()
+            within = self.step % self.steps_per_epoch
+            if (
+                within
+                and self.step % config.checkpoint_every == 0
+                and within % config.accumulate == 0
+            ):
+                self.log.flush(self._last_good())
+                self._save(improved=False)
+        self.log.flush(self._last_good())
+        val = self._validate()
+        self.log.write({"epoch": epoch + 1, "step": self.step, **val})
+        improved = val["val_loss"] < self.best["val_loss"]
+        if improved:
+            self.best = {"epoch": epoch + 1, "val_loss": val["val_loss"]}
+        self._save(improved)
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        train_set, config = self.sets[0], self.config
+        batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)[skip:]
+        loader = DataLoader(
+            train_set, batch_sampler=batches, collate_fn=train_set.collate,
+            num_workers=config.workers, pin_memory=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
+        for batch in loader:
+            yield batch.to(self.accelerator.device, non_blocking=True)
+
+    def _step(self, batch: Batch) -> dict[str, Any]:
+        """One forward and backward pass; the optimizer steps every `accumulate` of them."""
+        config = self.config
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        group = within // config.accumulate
+        passes = min(config.accumulate, self.steps_per_epoch - group * config.accumulate)
+        last = (within + 1) % config.accumulate == 0 or within + 1 == self.steps_per_epoch
+        updates = math.ceil(self.steps_per_epoch / config.accumulate)
+        rate = learning_rate(epoch * updates + group, config.epochs * updates, config)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            terms = self._losses(batch)
+            self.accelerator.backward(terms["loss"] / passes)
+        if last:
+            self._update(rate)
+        self.step += 1
+        tensors = {name: value.detach() for name, value in terms.items()}
+        return {"lr": rate, "logit_scale": self._log_scale.detach().exp(), **tensors}
+
+    def _update(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.config.clip_grad_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            self._log_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    @property
+    def _log_scale(self) -> Tensor:
+        return self.bare.backbone.clip.logit_scale
+
+    def _spent(self) -> float:
+        return self.elapsed + time.perf_counter() - self.start
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = self.model(batch.images, batch.captions, batch.explanations, batch.image_keys)
+        return self.bare.losses(outputs)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean losses over the validation split's full batches; the same draws every epoch."""
+        self.model.eval()
+        val_set = self.sets[1]
+        size = min(self.config.batch_size, len(val_set))
+        batches = [list(range(i, i + size)) for i in range(0, len(val_set) - size + 1, size)]
+        sums: dict[str, Tensor] = {}
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
+            torch.manual_seed(self.config.seed)
+            for rows in batches:
+                batch = val_set.collate([val_set[i] for i in rows]).to(self.accelerator.device)
+                for name, value in self._losses(batch).items():
+                    sums[name] = sums.get(name, 0) + value
+        means = {f"val_{name}": (value / len(batches)).item() for name, value in sums.items()}
+        if not math.isfinite(means["val_loss"]):
+            raise TrainingError(
+                f"validation loss is {means['val_loss']} after step {self.step}; "
+                + self._last_good()
+            )
+        return means
+
+    def _save(self, improved: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        weights = {f"model.{k}": v for k, v in self.bare.state_dict().items()}
+        meta = {"step": self.step, "best": self.best, "identity": self.identity,
+                "elapsed": self._spent()}  # fmt: skip
+        if improved:
+            write_checkpoint(self.folder / "best.safetensors", weights, meta)
+        optimizer, groups = pack_optimizer(self.optimizer)
+        rng = {"rng.cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            rng["rng.cuda"] = torch.cuda.get_rng_state()
+        write_checkpoint(
+            self.folder / "last.safetensors", weights | optimizer | rng, meta | {"groups": groups}
+        )
+
+    def _resume(self) -> int | None:
+        path = self.folder / "last.safetensors"
+        if not path.exists():
+            self.log.truncate(0)
+            return None
+        meta, tensors = read_meta(path), read_tensors(path)
+        _refuse_other_run(path, meta.get("identity", {}), self.identity)
+        self.bare.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        unpack_optimizer(self.optimizer, tensors, meta["groups"])
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        self.step, self.best, self.elapsed = meta["step"], meta["best"], meta["elapsed"]
+        self.log.truncate(self.step)
+        return self.step
+
+    def _last_good(self) -> str:
+        path = self.folder / "last.safetensors"
+        if not path.exists():
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {path} of step {read_meta(path)['step']}"
+
+
+def _precision(config: TrainConfig) -> str:
+    if config.precision == "fp32":
+        return "no"
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if config.precision == "bf16":
+        return "bf16"
+    return "bf16" if able else "no"
+
+
+def _refuse_other_run(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another run ({'; '.join(differing)}); "
+            "use another folder or delete it"
+        )

@@ -1,0 +1,38 @@
+"""Small shared things: a tiny backbone with random weights, and drawn pairs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from entityclip.backbone import create_backbone
+from entityclip.datasets.pair import PairDataset
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    torch.manual_seed(0)
+    return create_backbone("newsroom-tiny").eval()
+
+
+@pytest.fixture(scope="session")
+def make_dataset(backbone):
+    """Drawn pairs as a dataset: `make_dataset(split, n, explanations=False)`."""
+
+    from entityclip.datasets import load_pairs
+
+    def make(split: str, n: int, *, explanations: bool = False) -> PairDataset:
+        pairs = load_pairs("newsroom", split, limit=n, seed=0, image_size=64, root=None)
+        return PairDataset(
+            pairs,
+            backbone.preprocess,
+            backbone.tokenize,
+            with_explanations=explanations,
+            cache=True,
+        )
+
+    return make

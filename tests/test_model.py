@@ -1,0 +1,115 @@
+"""The whole model on pictures and texts: shapes, options, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from entityclip.config import EntityCLIPConfig
+from entityclip.losses import itm_accuracy, itm_loss, vtc_loss
+from entityclip.mmae import ExpertGroup
+from entityclip.model import EntityCLIP
+
+
+@pytest.fixture(scope="module")
+def batch(backbone):
+    captions = backbone.tokenize([f"caption number {i} of Ghana" for i in range(5)])
+    explanations = backbone.tokenize(
+        [f"Ghana lies by the sea and {i} more words" for i in range(5)]
+    )
+    return torch.randn(5, 3, 64, 64), captions, explanations
+
+
+@pytest.mark.parametrize(
+    "counts", [(4, 4, 4), (0, 0, 0), (1, 0, 0), (0, 3, 0), (0, 0, 2), (16, 1, 5)]
+)
+def test_terms_and_gradients_of_every_grouping(backbone, batch, counts):
+    config = EntityCLIPConfig(*counts, heads=4)
+    model = EntityCLIP(copy.deepcopy(backbone), config)
+    terms = model.losses(model(*batch))
+    expected = {"loss", "vtc"} | ({"vtc_moe", "itm", "itm_accuracy"} if sum(counts) else set())
+    assert set(terms) == expected
+    terms["loss"].backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_without_experts_the_loss_is_clips(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0))
+    images, captions, _ = batch
+    ours = model.losses(model(images, captions))["loss"]
+    clip = backbone.clip
+    expected = vtc_loss(
+        clip.encode_image(images, normalize=True),
+        clip.encode_text(captions, normalize=True),
+        clip.logit_scale.exp(),
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+def test_inference_does_not_depend_on_the_experts(backbone, batch):
+    plain, full = (EntityCLIP(backbone, EntityCLIPConfig(n, n, n)) for n in (0, 4))
+    with torch.no_grad():
+        assert torch.equal(plain.encode_image(batch[0]), full.encode_image(batch[0]))
+        assert torch.equal(plain.encode_text(batch[1]), full.encode_text(batch[1]))
+
+
+def test_reference_compat_changes_numbers_only_through_padding_and_eot(backbone, batch):
+    losses = []
+    for compat in (False, True):
+        torch.manual_seed(0)
+        model = EntityCLIP(backbone, EntityCLIPConfig(2, 2, 2, reference_compat=compat))
+        torch.manual_seed(1)
+        losses.append(model.losses(model(*batch)))
+    assert losses[0]["vtc"].item() == pytest.approx(losses[1]["vtc"].item(), abs=1e-5)
+    assert losses[0]["vtc_moe"] != losses[1]["vtc_moe"]
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_batches_too_small_to_contrast_are_refused(backbone, batch, size):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1))
+    with pytest.raises(ValueError, match=f"a batch of {size}"):
+        model(*(part[:size] for part in batch))
+
+
+def test_missing_explanations_are_refused(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1))
+    with pytest.raises(ValueError, match="need explanations"):
+        model(*batch[:2])
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="heads=3 does not divide"):
+        ExpertGroup(2, 128, heads=3)
+
+
+def test_hand_computed_losses():
+    # both picture rows equally near both texts: log 2 each way
+    same = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert vtc_loss(same, same, torch.tensor(5.0)).item() == pytest.approx(0.693147, abs=1e-6)
+    # pairs apart and scale 10: log(1 + e^-10)
+    apart = torch.eye(2)
+    assert vtc_loss(apart, apart, torch.tensor(10.0)).item() == pytest.approx(4.5398e-05, abs=1e-7)
+
+
+def test_pairs_without_negative_count_in_the_first_term_only():
+    logits = torch.tensor(
+        [[[0.0, 2.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 9.0]], [[2.0, 0.0], [0.0, 9.0]]]
+    )
+    valid = torch.tensor([True, False])
+    each = -torch.tensor([0.0, 2.0]).log_softmax(-1)[1]
+    assert itm_loss(logits, valid).item() == pytest.approx(each.item(), abs=1e-6)
+    assert itm_accuracy(logits, valid).item() == 1.0
+    nothing = itm_loss(logits, torch.tensor([False, False]))
+    assert nothing.item() == pytest.approx(each.item() / 3, abs=1e-6)
+
+
+def test_bf16_autocast_keeps_losses_in_fp32(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(2, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.losses(model(*batch))
+    assert terms["loss"].dtype == torch.float32
+    assert torch.isfinite(terms["loss"])
