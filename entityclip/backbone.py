@@ -95,6 +95,10 @@ class Backbone(nn.Module):
         parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
         return [Tokens(*side) for side in parts]
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text needs, start and end included, uncut by the context length."""
+        return [len(self.tokenize.encode(text)) + 2 for text in texts]
+
     def eot(self, text: Tensor) -> Tensor:
         """Position [B] of the end-of-text token, found as open_clip finds it."""
         if self.clip.text_pool_type == "eos":
@@ -139,7 +143,7 @@ def create_backbone(
 
 
 def load_clip_weights(backbone: Backbone, path: Path) -> None:
-    """Load a plain open_clip state dict, or the CLIP part of one of our checkpoints, into `backbone`.
+    """Load a plain open_clip state dict, or the CLIP part of one of our checkpoints.
 
     Raises BackboneError naming `path` for unreadable files and for missing or misshapen weights.
     """
@@ -160,7 +164,7 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip warns on the root logger that random weights are random; here they are meant to be."""
+    """open_clip warns on the root logger of random weights; here they are meant to be random."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -173,27 +177,27 @@ def _check_weights(name: str, pretrained: str, local: bool) -> None:
     if local:
         if Path(pretrained).suffix != ".safetensors":
             raise BackboneError(
-                f"{pretrained}: only .safetensors weights are read, never pickles; convert once with "
-                "open_clip and safetensors.torch.save_file(model.state_dict(), path)"
+                f"{pretrained}: only .safetensors weights are read, never pickles; convert once "
+                "with open_clip and safetensors.torch.save_file(model.state_dict(), path)"
             )
         return
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise BackboneError(
-            f"{name} has no weights {pretrained!r}; open_clip has {', '.join(tags) or 'none for it'}, "
+            f"{name} has no weights {pretrained!r}; open_clip has {', '.join(tags) or 'none'}, "
             "or give the path of a .safetensors file"
         )
 
 
 def refuse_other_towers(clip: nn.Module, name: str) -> None:
-    """The experts need pooled features that are tokens: CLS of a ViT, EOT of a causal text tower."""
+    """The experts need pooled features that are tokens: a ViT's CLS, a text tower's EOT."""
     if not isinstance(clip, CLIP):
         raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
     visual = clip.visual
     if not isinstance(visual, VisionTransformer):
         raise BackboneError(
-            f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token of "
-            "a joint space. Use a ViT such as ViT-B-32"
+            f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token "
+            "of a joint space. Use a ViT such as ViT-B-32"
         )
     if visual.attn_pool is not None or visual.pool_type != "tok":
         pooling = "attention" if visual.attn_pool is not None else visual.pool_type

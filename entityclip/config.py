@@ -149,6 +149,10 @@ class Profile:
         """
         return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs") / self.name
 
+    def figures(self, output_dir: str = "") -> Path:
+        """Where a notebook writes figures and tables: below `output_dir`, else below `runs`."""
+        return Path(output_dir or self.runs) / "figures"
+
 
 def load_profile(
     name: str, *, seed: int | None = None, settings: dict[str, Any] | None = None

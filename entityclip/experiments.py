@@ -6,28 +6,25 @@ redone unless forced, an interrupted one goes on.
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
-from entityclip.backbone import create_backbone, load_clip_weights
+from entityclip.backbone import Backbone, create_backbone, load_clip_weights
 from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.evaluation import Retrieval, evaluate_retrieval
 from entityclip.model import EntityCLIP
-from entityclip.results import append_rows
+from entityclip.results import ResultsError, append_rows, read_rows
 from entityclip.training import train
-
-log = logging.getLogger(__name__)
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 
@@ -50,6 +47,13 @@ VARIANTS = {
         Variant("entityclip", "What do MMAE and GI-ITM add, reading explanations in training?"),
     )
 }
+
+
+class _Run(NamedTuple):
+    folder: Path
+    identity: dict[str, Any]
+    splits: tuple[str, str]
+    config: TrainConfig
 
 
 class Experiment:
@@ -87,16 +91,16 @@ class Experiment:
         if key not in self._datasets:
             self._datasets[key] = PairDataset(
                 self.pairs(split),
-                self._backbone.preprocess,
-                self._backbone.tokenize,
+                self.backbone.preprocess,
+                self.backbone.tokenize,
                 with_explanations=explanations,
                 cache=not isinstance(self.pairs(split)[0].image, Path),
             )
         return self._datasets[key]
 
     @cached_property
-    def _backbone(self) -> Any:
-        """A backbone for its preprocessing and tokenizer only."""
+    def backbone(self) -> Backbone:
+        """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
         return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
 
     # ---------------------------------------------------------------------------------- models
@@ -164,31 +168,42 @@ class Experiment:
             return EntityCLIP(backbone, EntityCLIPConfig(**NO_EXPERTS))
 
         splits = ("generic", "generic_val")
-        return self._run("pretraining", identity, build, splits, pretraining.train, force)
+        run = self._describe("pretraining", identity, splits, pretraining.train)
+        return self._run(run, build, force)
 
     def finetune(self, variant: str, *, force: bool = False) -> Path:
         """Fine-tune `variant` unless a finished run is there; the run's folder."""
         if not _variant(variant).finetuned:
             raise ValueError(f"{variant} is not fine-tuned")
-        identity, splits = self.identity(variant), ("train", "val")
-        build = lambda: self.build(variant)  # noqa: E731
-        return self._run(variant, identity, build, splits, self.settings.finetuning, force)
+        return self._run(self._finetuning(variant), lambda: self.build(variant), force)
 
-    def _run(self, name, identity, build, splits, config: TrainConfig, force: bool) -> Path:
+    def _finetuning(self, variant: str) -> _Run:
+        return self._describe(
+            variant, self.identity(variant), ("train", "val"), self.settings.finetuning
+        )
+
+    def _describe(
+        self, name: str, identity: dict[str, Any], splits: tuple[str, str], config: TrainConfig
+    ) -> _Run:
+        """Name a run's folder after all that it depends on."""
         fingerprints = {f"{s}_data": data_fingerprint(self.pairs(s)) for s in splits}
         identity = {**identity, **fingerprints}
         config = replace(config, seed=self.seed)
         hashed = config_hash({**identity, "train": as_dict(config)})
         folder = self.profile.runs / "checkpoints" / f"{name}-seed{self.seed}-{hashed[:8]}"
-        if force and folder.exists():
-            shutil.rmtree(folder)
-        if _finished(folder):
-            log.info("%s: a finished run is in %s", name, folder.name)
-            return folder
+        return _Run(folder, identity, splits, config)
+
+    def _run(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+        if force and run.folder.exists():
+            shutil.rmtree(run.folder)
+        if (run.folder / "run.json").exists() and (run.folder / "best.safetensors").exists():
+            return run.folder
         model = build()
-        sets = (self.dataset(s, explanations=model.needs_explanations) for s in splits)
-        train(model, *sets, config, folder, identity=identity, progress=self.progress)
-        return folder
+        sets = (self.dataset(s, explanations=model.needs_explanations) for s in run.splits)
+        train(
+            model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress
+        )  # fmt: skip
+        return run.folder
 
     # ------------------------------------------------------------------------------ evaluation
 
@@ -212,22 +227,57 @@ class Experiment:
                 append_rows(self.results / "retrieval.jsonl", rows)
         return ranks
 
+    def evaluate_pretraining(self) -> Retrieval:
+        """Retrieval by generic captions on unseen pictures: is the small CLIP a CLIP at all?"""
+        settings = self.settings
+        model = self.build("zero-shot")
+        retrieval, rows = evaluate_retrieval(
+            model,
+            self.dataset("generic_val"),
+            variant="pretrained",
+            dataset_name=settings.dataset,
+            split="generic_val",
+            config=self.identity("zero-shot"),
+            seed=self.seed,
+            bootstrap=settings.bootstrap,
+            progress=self.progress,
+        )
+        append_rows(self.results / "pretraining.jsonl", rows)
+        return retrieval
+
+    # ------------------------------------------------------------------------------- reading back
+
     @property
     def results(self) -> Path:
         """The folder of this profile's result rows."""
         return self.profile.runs / "results"
+
+    def rows(self) -> pd.DataFrame:
+        """The stored retrieval rows of these very settings; rows of other settings stay aside."""
+        rows = read_rows(self.results / "retrieval.jsonl")
+        wanted = {config_hash(self.identity(variant)) for variant in VARIANTS}
+        kept = rows[rows["config_hash"].isin(wanted)]
+        if kept.empty:
+            raise ResultsError(
+                f"{self.results} has no rows of profile {self.profile.name}'s present settings; "
+                "run notebook 04_retrieval"
+            )
+        return kept.reset_index(drop=True)
+
+    def logs(self) -> dict[str, Path]:
+        """The training logs of these settings that are there, by variant."""
+        logs = {
+            name: self._finetuning(name).folder / "log.jsonl"
+            for name, variant in VARIANTS.items()
+            if variant.finetuned
+        }
+        return {name: path for name, path in logs.items() if path.exists()}
 
 
 def _variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name]
-
-
-def _finished(folder: Path) -> bool:
-    if not (folder / "run.json").exists() or not (folder / "best.safetensors").exists():
-        return False
-    return "steps" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
 def _device() -> torch.device:

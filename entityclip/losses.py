@@ -25,8 +25,8 @@ def vtc_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 def itm_loss(logits: Tensor, valid: Tensor) -> Tensor:
     """Matching loss of GI-ITM: the mean of its three terms.
 
-    `logits` [3, B, 2] are those of the true pairs, of (image, negative text) and of (negative image,
-    text). Pairs without a negative (`valid` [B] False) count in the first term only.
+    `logits` [3, B, 2] are those of the true pairs, of (image, negative text) and of (negative
+    image, text). Pairs without a negative (`valid` [B] False) count in the first term only.
     """
     target = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
     target[0] = 1

@@ -1,4 +1,4 @@
-"""GI-ITM, gated integrative image-text matching (EntityCLIP, section 3.3), and its hard negatives."""
+"""GI-ITM, gated integrative image-text matching (EntityCLIP, section 3.3); its hard negatives."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ class GatedMatching(nn.Module):
         self.head = nn.Linear(width, 2)
 
     def forward(self, image: Tensor, text: Tensor, vectors: PairVectors) -> Tensor:
-        """Pooled `image` and `text` [B, d] and the pair's vectors to logits [B, 2]: (no match, match)."""
+        """Logits [B, 2] (no match, match) from pooled features [B, d] and the pairs' vectors."""
         fused = self.gate(torch.cat([image, text], dim=-1), torch.cat(tuple(vectors), dim=1))
         return self.head(fused)

@@ -89,7 +89,7 @@ class ExpertGroup(nn.Module):
         return u.reshape(self.n * self.heads, batch, self.width).transpose(0, 1)
 
     def attend(self, folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
-        """Weighted sums [B, m, d] of normalised tokens `keys` [B, L, d] for m folded queries each."""
+        """Weighted sums [B, m, d] of normalised tokens `keys` [B, L, d], one a folded query."""
         return self.attention(folded, keys, valid) @ keys
 
     @staticmethod
@@ -120,7 +120,7 @@ class ExpertGroup(nn.Module):
 
 
 class Gate(nn.Module):
-    """Softmax(Linear(features)) over expert vectors; the weighted sum is the mixture (eq. V*, T*)."""
+    """Softmax(Linear(features)) over expert vectors; the weighted sum is the mixture V* or T*."""
 
     def __init__(self, width: int, vectors: int):
         super().__init__()
@@ -172,12 +172,12 @@ class MMAE(nn.Module):
         *,
         reference_compat: bool = False,
     ) -> tuple[PairVectors, PairVectors | None, PairVectors | None]:
-        """Expert vectors of the true pairs, of (image, negative text) and of (negative image, text).
+        """Expert vectors: true pairs, (image, negative text) pairs, (negative image, text) pairs.
 
-        Shortcut 3 of our notes: a negative is another row of the batch, so its own vectors are
+        A negative is another row of the batch, so its own vectors are
         gathered. New work is only the image's CLS on its negative's explanation, and the negative
         image's CLS on the explanation. `reference_compat` attends to padding and reads a negative
-        text at the POSITIVE text's EOT, as the authors' code does; then its vectors are new work too.
+        text at the POSITIVE text's EOT, as the authors' code does: then its vectors are new work.
         """
         read = _Reader(image, text, explanation, masked=not reference_compat)
         x_image, x_text = normalize_tokens(image.pooled), normalize_tokens(text.pooled)
@@ -255,7 +255,7 @@ class _Reader:
     def explanation(
         self, group: ExpertGroup | None, rows: list[tuple[Tensor, Tensor, Tensor | None]]
     ) -> list[Tensor]:
-        """Run queries (x, x̂, whose explanation) through one group: one attend a key set, one finish."""
+        """Run queries (x, x̂, whose explanation): one `attend` a set of keys, one `finish`."""
         if group is None:
             return [self._empty] * len(rows)
         batch, width = rows[0][0].shape

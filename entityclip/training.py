@@ -183,9 +183,15 @@ class _Trainer:
         train_set, config = self.sets[0], self.config
         batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)[skip:]
         loader = DataLoader(
-            train_set, batch_sampler=batches, collate_fn=train_set.collate,
-            num_workers=config.workers, pin_memory=self.accelerator.device.type == "cuda",
-        )  # fmt: skip
+            train_set,
+            batch_sampler=batches,
+            collate_fn=train_set.collate,
+            num_workers=config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # an iterator draws its workers' seed: from here, not from the stream that draws
+            # negatives, or an epoch resumed in its middle would draw others
+            generator=torch.Generator().manual_seed(config.seed + epoch),
+        )
         for batch in loader:
             yield batch.to(self.accelerator.device, non_blocking=True)
 

@@ -1,0 +1,52 @@
+"""Image-text data sets. Each source makes a list of `Pair`; nothing later knows which it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from entityclip.datasets import n24news, newsroom
+from entityclip.datasets.pair import Pair
+
+# data set -> its splits
+DATASETS: dict[str, tuple[str, ...]] = {"newsroom": newsroom.SPLITS, "n24news": n24news.SPLITS}
+
+
+def load_pairs(
+    dataset: str,
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    image_size: int = 224,
+    root: Path | None = None,
+) -> list[Pair]:
+    """The pairs of a split: all of them, or `limit` chosen by `seed`.
+
+    Args:
+        dataset: a key of `DATASETS`.
+        split: one of that data set's splits.
+        limit: how many pairs at most. The drawn newsroom has no end: it repeats facts with other
+            pictures and words once ``newsroom.newsroom_size(split)`` is passed.
+        seed: what the drawn newsroom draws, or which subset `limit` takes.
+        image_size: side of the drawn newsroom's pictures in pixels; real data keep their own size.
+        root: where the data lie; the drawn newsroom needs none.
+
+    Raises ValueError for an unknown data set or split, a limit below 1, a missing root and an empty
+    result; FileNotFoundError for missing files; ValueError naming file, row and field for bad ones.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset {dataset!r}; there are {', '.join(DATASETS)}")
+    if split not in DATASETS[dataset]:
+        known = ", ".join(DATASETS[dataset])
+        raise ValueError(f"{dataset} has no split {split!r}; there are {known}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; ask for at least one pair")
+    if dataset == "newsroom":
+        count = limit or newsroom.newsroom_size(split)
+        return newsroom.newsroom_pairs(split, count, seed=seed, image_size=image_size)
+    if root is None:
+        raise ValueError(f"{dataset} needs the folder it lies in: set `data_root`")
+    pairs, report = n24news.n24news_pairs(Path(root), split, limit=limit, seed=seed)
+    if not pairs:
+        raise ValueError(f"{dataset} {split} below {root} holds no usable pair: {report}")
+    return pairs

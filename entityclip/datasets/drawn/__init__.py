@@ -1,0 +1,1 @@
+"""What the drawn newsroom is made of: countries and their flags, scenes, wordings."""

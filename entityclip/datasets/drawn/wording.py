@@ -1,0 +1,211 @@
+"""The words of the drawn newsroom: entity captions, generic captions, explanations.
+
+An entity caption names two countries and an event and says nothing of what is seen. A generic
+caption says what is seen and names nothing. An explanation ties the names to the looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from entityclip.datasets.drawn.countries import COUNTRIES, Country
+
+# every second country, so that each family of flags is split between both halves
+HELD_OUT_CAPITALS = frozenset(country.capital for country in COUNTRIES[1::2])
+
+EVENTS: dict[str, tuple[str, ...]] = {
+    "summit": (
+        "a leaders' summit",
+        "the treaty talks",
+        "a round-table meeting",
+        "the joint declaration",
+        "a diplomatic conference",
+        "the peace accord",
+    ),
+    "match": (
+        "a friendly match",
+        "the World Cup qualifier",
+        "a football tournament",
+        "the cup final",
+        "a league game",
+        "the penalty shoot-out",
+    ),
+    "harbour": (
+        "shipping talks at the port",
+        "a new ferry line",
+        "the cargo deal",
+        "a container terminal",
+        "the port expansion",
+        "a dockers' contract",
+    ),
+    "airport": (
+        "the new air route",
+        "a direct flights deal",
+        "the airline merger",
+        "an aviation treaty",
+        "the airport security rules",
+        "a pilot training scheme",
+    ),
+    "protest": (
+        "a protest march",
+        "the street rally",
+        "a mass demonstration",
+        "the general strike",
+        "a petition campaign",
+        "the activists' march",
+    ),
+    "market": (
+        "a street market",
+        "the food fair",
+        "a farmers' market",
+        "the grocery trade",
+        "a spice bazaar",
+        "the weekly market",
+    ),
+    "railway": (
+        "a new rail link",
+        "the sleeper train",
+        "a railway contract",
+        "the high-speed line",
+        "a train ticket scheme",
+        "the new railway station",
+    ),
+    "wind farm": (
+        "a clean energy deal",
+        "the wind power project",
+        "a turbine order",
+        "the wind farm opening",
+        "a renewables fund",
+        "the green power plan",
+    ),
+}
+
+_SEEN: dict[str, tuple[str, str]] = {
+    "summit": ("delegates around a long table", "people in suits at a table"),
+    "match": ("a football pitch before a full stand", "players on a pitch by a goal"),
+    "harbour": ("a container ship by a crane", "a ship with containers on the water"),
+    "airport": ("an airliner by a control tower", "an aeroplane on the tarmac"),
+    "protest": ("a crowd with placards in a street", "marchers holding placards"),
+    "market": ("market stalls with striped awnings", "stalls of fruit under awnings"),
+    "railway": ("a train on the tracks", "a long train at a platform"),
+    "wind farm": ("wind turbines on green hills", "white turbines above fields"),
+}
+_LIGHT: dict[str, tuple[str, str]] = {
+    "day": ("in daylight", "on a clear day"),
+    "sunset": ("at sunset", "under an orange sky"),
+    "night": ("at night", "under a dark sky"),
+}
+_ROLES = (
+    "envoys",
+    "officials",
+    "ministers",
+    "delegates",
+    "reporters",
+    "students",
+    "experts",
+    "mayors",
+    "lawmakers",
+    "negotiators",
+    "unions",
+    "investors",
+)
+_VERBS = (
+    "discuss",
+    "praise",
+    "prepare",
+    "back",
+    "review",
+    "plan",
+    "welcome",
+    "announce",
+    "question",
+    "promote",
+    "debate",
+    "celebrate",
+)
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_SOURCES = ("", "", ", agencies report", ", sources say", ", organisers say", ", media say")
+_ENTITY = (
+    "{a} and {b} {verb} {event} on {day}{source}",
+    "On {day}, {a} {verb} {event} with {b}{source}",
+    "{a} join {b} for {event} on {day}{source}",
+    "{a} meet {b} over {event}{source}",
+    "{event}: {a} to host {b} on {day}{source}",
+    "{a} thank {b} after {event}{source}",
+)
+_GENERIC = (
+    "One flag shows {a}, the other {b}; {seen} {light}",
+    "{seen} {light}; one flag shows {a}, the other {b}",
+    "Two flags above {seen} {light}: {a}, and {b}",
+)
+_EXPLANATION = (
+    "The flag of {name}, capital {capital}, shows {look}.",
+    "{capital} is the capital of {name}; its flag shows {look}.",
+    "The {demonym} flag shows {look}; {capital} is the capital of {name}.",
+)
+
+
+def entity_caption(
+    rng: np.random.Generator, countries: Sequence[Country], scene: str, *, capitals_only: bool
+) -> str:
+    """Name both countries and an event of the scene; say nothing of what is seen.
+
+    With `capitals_only` both are named by their capital, else by name, demonym or a capital that
+    is not in HELD_OUT_CAPITALS. Every other word is drawn independently of countries and scene.
+    """
+    a, b = (_side(rng, country, capitals_only) for country in countries)
+    text = _pick(rng, _ENTITY).format(
+        a=a,
+        b=b,
+        event=_pick(rng, EVENTS[scene]),
+        verb=_pick(rng, _VERBS),
+        day=_pick(rng, _DAYS),
+        source=_pick(rng, _SOURCES),
+    )
+    return _capitalised(text)
+
+
+def generic_caption(
+    rng: np.random.Generator, countries: Sequence[Country], scene: str, time: str
+) -> str:
+    """Say what is seen: both flags' looks, the scene, the light. Names no country."""
+    a, b = (country.flag.words() for country in countries)
+    seen, light = _pick(rng, _SEEN[scene]), _pick(rng, _LIGHT[time])
+    return _capitalised(_pick(rng, _GENERIC).format(a=a, b=b, seen=seen, light=light))
+
+
+def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
+    """A sentence for each country, in this order: its name, its capital, what its flag looks like.
+
+    It tells nothing that the names alone do not tell: no scene, no light, no position.
+    """
+    return " ".join(
+        _capitalised(
+            _pick(rng, _EXPLANATION).format(
+                name=country.name,
+                capital=country.capital,
+                demonym=country.demonym,
+                look=country.flag.words(),
+            )
+        )
+        for country in countries
+    )
+
+
+def _side(rng: np.random.Generator, country: Country, capitals_only: bool) -> str:
+    role = _pick(rng, _ROLES)
+    forms = [f"{role} from {country.name}", f"{country.demonym} {role}"]
+    from_capital = f"{role} from {country.capital}"
+    if capitals_only:
+        return from_capital
+    return _pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]

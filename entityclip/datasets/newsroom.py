@@ -1,0 +1,190 @@
+"""The drawn newsroom: news pictures of two countries and a scene, with captions that name them.
+
+Real facts (countries, capitals, flags), made-up news. Everything follows from (split, seed, index):
+no network, no files, and the same bytes in any process and any order.
+
+Each picture shows two countries' flags before a scene at a time of day. A fact is (two countries,
+scene); the entity splits share no fact, and a split repeats one only once it is exhausted. The
+generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from entityclip.datasets.drawn import wording
+from entityclip.datasets.drawn.countries import COUNTRIES, Country
+from entityclip.datasets.drawn.scenes import SCENES, backdrop
+from entityclip.datasets.drawn.stage import TIMES, flagpole
+from entityclip.datasets.pair import Pair
+
+# Part of every picture's key. Raise it with any change to what is drawn or written.
+NEWSROOM_VERSION = 1
+
+# split -> its share of the facts (entity splits) or of the combinations (generic splits)
+_ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
+_GENERIC = {"generic": 0.8, "generic_val": 0.2}
+SPLITS = (*_ENTITY, *_GENERIC)
+
+_NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture shows. `countries` stand from left to right."""
+
+    countries: tuple[Country, Country]
+    scene: str
+    time: str
+
+
+@dataclass(frozen=True)
+class NewsroomPicture:
+    """One drawn picture, `size` pixels square; the same fields always draw the same bytes."""
+
+    split: str
+    seed: int
+    index: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """Names what is drawn, e.g. ``newsroom-v1/train/0/17/64``."""
+        return f"newsroom-v{NEWSROOM_VERSION}/{self.split}/{self.seed}/{self.index}/{self.size}"
+
+    def load(self) -> Image.Image:
+        """Draw it, in RGB."""
+        rng = _rng(self.split, self.seed, self.index, 0)
+        facts = _facts(self, rng)
+        size, u = self.size, rng.random(16).tolist()
+        image = backdrop(facts.scene, facts.time, int(u[0] * 4), size)
+        margin = image.width - size
+        left, top = round(u[1] * margin), round(u[2] * margin)
+        image = image.crop((left, top, left + size, top + size))
+        for country, x, v in zip(facts.countries, (0.28, 0.745), (u[4:9], u[9:14]), strict=True):
+            _hang(image, country, facts.time, x, v)
+        image = image.filter(ImageFilter.BoxBlur(math.sqrt(size / 64) * (0.05 + 0.3 * u[3])))
+        pixels = np.asarray(image, np.float32) * np.float32(0.92 + 0.14 * u[14])
+        field = _noise(size)
+        x, y = rng.integers(_NOISE_FIELD, size=2)
+        pixels += field[y : y + size, x : x + size] * np.float32(2 + 4 * u[15])
+        return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
+
+
+def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Pair]:
+    """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
+
+    Entity splits carry explanations; their `section` is the scene. Raises ValueError for an unknown
+    split, n < 1, a negative seed, or pictures below 32 pixels.
+    """
+    _known(split)
+    if n < 1:
+        raise ValueError(f"n is {n}; ask for at least one pair")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be an integer >= 0")
+    if image_size < 32:
+        raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    return [_pair(NewsroomPicture(split, seed, index, image_size)) for index in range(n)]
+
+
+def newsroom_size(split: str) -> int:
+    """How many pairs a split holds before a fact (for generic splits, a combination) repeats."""
+    _known(split)
+    return len(_table(0)[split])
+
+
+def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
+    """What a newsroom pair or picture shows. Raises TypeError for a pair of another data set."""
+    picture = pair.image if isinstance(pair, Pair) else pair
+    if not isinstance(picture, NewsroomPicture):
+        raise TypeError(f"{pair!r} is not a picture of the drawn newsroom")
+    return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
+
+
+def _pair(picture: NewsroomPicture) -> Pair:
+    facts = newsroom_facts(picture)
+    # texts draw from their own stream: which flag stands left tells nothing of the caption's order
+    rng = _rng(picture.split, picture.seed, picture.index, 1)
+    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
+    explanation = None
+    if picture.split in _GENERIC:
+        caption = wording.generic_caption(rng, countries, facts.scene, facts.time)
+    else:
+        capitals_only = picture.split == "test_longtail"
+        caption = wording.entity_caption(rng, countries, facts.scene, capitals_only=capitals_only)
+        explanation = wording.explanation(rng, countries)
+    name = f"{picture.split}-{picture.seed}-{picture.index:06d}"
+    return Pair(name, picture, caption, explanation, section=facts.scene)
+
+
+def _facts(picture: NewsroomPicture, rng: np.random.Generator) -> Facts:
+    rows = _table(picture.seed)[picture.split]
+    first, second, scene, time = rows[picture.index % len(rows)]
+    swap, clock = rng.random(2)
+    pair = (COUNTRIES[first], COUNTRIES[second])
+    if time < 0:  # entity splits leave the time of day open
+        time = int(clock * len(TIMES))
+    return Facts(pair[::-1] if swap < 0.5 else pair, SCENES[scene], TIMES[time])
+
+
+@lru_cache(maxsize=8)
+def _table(seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
+    """Each split's rows: two countries, scene, time of day (-1: open). Disjoint by construction."""
+    couples = list(itertools.combinations(range(len(COUNTRIES)), 2))
+    facts = [(a, b, s, -1) for a, b in couples for s in range(len(SCENES))]
+    facts = [facts[row] for row in _rng("facts", seed, 0, 0).permutation(len(facts))]
+    held = {i for i, c in enumerate(COUNTRIES) if c.capital in wording.HELD_OUT_CAPITALS}
+    table = {}
+    # the long tail can only use facts whose capitals are both held out
+    eligible = [row for row in facts if row[0] in held and row[1] in held]
+    table["test_longtail"] = eligible[: round(_ENTITY["test_longtail"] * len(facts))]
+    taken = set(table["test_longtail"])
+    rest = [row for row in facts if row not in taken]
+    for split in ("val", "test"):
+        count = round(_ENTITY[split] * len(facts))
+        table[split], rest = rest[:count], rest[count:]
+    table["train"] = rest
+    seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
+    seen = [seen[row] for row in _rng("generic", seed, 0, 0).permutation(len(seen))]
+    count = round(_GENERIC["generic"] * len(seen))
+    table["generic"], table["generic_val"] = seen[:count], seen[count:]
+    return table
+
+
+def _hang(image: Image.Image, country: Country, time: str, x: float, u: list[float]) -> None:
+    """Paste a country's flag on its pole, its cloth centred near (x, 0.26) of the picture."""
+    size = image.width
+    width = round(size * (0.4 + 0.02 * int(u[0] * 3)))
+    sprite = flagpole(country, time, width)
+    angle = round(14 * u[1] - 7)
+    turned = sprite.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    # the pole reaches far below the cloth: keep the cloth, not the sprite's centre, in its place
+    drop = sprite.height / 2 - width / 3
+    cx = size * (x + 0.024 * (u[2] - 0.5)) + drop * math.sin(math.radians(angle))
+    cy = size * (0.25 + 0.08 * (u[3] - 0.5)) + drop
+    image.paste(turned, (round(cx - turned.width / 2), round(cy - turned.height / 2)), turned)
+
+
+@lru_cache(maxsize=4)
+def _noise(size: int) -> np.ndarray:
+    """[size + _NOISE_FIELD, same, 3] unit Gaussian noise, of which each picture takes a window."""
+    side = size + _NOISE_FIELD
+    return _rng("noise", 0, 0, 0).standard_normal((side, side, 3), np.float32)
+
+
+def _rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
+    # numbers by name, never hash(): it differs from one process to the next
+    number = (*SPLITS, "facts", "generic", "noise").index(stream)
+    sequence = np.random.SeedSequence([NEWSROOM_VERSION, number, seed, index, purpose])
+    return np.random.Generator(np.random.PCG64(sequence))
+
+
+def _known(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"the newsroom has no split {split!r}; there are {', '.join(SPLITS)}")

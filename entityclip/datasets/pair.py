@@ -1,0 +1,251 @@
+"""The one record every dataset yields, and the torch dataset and batch made from it.
+
+A source only has to produce a list of `Pair`; nothing after this file knows which source it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+_TOKENIZE_CHUNK = 4096
+
+
+class ImageError(OSError):
+    """A pair's picture cannot be read; the message names the pair and the file."""
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A picture that is made, not read from a file. `key` is equal only for the same picture."""
+
+    @property
+    def key(self) -> str:
+        """What identifies the picture."""
+
+    def load(self) -> Image.Image:
+        """The picture in RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture and the text that names what it shows (a triple, with its explanation).
+
+    `group` joins pairs that belong together (e.g. one article's pictures); `section` is a label
+    for zero-shot classification (e.g. N24News' 24 sections).
+    """
+
+    id: str
+    image: Path | Picture
+    caption: str
+    explanation: str | None = None
+    group: str | None = None
+    section: str | None = None
+
+    @property
+    def image_key(self) -> str:
+        """Equal for two pairs exactly if they show the same picture."""
+        return self.image.as_posix() if isinstance(self.image, Path) else self.image.key
+
+    def load_image(self) -> Image.Image:
+        """The picture in RGB. Raises ImageError naming the pair and the file."""
+        if not isinstance(self.image, Path):
+            return self.image.load()
+        try:
+            with Image.open(self.image) as picture:
+                return picture.convert("RGB")
+        # a damaged file makes Pillow raise any of these, depending on where the damage is
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ImageError(
+                f"pair {self.id!r}: cannot read picture {self.image}: {error}"
+            ) from error
+
+
+@dataclass
+class Batch:
+    """B pairs, ready for the model."""
+
+    ids: list[str]
+    images: Tensor  # [B, 3, H, W] float32, normalised
+    captions: Tensor  # [B, L] int64
+    explanations: Tensor | None  # [B, L] int64
+    image_keys: Tensor  # [B] int64; equal if and only if the picture is the same
+    groups: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by DataLoader(pin_memory=True))."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        explanations = None if self.explanations is None else change(self.explanations)
+        return replace(
+            self,
+            images=change(self.images),
+            captions=change(self.captions),
+            explanations=explanations,
+            image_keys=change(self.image_keys),
+        )
+
+
+class Item(NamedTuple):
+    """What `PairDataset` hands to its collate: a row number and its picture."""
+
+    index: int
+    image: Tensor  # [3, H, W] uint8, or float32 where the transform's tail is not known
+
+
+class PairDataset(Dataset):
+    """Pairs with their texts tokenised once and, with `cache`, their pictures kept as uint8.
+
+    Args:
+        pairs: what to serve, in this order. Their ids must be unique.
+        preprocess: open_clip's evaluation transform, PIL picture → float tensor [3, H, W]. It must
+            be deterministic, since a cached picture passes its geometric steps only once.
+        tokenize: texts → int64 tensor [n, L]; an open_clip tokenizer is one.
+        with_explanations: also serve explanations; every pair must then have one.
+        cache: keep each picture after the geometric steps. The cache belongs to the process that
+            fills it, so it pays with DataLoader(num_workers=0).
+
+    Use it as ``DataLoader(dataset, batch_sampler=..., collate_fn=dataset.collate)``. The batch is
+    bit for bit what ``torch.stack([preprocess(pair.load_image()) for pair in ...])`` gives.
+
+    Raises ValueError for no pairs, repeated ids, and missing explanations.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenize: Callable[[list[str]], Tensor],
+        *,
+        with_explanations: bool,
+        cache: bool,
+    ) -> None:
+        self.pairs = list(pairs)
+        _check(self.pairs, with_explanations)
+        self.captions = _tokenize([pair.caption for pair in self.pairs], tokenize)
+        self.explanations = (
+            _tokenize([str(pair.explanation) for pair in self.pairs], tokenize)
+            if with_explanations
+            else None
+        )
+        self.image_keys = torch.tensor([_key63(pair.image_key) for pair in self.pairs])
+        self._geometry, self._normalize = _split(preprocess)
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < len(self.pairs):
+            raise IndexError(f"row {index} of a dataset of {len(self.pairs)} pairs")
+        if self._cache is None:
+            return Item(index, self._picture(index))
+        key = int(self.image_keys[index])
+        if key not in self._cache:
+            self._cache[key] = self._picture(index)
+        return Item(index, self._cache[key])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several rows at once, which is what a DataLoader asks for."""
+        return [self[int(index)] for index in indices]
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Stack items into a Batch; ToTensor and Normalize run here, once for all pictures."""
+        images = torch.stack([item.image for item in items])
+        if self._normalize is not None:
+            mean, std = self._normalize
+            images = images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        rows = torch.tensor([item.index for item in items])
+        pairs = [self.pairs[item.index] for item in items]
+        return Batch(
+            ids=[pair.id for pair in pairs],
+            images=images,
+            captions=self.captions[rows],
+            explanations=None if self.explanations is None else self.explanations[rows],
+            image_keys=self.image_keys[rows],
+            groups=[pair.group for pair in pairs],
+        )
+
+    def _picture(self, index: int) -> Tensor:
+        picture = self._geometry(self.pairs[index].load_image())
+        if self._normalize is None:
+            return picture
+        return torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def data_fingerprint(pairs: Sequence[Pair]) -> str:
+    """Sixteen hex digits that differ whenever any text, label, picture or the order does.
+
+    A picture file counts by its name and size in bytes, so moving a data set keeps its fingerprint.
+    Raises ImageError for a missing file.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for pair in pairs:
+        texts = (pair.id, pair.caption, pair.explanation, pair.group, pair.section)
+        digest.update(json.dumps([*texts, _fingerprint_key(pair)]).encode())
+    return digest.hexdigest()
+
+
+def _fingerprint_key(pair: Pair) -> str | list[str | int]:
+    if not isinstance(pair.image, Path):
+        return pair.image.key
+    try:
+        return [pair.image.name, pair.image.stat().st_size]
+    except OSError as error:
+        raise ImageError(f"pair {pair.id!r}: cannot read picture {pair.image}: {error}") from error
+
+
+def _check(pairs: list[Pair], with_explanations: bool) -> None:
+    if not pairs:
+        raise ValueError("empty split: there is no pair to serve")
+    repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} repeated pair ids: {', '.join(repeated[:5])}")
+    if with_explanations:
+        lacking = [pair.id for pair in pairs if not pair.explanation]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} of {len(pairs)} pairs lack an explanation, the first is "
+                f"{lacking[0]!r}; generate explanations for this split or train without them"
+            )
+
+
+def _tokenize(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+    starts = range(0, len(texts), _TOKENIZE_CHUNK)
+    return torch.cat([tokenize(texts[start : start + _TOKENIZE_CHUNK]) for start in starts])
+
+
+def _key63(key: str) -> int:
+    # 63 bits, so that the hash is a non-negative int64
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _split(
+    preprocess: Callable[[Image.Image], Tensor],
+) -> tuple[Callable[[Image.Image], Image.Image | Tensor], tuple[Tensor, Tensor] | None]:
+    """The geometric steps and the [3, 1, 1] mean and std; (preprocess, None) for other tails."""
+    steps = preprocess.transforms if isinstance(preprocess, Compose) else []
+    if len(steps) < 2 or not isinstance(steps[-2], ToTensor) or type(steps[-1]) is not Normalize:
+        return preprocess, None
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (steps[-1].mean, steps[-1].std))
+    return Compose(steps[:-2]), (mean, std)

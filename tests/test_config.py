@@ -1,0 +1,245 @@
+"""Profiles and overrides: what merges, what is refused and how it is said, what the hash covers."""
+
+import dataclasses
+import datetime
+
+import pytest
+import yaml
+
+from entityclip import config
+from entityclip.config import (
+    PROFILES,
+    REPOSITORY,
+    EntityCLIPConfig,
+    Profile,
+    ProfileError,
+    TrainConfig,
+    as_dict,
+    config_hash,
+    load_profile,
+)
+
+NAMES = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def nested(name, value):
+    """``("a.b", 1)`` as ``{"a": {"b": 1}}``."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("datasets", "newsroom", "settings.datasets: there is no such setting; did you mean data"),
+        ("finetuning.epoch", 3, "settings.finetuning.epoch: there is no such setting; did you mea"),
+        ("model.head", 2, "settings.model.head: there is no such setting; did you mean heads?"),
+        ("model.zzz", 2, "settings.model.zzz: there is no such setting; there are image_experts"),
+        ("pretraining.pair", 9, "settings.pretraining.pair: there is no such setting"),
+        ("pretraining.train.rl", 1.0, "settings.pretraining.train.rl: there is no such setting"),
+        ("finetuning.epochs", "3", "settings.finetuning.epochs: "),
+        ("finetuning.epochs", 3.5, "settings.finetuning.epochs: "),
+        ("finetuning.epochs", True, "settings.finetuning.epochs: "),
+        ("finetuning.epochs", 0, "settings.finetuning: epochs is 0; it must be at least 1"),
+        ("finetuning.lr", "1e-4", r"settings.finetuning.lr: .*\(got '1e-4'\)"),
+        ("finetuning.lr", float("nan"), "settings.finetuning: lr is nan"),
+        ("finetuning.lr", float("inf"), "settings.finetuning: lr is inf"),
+        ("finetuning.batch_size", 1, "settings.finetuning: batch_size is 1; .* at least 2 pairs"),
+        ("finetuning.weight_decay", -0.1, "settings.finetuning: weight_decay is -0.1"),
+        ("finetuning.betas", [0.9], "settings.finetuning.betas"),
+        ("finetuning.betas", [0.9, 1.0], "settings.finetuning: betas is"),
+        ("finetuning.warmup_steps", -1, "settings.finetuning: warmup_steps is -1"),
+        ("finetuning.clip_grad_norm", 0.0, "settings.finetuning: clip_grad_norm is 0.0"),
+        ("finetuning.precision", "fp16", "settings.finetuning.precision: .*'fp32' or 'bf16'"),
+        ("model.image_experts", 17, "settings.model: image_experts is 17; .* from 0 to 16"),
+        ("model.heads", 0, "settings.model: heads is 0"),
+        ("model.eta_itm", float("nan"), "settings.model: eta_itm is nan"),
+        ("model.reference_compat", "false", "settings.model.reference_compat: "),
+        ("model", None, "settings.model: "),
+        ("test_splits", "test", "settings.test_splits: "),
+        ("test_splits", [], "settings.test_splits: "),
+        ("train_pairs", 1, "settings.train_pairs: "),
+        ("bootstrap", 9, "settings.bootstrap: "),
+        ("dataset", "", "settings.dataset: "),
+        ("train_pairs", datetime.date(2024, 1, 1), r"settings.train_pairs: .*2024-01-01"),
+        ("pretraining", None, "settings: give `pretrained` weights or a `pretraining` block"),
+    ],
+)
+def test_bad_override_names_file_and_field(name, value, message):
+    with pytest.raises(ProfileError, match=rf"^smoke\.yaml: {message}"):
+        load_profile("smoke", settings=nested(name, value))
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(ProfileError, match=r"settings\.bootstrap: .*; settings\.image: "):
+        load_profile("smoke", settings={"bootstrap": 0, "image": 64})
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.0, "3"])
+def test_bad_seed(seed):
+    with pytest.raises(ProfileError, match=r"^smoke\.yaml: seed is .*integer >= 0"):
+        load_profile("smoke", seed=seed)
+
+
+@pytest.mark.parametrize("settings", [[1], "x", 3])
+def test_settings_that_are_no_mapping(settings):
+    with pytest.raises(ProfileError, match=r"^smoke\.yaml: settings is .*mapping"):
+        load_profile("smoke", settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "write `profile`, `seed` and `settings` as a mapping"),
+        (b"- profile", "write `profile`, `seed` and `settings` as a mapping"),
+        (b"profile: [", "is not readable YAML"),
+        (b"profile: m\xf6", "is not readable YAML"),
+        (b"profile: mine\nsettings: [1]", "settings is .*mapping"),
+        (b"profile: mine\nseeds: 3\n4: 5", "unknown 4, seeds"),
+        (b"profile: other", "`profile` is 'other', not 'mine'"),
+        (b"profile: mine\nseed: null", "seed is None"),
+        (b"profile: mine", "settings.dataset: "),
+        (b"profile: mine\nsettings: {dataset: d, backbone: b, lr: 1}", "settings.lr: "),
+    ],
+)
+def test_bad_profile_file(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ProfileError, match=rf"^mine\.yaml:? {message}"):
+        load_profile("mine")
+
+
+def test_unreadable_profile_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ProfileError, match=r"^mine\.yaml is not readable"):
+        load_profile("mine")
+
+
+@pytest.mark.parametrize("name", ["nope", "", "../profiles/smoke", "smoke.yaml"])
+def test_unknown_profile_lists_those_there_are(name):
+    with pytest.raises(ProfileError, match="there are demo, paper, smoke"):
+        load_profile(name)
+
+
+# ----------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_profile_says_what_it_loads(name):
+    profile = load_profile(name)
+    raw = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert (profile.name, profile.seed) == (name, raw["seed"])
+    resolved = as_dict(profile.settings)
+
+    def contained(part, whole):
+        return {
+            k: contained(v, whole[k]) if isinstance(v, dict) else whole[k] for k, v in part.items()
+        }
+
+    assert contained(raw["settings"], resolved) == raw["settings"]
+
+
+def test_paper_profile_keeps_the_papers_numbers():
+    settings = load_profile("paper").settings
+    assert (settings.finetuning.batch_size, settings.finetuning.lr) == (192, 1e-5)
+    assert settings.model == EntityCLIPConfig()
+    assert settings.pretraining is None
+
+
+def test_overrides_merge_into_their_group():
+    plain = load_profile("smoke").settings
+    settings = load_profile(
+        "smoke",
+        settings={"model": {"heads": 2}, "pretraining": {"train": {"lr": 1}}, "val_pairs": None},
+    ).settings
+    assert settings.model == dataclasses.replace(plain.model, heads=2)
+    assert settings.pretraining.train == dataclasses.replace(plain.pretraining.train, lr=1.0)
+    assert settings.pretraining.pairs == plain.pretraining.pairs
+    assert settings.val_pairs is None
+    assert settings.finetuning == plain.finetuning
+
+
+def test_override_is_not_kept_or_changed():
+    override = {"finetuning": {"betas": [0.5, 0.9]}, "test_splits": ["val"]}
+    settings = load_profile("smoke", seed=3, settings=override).settings
+    assert settings.finetuning.betas == (0.5, 0.9)
+    assert settings.test_splits == ["val"]
+    assert override == {"finetuning": {"betas": [0.5, 0.9]}, "test_splits": ["val"]}
+    assert load_profile("smoke").settings.test_splits == ["test", "test_longtail"]
+    assert load_profile("smoke").seed == 0
+
+
+def test_runs_folder(monkeypatch, tmp_path):
+    profile = load_profile("smoke")
+    for unset in (None, ""):
+        monkeypatch.delenv("ENTITYCLIP_RUNS", raising=False)
+        if unset is not None:
+            monkeypatch.setenv("ENTITYCLIP_RUNS", unset)
+        assert profile.runs == REPOSITORY / "runs" / "smoke"
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
+    assert profile.runs == tmp_path / "smoke"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EntityCLIPConfig(text_experts=-1), "text_experts is -1"),
+        (lambda: EntityCLIPConfig(lambda_moe=float("inf")), "lambda_moe is inf"),
+        (lambda: TrainConfig(accumulate=0), "accumulate is 0"),
+        (lambda: TrainConfig(workers=-1), "workers is -1"),
+        (lambda: TrainConfig(lr=0), "lr is 0"),
+    ],
+)
+def test_configs_made_in_code_are_checked_too(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_experts_are_counted():
+    assert EntityCLIPConfig(1, 2, 3).experts == 6
+    assert EntityCLIPConfig(0, 0, 0).experts == 0
+
+
+# -------------------------------------------------------------------------------------- the hash
+
+
+def other(value):
+    """A value of the same type that is allowed and differs."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (0.5, *value[1:])
+    if isinstance(value, str):
+        return {"adam": "adamw", "auto": "fp32"}[value]
+    return 2.0 if value is None else value + 1
+
+
+@pytest.mark.parametrize("kind", [EntityCLIPConfig, TrainConfig])
+def test_hash_differs_with_every_field(kind):
+    plain = kind()
+    fields = [field.name for field in dataclasses.fields(kind)]
+    changed = [dataclasses.replace(plain, **{n: other(getattr(plain, n))}) for n in fields]
+    assert len({config_hash(c) for c in (plain, *changed)}) == len(fields) + 1
+
+
+def test_hash_is_the_values_whatever_their_form_and_order():
+    settings = load_profile("smoke").settings
+    plain = as_dict(settings)
+    assert config_hash(plain) == config_hash(settings)
+    assert config_hash(dict(reversed(plain.items()))) == config_hash(settings)
+    assert config_hash(as_dict(TrainConfig())) == config_hash(TrainConfig())
+
+
+def test_hash_stays_what_it_was():
+    # it names checkpoints and result rows on people's disks: changing it orphans them
+    assert config_hash({"b": [1, 2.5, None], "a": {"ü": True}}) == "1d44e843f260da50"
+
+
+def test_profile_in_a_dict_is_plain_values():
+    profile = Profile("x", 1, load_profile("smoke").settings)
+    assert as_dict(profile)["settings"] == as_dict(profile.settings)

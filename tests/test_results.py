@@ -1,0 +1,359 @@
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from entityclip import results
+from entityclip.config import EntityCLIPConfig, as_dict, config_hash
+from entityclip.provenance import git_commit, provenance
+from entityclip.results import (
+    COLUMNS,
+    ResultsError,
+    append_rows,
+    atomic_write_bytes,
+    atomic_write_text,
+    measurement_rows,
+    read_rows,
+)
+
+
+def row(**changes):
+    """A measurement that could have come from a run."""
+    config = {"lr": 1e-5}
+    return {
+        "variant": "clip",
+        "dataset": "newsroom",
+        "split": "test",
+        "direction": "text_to_image",
+        "metric": "R@1",
+        "value": 76.7,
+        "low": 72.5,
+        "high": 80.8,
+        "n_queries": 400,
+        "n_candidates": 400,
+        "seed": 0,
+        "config": config,
+        "config_hash": config_hash(config),
+        "data_fingerprint": "abcd",
+        "git_commit": "0" * 40,
+        "versions": {"torch": "2.6"},
+        "device": "CPU",
+        "wall_time_s": 1.0,
+        "peak_memory_mb": 2.0,
+        "created": "2026-01-02T03:04:05.000006+00:00",
+    } | changes
+
+
+# ------------------------------------------------------------------------------------ provenance
+
+
+def test_provenance_tells_where_a_number_came_from():
+    config = EntityCLIPConfig(heads=2)
+    found = provenance(
+        config=config, seed=3, data_fingerprint="abcd", device="cpu", wall_time_s=1.23456
+    )
+    assert found["seed"] == 3
+    assert found["config"] == as_dict(config)
+    assert found["config"]["heads"] == 2
+    assert found["config_hash"] == config_hash(config)
+    assert found["data_fingerprint"] == "abcd"
+    assert found["wall_time_s"] == 1.235
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["device"].startswith("CPU ")
+    assert found["created"].endswith("+00:00")
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_row_holds_exactly_the_columns(tmp_path):
+    origin = provenance(config={}, seed=0, data_fingerprint="x", device="cpu", wall_time_s=0)
+    rows = measurement_rows(
+        {"R@1": 50.0, "MedR": 2.0},
+        {"R@1": (40.0, 60.0)},
+        variant="clip",
+        dataset="newsroom",
+        split="test",
+        direction="image_to_text",
+        n_queries=4,
+        n_candidates=8,
+        provenance=origin,
+    )
+    assert [set(r) for r in rows] == [set(COLUMNS)] * 2
+    assert (rows[0]["low"], rows[0]["high"]) == (40.0, 60.0)
+    assert (rows[1]["low"], rows[1]["high"]) == (None, None)
+    append_rows(tmp_path / "a.jsonl", rows)
+    assert read_rows(tmp_path)["value"].tolist() == [50.0, 2.0]
+
+
+def test_a_misspelt_direction_is_refused():
+    with pytest.raises(ResultsError, match="text_to_image, image_to_text"):
+        measurement_rows(
+            {"R@1": 1.0},
+            {},
+            variant="clip",
+            dataset="newsroom",
+            split="test",
+            direction="t2i",
+            n_queries=1,
+            n_candidates=1,
+            provenance=provenance(
+                config={}, seed=0, data_fingerprint="x", device="cpu", wall_time_s=0
+            ),
+        )
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", "-C", folder, *identity, *arguments],
+        check=True,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "entityclip").mkdir()
+    (tmp_path / "entityclip" / "model.py").write_text("a = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    return tmp_path
+
+
+def test_git_commit_is_the_checkouts(checkout, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as inside another project's git hook
+    assert git_commit(checkout) == git(checkout, "rev-parse", "HEAD")
+
+
+def test_only_changes_of_the_package_make_a_commit_dirty(checkout):
+    clean = git(checkout, "rev-parse", "HEAD")
+    (checkout / "figure.png").write_text("redrawn")
+    assert git_commit(checkout) == clean
+    (checkout / "entityclip" / "new.py").write_text("")
+    assert git_commit(checkout) == clean + "-dirty"
+
+
+def test_git_commit_is_unknown_outside_a_checkout_of_its_own(checkout, tmp_path_factory):
+    assert git_commit(tmp_path_factory.mktemp("bare")) == "unknown"
+    # e.g. installed below the folder of somebody else's repository
+    assert git_commit(checkout / "entityclip") == "unknown"
+
+
+def test_peak_memory_is_in_mib():
+    # in a process of its own: here an earlier test may have needed more already
+    script = (
+        "import numpy as np; from entityclip.provenance import peak_memory_mb as peak\n"
+        "before = peak(); block = np.ones(2**28 // 8); print(before, peak())"  # 256 MiB, touched
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    before, after = map(float, done.stdout.split())
+    assert before > 50  # torch alone
+    assert 200 < after - before < 300
+
+
+# -------------------------------------------------------------------------------- append and read
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    path = tmp_path / "deep" / "a.jsonl"
+    # U+2028 ends a line for str.splitlines, not for JSON
+    rows = [row(), row(metric="R@5", value=90), row(variant="naïve\u2028名", low=None, high=None)]
+    append_rows(path, rows[:2])
+    append_rows(path, rows[2:])
+    frame = read_rows(path)
+    assert frame["variant"].tolist() == ["clip", "clip", "naïve\u2028名"]
+    assert frame["value"].tolist() == [76.7, 90, 76.7]
+    assert frame["low"].isna().tolist() == [False, False, True]
+    assert frame["config"].tolist() == [{"lr": 1e-5}] * 3
+    assert tuple(frame.columns) == COLUMNS
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+
+
+def test_numpy_numbers_are_recorded_as_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_rows(path, [row(value=np.float32(0.5), n_queries=np.int64(7))])
+    line = json.loads(path.read_text())
+    assert (line["value"], line["n_queries"]) == (0.5, 7)
+
+
+def test_no_rows_make_no_file(tmp_path):
+    append_rows(tmp_path / "a.jsonl", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": float("nan")}, r"row 2 has nan as value of R@1 \(clip, test\)"),
+        ({"high": float("inf")}, "row 2 has inf as high"),
+        ({"value": None}, "row 2 has None as value"),
+        ({"value": "76.7"}, "row 2 has '76.7' as value"),
+        ({"wall_time_s": float("nan")}, "row 2 holds a NaN"),
+        ({"created": "yesterday"}, "expected an ISO 8601 time"),
+        ({"created": "2026-01-02T03:04:05"}, "without a time zone"),
+    ],
+)
+def test_what_is_no_measurement_is_refused_and_nothing_written(tmp_path, changes, message):
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(ResultsError, match=message):
+        append_rows(path, [row(), row(**changes)])
+    assert not path.exists()
+
+
+def test_missing_columns_are_named(tmp_path):
+    short = row()
+    del short["seed"], short["device"]
+    with pytest.raises(ResultsError, match="row 1 lacks seed, device"):
+        append_rows(tmp_path / "a.jsonl", [short])
+    (tmp_path / "a.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps(short) + "\n")
+    with pytest.raises(ResultsError, match=r"a\.jsonl, line 2 lacks seed, device"):
+        read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"variant": "cl', r"line 2 is not JSON .*: '\{\"variant\": \"cl'"),
+        ("", "line 2 is not JSON"),
+        ("[1, 2]", "line 2 is not an object"),
+        (json.dumps(row(value=float("nan"))), "line 2 is not JSON .NaN is not a JSON number"),
+        (json.dumps(row(value="high")), "line 2 has 'high' as value"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_text(tmp_path, line, message):
+    good = json.dumps(row())
+    (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(ResultsError, match=r"bad\.jsonl, " + message):
+        read_rows(tmp_path)
+
+
+def test_a_line_cut_inside_a_character_is_named(tmp_path):
+    whole = json.dumps(row(variant="é"), ensure_ascii=False).encode()
+    (tmp_path / "bad.jsonl").write_bytes(whole[: whole.index("é".encode()) + 1])
+    with pytest.raises(ResultsError, match=r"bad\.jsonl, line 1 is not JSON"):
+        read_rows(tmp_path)
+
+
+def test_nothing_to_read_says_what_to_run(tmp_path):
+    for path in (tmp_path, tmp_path / "none", tmp_path / "none.jsonl"):
+        with pytest.raises(ResultsError, match=r"no result rows in .*run the evaluation"):
+            read_rows(path)
+
+
+def test_a_measurement_made_again_replaces_the_old_one(tmp_path):
+    early, late = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01.5+00:00"
+    append_rows(tmp_path / "b.jsonl", [row(value=1, created=early), row(metric="R@5", value=5)])
+    append_rows(tmp_path / "a.jsonl", [row(value=2, created=late)])  # read first, made last
+    frame = read_rows(tmp_path).set_index("metric")["value"]
+    assert frame.to_dict() == {"R@1": 2, "R@5": 5}
+    append_rows(tmp_path / "a.jsonl", [row(value=3, created=late)])
+    assert read_rows(tmp_path).set_index("metric")["value"]["R@1"] == 3
+
+
+@pytest.mark.parametrize("name", results.KEY)
+def test_measurements_that_differ_in_any_part_of_the_key_are_both_kept(tmp_path, name):
+    other = row()[name] + 1 if name == "seed" else "other"
+    append_rows(tmp_path / "a.jsonl", [row(), row(**{name: other})])
+    assert len(read_rows(tmp_path)) == 2
+
+
+def test_a_torn_last_line_is_moved_aside_and_told(tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    append_rows(path, [row()])
+    torn = json.dumps(row(metric="R@5"))[:50]
+    with path.open("a") as file:
+        file.write(torn)
+    with caplog.at_level(logging.WARNING):
+        append_rows(path, [row(metric="R@10")])
+    assert read_rows(path)["metric"].tolist() == ["R@1", "R@10"]
+    assert (tmp_path / "a.jsonl.torn").read_text() == torn + "\n"
+    assert "torn line" in caplog.text
+    assert len(read_rows(tmp_path)) == 2  # the torn one is no results file
+
+
+def test_a_whole_row_without_its_newline_is_kept(tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row()))
+    append_rows(path, [row(metric="R@10")])
+    assert read_rows(path)["metric"].tolist() == ["R@1", "R@10"]
+    assert not caplog.records
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    append_rows(path, [row()])
+    before, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    with pytest.raises(OSError, match=r"100 of \d+ bytes written; is the disk full"):
+        append_rows(path, [row(metric="R@5")])
+    assert path.read_bytes() == before
+
+
+APPENDER = """
+import json, sys
+from entityclip.results import append_rows
+path, writer, base = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+for i in range(500):
+    append_rows(path, [base | {"variant": writer, "seed": i, "device": "x" * (i % 97 * 50)}])
+"""
+
+
+def test_two_processes_can_append_at_once(tmp_path):
+    path = tmp_path / "a.jsonl"
+    command = [sys.executable, "-c", APPENDER, str(path)]
+    writers = [
+        subprocess.Popen(
+            [*command, name, json.dumps(row())], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        for name in ("one", "two")
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    frame = read_rows(path)
+    assert frame.groupby("variant")["seed"].apply(set).to_dict() == {
+        "one": set(range(500)),
+        "two": set(range(500)),
+    }
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+# --------------------------------------------------------------------------------- atomic writes
+
+
+def test_atomic_write_replaces_and_is_readable_by_all(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    atomic_write_text(path, "eins\r\nzwei\n")
+    atomic_write_text(path, "drei – 名\n")
+    assert path.read_bytes() == "drei – 名\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_last_good_file(tmp_path, monkeypatch, call, failure):
+    path = tmp_path / "a.bin"
+    atomic_write_bytes(path, b"good")
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(failure)):
+        atomic_write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"good"
+    assert os.listdir(tmp_path) == ["a.bin"]

@@ -1,0 +1,280 @@
+"""Training: what is learned, logged, saved and resumed; what stops it and what stays then."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from entityclip import checkpoint, training
+from entityclip.backbone import create_backbone
+from entityclip.checkpoint import CheckpointError, read_meta, read_tensors, write_checkpoint
+from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.model import EntityCLIP
+from entityclip.training import TrainingError, epoch_batches, learning_rate, make_optimizer, train
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, precision="fp32", seed=3)
+
+
+@pytest.fixture(scope="module")
+def sets(make_dataset):
+    return make_dataset("train", 32, explanations=True), make_dataset("val", 16, explanations=True)
+
+
+def make_model(experts=1):
+    torch.manual_seed(5)
+    return EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(experts, experts, experts))
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step):
+    """Make the loop die as a kill would, at the start of `step`."""
+    original = training._Trainer._step
+
+    def counted(self, batch):
+        if self.step == step:
+            raise Interrupted
+        return original(self, batch)
+
+    monkeypatch.setattr(training._Trainer, "_step", counted)
+
+
+def test_a_run_learns_logs_and_saves(sets, tmp_path):
+    config = replace(CONFIG, epochs=4)
+    result = train(make_model(), *sets, config, tmp_path / "run", progress=False)
+    rows = read_log(tmp_path / "run")
+    steps = [r for r in rows if "loss" in r]
+    validations = [r for r in rows if "val_loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 17))
+    assert [r["epoch"] for r in validations] == [1, 2, 3, 4]
+    assert {"vtc", "vtc_moe", "itm", "itm_accuracy", "lr", "logit_scale", "pairs_per_s"} <= set(
+        steps[0]
+    )
+    assert sum(r["loss"] for r in steps[-4:]) < sum(r["loss"] for r in steps[:4])
+    best = min(validations, key=lambda r: r["val_loss"])
+    assert (result.best_epoch, result.best_val_loss) == (best["epoch"], best["val_loss"])
+    assert read_meta(result.best)["best"]["val_loss"] == best["val_loss"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 16
+    assert record["identity"]["train"]["lr"] == 1e-3
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "best.safetensors", "last.safetensors", "log.jsonl", "run.json"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "stopped_at"),
+    [
+        (CONFIG, 5),  # within the second epoch: goes on from the end of the first
+        (replace(CONFIG, checkpoint_every=1), 6),
+        (replace(CONFIG, accumulate=2, checkpoint_every=1), 7),
+        (CONFIG, 2),  # before any checkpoint: starts over
+    ],
+)
+def test_an_interrupted_run_ends_as_the_uninterrupted(
+    sets, tmp_path, monkeypatch, config, stopped_at
+):
+    train(make_model(), *sets, config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped_at)
+        with pytest.raises(Interrupted):
+            train(make_model(), *sets, config, tmp_path / "parts", progress=False)
+    torch.manual_seed(99)  # whatever happens between the two processes
+    result = train(make_model(), *sets, config, tmp_path / "parts", progress=False)
+    if stopped_at > 4:
+        assert result.resumed_from is not None
+    whole, parts = (load_file(tmp_path / f / "last.safetensors") for f in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    drop = ("pairs_per_s",)
+    logs = [
+        [{k: v for k, v in r.items() if k not in drop} for r in read_log(tmp_path / f)]
+        for f in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_accumulation_averages_the_gradients_of_its_passes(sets, tmp_path):
+    """Two passes of 8 with accumulate=2 move the weights as their mean gradient does."""
+    config = replace(CONFIG, epochs=1, accumulate=4, lr=1e-3)
+    by_loop = make_model(experts=0)
+    train(by_loop, *sets, config, tmp_path / "run", progress=False)
+    by_hand = make_model(experts=0)
+    optimizer = make_optimizer(by_hand, config)
+    torch.manual_seed(config.seed)
+    total = 0
+    for rows in epoch_batches(32, 8, config.seed, 0):
+        batch = sets[0].collate([sets[0][i] for i in rows])
+        total = total + by_hand.losses(by_hand(batch.images, batch.captions))["loss"] / 4
+    total.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr
+    optimizer.step()
+    for (name, a), b in zip(by_loop.named_parameters(), by_hand.parameters(), strict=True):
+        # Adam's first step is lr · sign(gradient): compare where the gradient is not mere rounding
+        clear = b.grad.abs() > 1e-6
+        torch.testing.assert_close(a[clear], b[clear], atol=2e-5, rtol=0, msg=name)
+
+
+def test_schedule_warms_up_then_follows_a_cosine_to_zero():
+    config = TrainConfig(lr=1.0, warmup_steps=4)
+    rates = [learning_rate(step, 104, config) for step in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[104] == pytest.approx(0.0, abs=1e-12)
+    assert all(a >= b for a, b in pairwise(rates[3:]))
+
+
+def test_epochs_are_shuffled_without_overlap_and_reproducibly():
+    batches = epoch_batches(10, 3, seed=1, epoch=0)
+    rows = [i for batch in batches for i in batch]
+    assert len(batches) == 3
+    assert len(set(rows)) == 9
+    assert batches == epoch_batches(10, 3, seed=1, epoch=0)
+    assert batches != epoch_batches(10, 3, seed=1, epoch=1)
+    assert batches != epoch_batches(10, 3, seed=2, epoch=0)
+
+
+def test_gains_biases_and_logit_scale_are_not_decayed():
+    model = make_model()
+    decayed, kept = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    kept_names = {names[id(p)] for p in kept["params"]}
+    for name in ("backbone.clip.logit_scale", "mmae.image.ln1_weight", "mmae.image.fc_bias"):
+        assert name in kept_names
+    assert "mmae.image.fc_weight" not in kept_names
+    assert len(names) == len(decayed["params"]) + len(kept["params"])
+
+
+def test_logit_scale_stays_below_100(sets, tmp_path):
+    model = make_model(experts=0)
+    model.backbone.clip.logit_scale.data.fill_(10.0)
+    train(model, *sets, replace(CONFIG, epochs=1), tmp_path, progress=False)
+    assert model.backbone.clip.logit_scale.exp().item() <= 100.001
+
+
+def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(sets, tmp_path, monkeypatch):
+    original = training._Trainer._losses
+
+    def poisoned(self, batch):
+        terms = original(self, batch)
+        return {**terms, "loss": terms["loss"] * float("nan")} if self.step == 5 else terms
+
+    monkeypatch.setattr(training._Trainer, "_losses", poisoned)
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at step 6.*last\.safetensors of step 4"
+    ) as e:
+        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    wanted = epoch_batches(32, 8, CONFIG.seed, 1)[1]
+    assert all(sets[0].pairs[i].id in str(e.value) for i in wanted)
+    tensors = load_file(tmp_path / "last.safetensors")
+    assert all(torch.isfinite(t.float()).all() for t in tensors.values())
+
+
+def test_splits_too_small_are_refused(sets, tmp_path, make_dataset):
+    with pytest.raises(TrainingError, match="32 training pairs don't fill one batch of 64"):
+        train(make_model(), *sets, replace(CONFIG, batch_size=64), tmp_path)
+    with pytest.raises(TrainingError, match="1 validation pairs"):
+        train(make_model(0), sets[0], make_dataset("val", 1), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match="batch_size is 1"):
+        replace(CONFIG, batch_size=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_field(sets, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    train(make_model(), *sets, config, tmp_path, identity={"data": "a"}, progress=False)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="data: 'a' there, 'b' here"):
+        train(make_model(), *sets, config, tmp_path, identity={"data": "b"}, progress=False)
+    other = replace(config, lr=2e-3)
+    with pytest.raises(CheckpointError, match="train: "):
+        train(make_model(), *sets, other, tmp_path, identity={"data": "a"}, progress=False)
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_corrupt_checkpoint_is_named_and_left_alone(sets, tmp_path, damage):
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"model.x": torch.zeros(100)}, {"step": 1})
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "garbage": b"x" * 99, "empty": b""}[damage]
+    )
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
+
+    def half_written(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
+        write_checkpoint(path, {"x": torch.ones(10)}, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+    assert read_meta(path) == {"step": 1}
+    assert torch.equal(read_tensors(path)["x"], torch.zeros(10))
+
+
+def test_a_write_the_kernel_refuses_keeps_the_last_good_checkpoint(tmp_path):
+    """The same without a mock: the process may not write files beyond 64 KiB."""
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not write"):
+            write_checkpoint(path, {"x": torch.ones(1_000_000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+    assert read_meta(path) == {"step": 1}
+
+
+def test_validation_draws_do_not_disturb_training(sets, tmp_path):
+    """One epoch's weights are the same whether or not validation has much to draw."""
+    config = replace(CONFIG, epochs=1)
+    train(make_model(), *sets, config, tmp_path / "a", progress=False)
+    train(make_model(), sets[0], Head(sets[1], 8), config, tmp_path / "b", progress=False)
+    a, b = (load_file(tmp_path / f / "last.safetensors") for f in "ab")
+    assert torch.equal(a["rng.cpu"], b["rng.cpu"])
+    assert torch.equal(a["model.mmae.image.fc_weight"], b["model.mmae.image.fc_weight"])
+
+
+class Head(Dataset):
+    """The first rows of a dataset."""
+
+    def __init__(self, dataset, n):
+        self.dataset, self.n, self.collate = dataset, n, dataset.collate
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return self.dataset[index]
