@@ -17,7 +17,7 @@ help:
 	@echo "make test                                lint, unit tests, notebooks against stored outputs"
 	@echo "make figures                             redraw figures and tables from stored results"
 	@echo "make lab                                 open the notebooks in JupyterLab"
-	@echo "make lock                                resolve requirements.lock and environment.yml anew"
+	@echo "make lock                                resolve requirements.lock anew"
 
 # The stamp is made anew whenever the pins or the package's metadata change.
 .venv/.installed: requirements.lock pyproject.toml
@@ -43,7 +43,8 @@ unit: .venv/.installed
 notebooks: .venv/.installed
 	rm -rf runs/nbval
 	ENTITYCLIP_RUNS=$(CURDIR)/runs/nbval TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	  --nbval-sanitize-with=notebooks/.nbval-sanitize.cfg
 
 figures: .venv/.installed
 	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) --only 10_tables_and_figures --force
@@ -55,8 +56,10 @@ lab: .venv/.installed
 lock: .venv/.installed
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --no-header --no-annotate \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.lock
-	@touch requirements.lock
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.new
+	( echo "# Exact versions for Linux x86-64 and Python 3.11. Refreshed by make lock."; \
+	  cat requirements.new ) > requirements.lock
+	rm requirements.new
 
 clean:
 	rm -rf .venv runs build *.egg-info

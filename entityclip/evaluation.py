@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from entityclip.datasets.pair import PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
-from entityclip.results import Row, measurement_rows, provenance
+from entityclip.results import DIRECTIONS, Row, measurement_rows, provenance
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,23 @@ class Retrieval:
     image_to_text: Tensor
     image_of: Tensor
 
+    def ranks(self, direction: str) -> Tensor:
+        """The ranks of one direction's queries."""
+        return {"text_to_image": self.text_to_image, "image_to_text": self.image_to_text}[direction]
+
+    def clusters(self, direction: str) -> Tensor | None:
+        """Which captions share a picture and so are not independent; None for picture queries."""
+        return self.image_of if direction == "text_to_image" else None
+
+    def sizes(self, direction: str) -> dict[str, int]:
+        """How many queries and candidates there are."""
+        texts, pictures = len(self.text_to_image), len(self.image_to_text)
+        queries = (texts, pictures) if direction == "text_to_image" else (pictures, texts)
+        return dict(zip(("n_queries", "n_candidates"), queries, strict=True))
+
     def metrics(self) -> dict[str, dict[str, float]]:
         """R@1/5/10/50/100 in percent, MedR and MeanR for each direction."""
-        return {d: retrieval_metrics(getattr(self, d)) for d in ("text_to_image", "image_to_text")}
+        return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
 
 
 @torch.inference_mode()
@@ -120,26 +135,53 @@ def evaluate_retrieval(
     )
     rows: list[Row] = []
     for direction, metrics in retrieval.metrics().items():
-        ranks = getattr(retrieval, direction)
-        clusters = retrieval.image_of if direction == "text_to_image" else None
-        texts, pictures = len(retrieval.text_to_image), len(retrieval.image_to_text)
+        intervals = bootstrap_interval(
+            retrieval.ranks(direction),
+            n_resamples=bootstrap,
+            seed=seed,
+            clusters=retrieval.clusters(direction),
+        )
         rows += measurement_rows(
             metrics,
-            bootstrap_interval(ranks, n_resamples=bootstrap, seed=seed, clusters=clusters),
+            intervals,
             variant=variant,
             dataset=dataset_name,
             split=split,
             direction=direction,
-            n_queries=len(ranks),
-            n_candidates=pictures if direction == "text_to_image" else texts,
             provenance=origin,
+            **retrieval.sizes(direction),
         )
     return retrieval, rows
 
 
+class RankedPictures(NamedTuple):
+    """A query caption and what a model found for it, to be shown."""
+
+    caption: str
+    pictures: list[Image.Image]  # best first
+    true: int | None  # which of them is right; None: none
+    answer: Image.Image  # the right picture
+    rank: int  # of the right picture
+
+
 @torch.inference_mode()
-def top_pictures(embeddings: Embeddings, queries: Sequence[int], k: int = 5) -> Tensor:
-    """The pair whose picture ranks first, second, … for each query caption: [len(queries), k]."""
+def best_pictures(
+    dataset: PairDataset, embeddings: Embeddings, ranks: Tensor, queries: Sequence[int], k: int = 5
+) -> list[RankedPictures]:
+    """The k pictures that rank first for each of some query captions (pair numbers)."""
     similarity = embeddings.texts[list(queries)] @ embeddings.images.T
-    best = similarity.topk(min(k, similarity.shape[1])).indices.cpu()
-    return embeddings.first[best]
+    top = embeddings.first[similarity.topk(min(k, similarity.shape[1])).indices.cpu()]
+    found = []
+    for query, best in zip(queries, top.tolist(), strict=True):
+        pair, pictures = dataset.pairs[query], [dataset.pairs[row] for row in best]
+        right = [n for n, other in enumerate(pictures) if other.image_key == pair.image_key]
+        found.append(
+            RankedPictures(
+                pair.caption,
+                [other.load_image() for other in pictures],
+                right[0] if right else None,
+                pair.load_image(),
+                int(ranks[query]),
+            )
+        )
+    return found

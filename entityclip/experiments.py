@@ -6,14 +6,14 @@ redone unless forced, an interrupted one goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 
 from entityclip.backbone import Backbone, create_backbone, load_clip_weights
@@ -21,9 +21,7 @@ from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
-from entityclip.evaluation import Retrieval, evaluate_retrieval
 from entityclip.model import EntityCLIP
-from entityclip.results import ResultsError, append_rows, read_rows
 from entityclip.training import train
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
@@ -135,7 +133,7 @@ class Experiment:
         backbone = create_backbone(settings.backbone, settings.pretrained, settings.image_size)
         if settings.pretraining:
             load_clip_weights(backbone, self.pretrain() / "best.safetensors")
-        return EntityCLIP(backbone, self.config(variant)).to(_device())
+        return EntityCLIP(backbone, self.config(variant)).to(device())
 
     def load(self, variant: str) -> EntityCLIP:
         """The variant with its best weights, trained first if no finished run is found."""
@@ -194,75 +192,35 @@ class Experiment:
         return _Run(folder, identity, splits, config)
 
     def _run(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+        previous = run.folder.with_name(run.folder.name + ".previous")
         if force and run.folder.exists():
-            shutil.rmtree(run.folder)
+            shutil.rmtree(previous, ignore_errors=True)
+            run.folder.rename(previous)  # kept until the new run is finished
         if (run.folder / "run.json").exists() and (run.folder / "best.safetensors").exists():
             return run.folder
         model = build()
         sets = (self.dataset(s, explanations=model.needs_explanations) for s in run.splits)
-        train(
-            model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress
-        )  # fmt: skip
+        train(model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress)
+        shutil.rmtree(previous, ignore_errors=True)
         return run.folder
 
-    # ------------------------------------------------------------------------------ evaluation
-
-    def evaluate(self, variants: Iterable[str], splits: Iterable[str]) -> dict[tuple, Retrieval]:
-        """Measure each variant on each split: ranks by (variant, split), rows to results/."""
-        splits, ranks = list(splits), {}
-        for variant in variants:
-            model = self.load(variant)
-            for split in splits:
-                ranks[variant, split], rows = evaluate_retrieval(
-                    model,
-                    self.dataset(split),
-                    variant=variant,
-                    dataset_name=self.settings.dataset,
-                    split=split,
-                    config=self.identity(variant),
-                    seed=self.seed,
-                    bootstrap=self.settings.bootstrap,
-                    progress=self.progress,
-                )
-                append_rows(self.results / "retrieval.jsonl", rows)
-        return ranks
-
-    def evaluate_pretraining(self) -> Retrieval:
-        """Retrieval by generic captions on unseen pictures: is the small CLIP a CLIP at all?"""
-        settings = self.settings
-        model = self.build("zero-shot")
-        retrieval, rows = evaluate_retrieval(
-            model,
-            self.dataset("generic_val"),
-            variant="pretrained",
-            dataset_name=settings.dataset,
-            split="generic_val",
-            config=self.identity("zero-shot"),
-            seed=self.seed,
-            bootstrap=settings.bootstrap,
-            progress=self.progress,
-        )
-        append_rows(self.results / "pretraining.jsonl", rows)
-        return retrieval
-
-    # ------------------------------------------------------------------------------- reading back
+    # ---------------------------------------------------------------------------------- records
 
     @property
     def results(self) -> Path:
         """The folder of this profile's result rows."""
         return self.profile.runs / "results"
 
-    def rows(self) -> pd.DataFrame:
-        """The stored retrieval rows of these very settings; rows of other settings stay aside."""
-        rows = read_rows(self.results / "retrieval.jsonl")
-        wanted = {config_hash(self.identity(variant)) for variant in VARIANTS}
-        kept = rows[rows["config_hash"].isin(wanted)]
-        if kept.empty:
-            raise ResultsError(
-                f"{self.results} has no rows of profile {self.profile.name}'s present settings; "
-                "run notebook 04_retrieval"
-            )
-        return kept.reset_index(drop=True)
+    def run_record(self, folder: Path) -> dict[str, Any]:
+        """A finished run in one line: steps, best epoch, validation loss and minutes."""
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return {
+            "run": folder.name,
+            "steps": record["steps"],
+            "best_epoch": record["epoch"],
+            "val_loss": record["val_loss"],
+            "minutes": record["wall_time_s"] / 60,
+        }
 
     def logs(self) -> dict[str, Path]:
         """The training logs of these settings that are there, by variant."""
@@ -280,5 +238,6 @@ def _variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

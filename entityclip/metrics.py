@@ -140,27 +140,28 @@ def _check_positives(
 
 def recall_at_k(ranks: Tensor | ArrayLike, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
     """Percent of queries whose best positive is among the first k: ``{"R@1": …}`` for ranks [N]."""
-    values = _as_ranks(ranks)
+    values = as_ranks(ranks)
     return {f"R@{_as_k(k)}": 100.0 * float(np.mean(values <= k)) for k in ks}
 
 
 def median_rank(ranks: Tensor | ArrayLike) -> float:
     """Median of ranks [N]; with an even N, the mean of the middle two."""
-    return float(np.median(_as_ranks(ranks)))
+    return float(np.median(as_ranks(ranks)))
 
 
 def mean_rank(ranks: Tensor | ArrayLike) -> float:
     """Mean of ranks [N]."""
-    return float(np.mean(_as_ranks(ranks)))
+    return float(np.mean(as_ranks(ranks)))
 
 
 def retrieval_metrics(ranks: Tensor | ArrayLike) -> dict[str, float]:
     """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100 in percent, MedR, MeanR."""
-    values = _as_ranks(ranks)
+    values = as_ranks(ranks)
     return recall_at_k(values) | {"MedR": median_rank(values), "MeanR": mean_rank(values)}
 
 
-def _as_ranks(ranks: Tensor | ArrayLike) -> NDArray[np.int64]:
+def as_ranks(ranks: Tensor | ArrayLike) -> NDArray[np.int64]:
+    """Checked ranks [N] as int64. Raises ValueError for none, another shape, and ranks below 1."""
     values = np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"ranks have shape {values.shape}; expected one rank or more, [N]")
@@ -197,14 +198,14 @@ def bootstrap_interval(
     The interval holds the sampling of test queries only, not the training seed's. Raises ValueError
     for an unknown name and where there are fewer than 2 independent queries to draw from.
     """
-    values, names = _as_ranks(ranks), tuple(names)
+    values, names = as_ranks(ranks), tuple(names)
     if n_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"n_resamples={n_resamples}, level={level}: need >= 1 and a share of 1")
     order = np.argsort(values, kind="stable")
-    cluster = _as_clusters(clusters, len(values))[order]
+    cluster = as_clusters(clusters, len(values))[order]
     values = values[order]
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    for weights in _draw_weights(cluster, n_resamples, np.random.default_rng(seed)):
+    for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed)):
         # cumulative[b, i]: how many drawn queries have a rank among the i + 1 smallest of the data
         cumulative = np.cumsum(weights, axis=1)
         for name in names:
@@ -217,7 +218,7 @@ def bootstrap_interval(
     return intervals
 
 
-def _draw_weights(
+def resample_weights(
     cluster: NDArray[np.int64], n_resamples: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """How often each resample holds each query: [resamples of this block, N], block after block."""
@@ -254,7 +255,8 @@ def _statistic(
     return 100.0 * cumulative[:, hits - 1] / total if hits else np.zeros(len(total))
 
 
-def _as_clusters(clusters: Tensor | ArrayLike | None, n: int) -> NDArray[np.int64]:
+def as_clusters(clusters: Tensor | ArrayLike | None, n: int) -> NDArray[np.int64]:
+    """Cluster numbers 0, 1, … of n queries; None makes each its own. Raises ValueError for < 2."""
     if clusters is None:
         ids = np.arange(n)
     else:

@@ -66,6 +66,13 @@ def provenance(
     )
 
 
+def environment() -> dict[str, str]:
+    """Versions of what a run depends on, the device, the cores and the commit."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = {"device": _device_name(device), "cores": str(os.cpu_count())}
+    return {**_versions(), **machine, "commit": git_commit()}
+
+
 def git_commit(repository: Path = REPOSITORY) -> str:
     """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
 
@@ -94,6 +101,11 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     """The most memory used so far, MiB: the GPU's allocations, else this process's resident set."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    # On Linux getrusage's peak is inherited from the parent process, a notebook's from its runner
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 

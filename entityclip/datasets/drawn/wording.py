@@ -78,7 +78,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
         "a turbine order",
         "the wind farm opening",
         "a renewables fund",
-        "the green power plan",
+        "the power grid plan",
     ),
 }
 

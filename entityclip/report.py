@@ -1,0 +1,272 @@
+"""Stored result rows and training logs to tables and figures. Nothing here trains or measures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from entityclip.config import config_hash
+from entityclip.galleries import plot_gallery, plot_retrieval_gallery
+from entityclip.metrics import METRICS
+from entityclip.results import ResultsError
+from entityclip.style import (
+    DIRECTIONS,
+    GREY,
+    PAGE,
+    SPLITS,
+    VARIANTS,
+    apply_style,
+    in_order,
+    label,
+    marks,
+    save_figure,
+    save_table,
+)
+
+__all__ = [
+    "apply_style",
+    "plot_gallery",
+    "plot_recall_curves",
+    "plot_retrieval",
+    "plot_retrieval_gallery",
+    "plot_training_curves",
+    "read_log",
+    "reported_values",
+    "retrieval_markdown",
+    "retrieval_table",
+    "save_figure",
+    "save_table",
+]
+
+log = logging.getLogger(__name__)
+
+Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
+_GROUP = ["dataset", "split", "variant", "direction"]
+_SHOWN = ("R@1", "R@5", "R@10")
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a (dataset, split, variant, direction), one column a metric, from `read_rows`.
+
+    Columns: the four names, `seeds`, `n_queries`, `n_candidates`, `interval`, then each of METRICS
+    with `<metric>_low` and `<metric>_high`. With one seed the intervals are the rows' own (95 %
+    bootstrap over queries: the variance of the test set); with several, values are means over seeds
+    and intervals Student's t over seeds (the variance of training), as `interval` says. A metric
+    that a seed lacks is blank, never a mean over fewer seeds than the row claims.
+
+    Raises ResultsError where rows of different data, or of one seed under different settings, would
+    be set side by side.
+    """
+    _refuse_mixtures(rows)
+    table = []
+    for names, group in rows.groupby(_GROUP, sort=False):
+        seeds = group["seed"].nunique()
+        line: dict[str, Any] = dict(zip(_GROUP, names, strict=True)) | {
+            "seeds": seeds,
+            "n_queries": group["n_queries"].iloc[0],
+            "n_candidates": group["n_candidates"].iloc[0],
+            "interval": "bootstrap over queries" if seeds == 1 else "t over seeds",
+        }
+        for metric in METRICS:
+            of_metric = group[group["metric"] == metric]
+            numbers = _summary(of_metric, metric) if len(of_metric) == seeds else (np.nan,) * 3
+            line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), numbers, strict=True))
+        table.append(line)
+    return _sorted(pd.DataFrame(table))
+
+
+def retrieval_markdown(table: pd.DataFrame) -> str:
+    """`retrieval_table` as a Markdown table, "76.7 [72.5, 80.8]" where there is an interval."""
+    metrics = [*_SHOWN, "MedR", "MeanR"]
+    several = table["dataset"].nunique() > 1
+    header = [*(["Dataset"] if several else []), "Split", "Direction", "Variant", *metrics]
+    first_number = len(header) - len(metrics)
+    lines = [header, ["---" if i < first_number else "--:" for i in range(len(header))]]
+    for _, row in table.iterrows():
+        names = [
+            *([row["dataset"]] if several else []),
+            label(row["split"], SPLITS),
+            label(row["direction"], DIRECTIONS),
+            label(row["variant"], VARIANTS),
+        ]
+        lines.append([*(name.replace("|", "\\|") for name in names), *_cells(row, metrics)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def reported_values(path: str | Path) -> pd.DataFrame:
+    """The papers' own numbers, each with its place: columns paper, table, row, column, value.
+
+    No file gives an empty table, and a value nobody could read stays blank: none is ever invented.
+    Raises ResultsError naming the line for a value without its place, a double or no number.
+    """
+    columns = ["paper", "table", "row", "column", "value"]
+    path = Path(path)
+    if not path.exists():
+        return pd.DataFrame(columns=columns).astype({"value": float})
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if list(frame.columns) != columns:
+        raise ResultsError(f"{path}: columns are {list(frame.columns)}; expected {columns}")
+    values = pd.to_numeric(frame["value"].replace("", np.nan), errors="coerce")
+    problems = {
+        "lacks its paper, table, row or column": (frame[columns[:4]] == "").any(axis=1),
+        "stands there twice": frame.duplicated(columns[:4]),
+        "is no finite number": (frame["value"] != "") & ~np.isfinite(values),
+    }
+    for problem, found in problems.items():
+        if found.any():
+            place = int(np.flatnonzero(found)[0])
+            raise ResultsError(
+                f"{path}, line {place + 2}: the value {problem}: {frame.loc[place].to_dict()}"
+            )
+    return frame.assign(value=values)
+
+
+def _refuse_mixtures(rows: pd.DataFrame) -> None:
+    for (dataset, split), group in rows.groupby(["dataset", "split"]):
+        found = group.groupby("data_fingerprint")["variant"].unique()
+        if len(found) > 1:
+            which = "; ".join(f"{data}: {', '.join(names)}" for data, names in found.items())
+            raise ResultsError(
+                f"rows of {dataset}/{split} come from different data ({which}); measure all "
+                "variants on the same data, or choose rows by data_fingerprint"
+            )
+    settings = rows["config"].map(lambda config: config_hash(_without_seeds(config)))
+    for (dataset, split, variant), group in settings.groupby(
+        [rows["dataset"], rows["split"], rows["variant"]]
+    ):
+        if group.nunique() > 1:
+            which = ", ".join(sorted(set(rows.loc[group.index, "config_hash"])))
+            raise ResultsError(
+                f"rows of {variant} on {dataset}/{split} come from different settings (config_hash "
+                f"{which}); choose rows by config_hash"
+            )
+
+
+def _without_seeds(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {k: _without_seeds(v) for k, v in config.items() if k != "seed"}
+    return [_without_seeds(v) for v in config] if isinstance(config, list) else config
+
+
+def _summary(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
+    """Value, low and high of one metric, a row a seed."""
+    values = rows["value"].to_numpy(float)
+    if len(values) == 1:
+        low, high = rows[["low", "high"]].astype(float).iloc[0]
+        return values[0], low, high
+    mean = values.mean()
+    half = _t_quantile(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    bounds = (0, 100) if metric.startswith("R@") else (1, np.inf)
+    low, high = np.clip([mean - half, mean + half], *bounds)
+    return mean, low, high
+
+
+def _t_quantile(degrees: int) -> float:
+    """The 97.5 % point of Student's t; no SciPy for one number."""
+    few = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+    if degrees <= len(few):
+        return few[degrees - 1]
+    z, n = NormalDist().inv_cdf(0.975), degrees
+    # Abramowitz and Stegun, 26.7.5
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    places = {"split": SPLITS, "variant": VARIANTS, "direction": DIRECTIONS}
+
+    def place(column: pd.Series) -> pd.Series:
+        order = in_order(column, places.get(column.name, {}))
+        return column.map({name: i for i, name in enumerate(order)})
+
+    return table.sort_values(["dataset", "split", "direction", "variant"], key=place).reset_index(
+        drop=True
+    )
+
+
+def _cells(row: pd.Series, metrics: list[str]) -> list[str]:
+    cells = []
+    for metric in metrics:
+        value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
+        cell = "" if np.isnan(value) else f"{value:.1f}"
+        cells.append(cell if not cell or np.isnan(low) else f"{cell} [{low:.1f}, {high:.1f}]")
+    return cells
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+def plot_retrieval(table: pd.DataFrame) -> Figure:
+    """R@1, R@5 and R@10 of each variant with 95 % intervals; a column a split, a row a direction.
+
+    `table` is `retrieval_table` of one dataset.
+    """
+    _one_dataset(table)
+    splits, directions = in_order(table["split"], SPLITS), in_order(table["direction"], DIRECTIONS)
+    figure, axes = plt.subplots(
+        len(directions),
+        len(splits),
+        figsize=(PAGE, 0.6 + 2.0 * len(directions)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for i, direction in enumerate(directions):
+        for j, split in enumerate(splits):
+            axis = axes[i, j]
+            chosen = table[(table["split"] == split) & (table["direction"] == direction)]
+            _dots(axis, chosen, marks(in_order(table["variant"], VARIANTS)))
+            axis.set_title(f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}", loc="left")
+        axes[i, 0].set_ylabel("recall (%)")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def plot_recall_curves(rows: pd.DataFrame, direction: str = "text_to_image") -> Figure:
+    """Recall@K against K of each variant, one direction, a panel a split, 95 % bands."""
+    table = retrieval_table(rows[rows["direction"] == direction])
+    _one_dataset(table)
+    splits = in_order(table["split"], SPLITS)
+    recalls = [metric for metric in METRICS if metric.startswith("R@")]
+    ks = np.array([int(metric[2:]) for metric in recalls])
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(PAGE, 2.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, split in zip(axes[0], splits, strict=True):
+        for variant, (colour, marker) in marks(in_order(table["variant"], VARIANTS)).items():
+            for _, row in table[(table["split"] == split) & (table["variant"] == variant)].iterrows():
+                value, low, high = (
+                    row[[m + end for m in recalls]].to_numpy(float) for end in ("", "_low", "_high")
+                )
+                name = label(variant, VARIANTS)
+                axis.plot(ks, value, color=colour, marker=marker, label=name)
+                axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
+        axis.set(xscale="log", xticks=ks, xlabel="K", ylim=(0, 100))
+        axis.set_xticks(ks, labels=map(str, ks))
+        axis.minorticks_off()
+        axis.set_title(f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}", loc="left")
+    axes[0, 0].set_ylabel("recall@K (%)")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def _dots(axis: Axes, rows: pd.DataFrame, variants: dict[str, tuple[str, str]]) -> None:
+    width = 0.72 / len(variants)
+    for i, (variant, (colour, marker)) in enumerate(variants.items()):
+        at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * width
+        # a variant that was not measured on this split keeps its place and its legend entry
+        row = rows[rows["variant"] == variant].reindex([0]) if False else rows
+        del row
+        break

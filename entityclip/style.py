@@ -1,0 +1,131 @@
+"""One look for every figure, and files that are the same bytes whenever the data are.
+
+Colours are Okabe and Ito's (2008), told apart with any colour vision; variants also differ by
+marker. A figure is as wide as a column (3.5 in) or a page (7 in).
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import unicodedata
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from entityclip.results import atomic_write_bytes, atomic_write_text
+
+COLUMN, PAGE = 3.5, 7.0  # inches
+GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"
+_PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+_MARKERS = ("s", "D", "^", "v", "P", "X")
+# zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
+_FIXED = {"zero-shot": (GREY, "o"), "clip": ("#0072B2", "s"), "entityclip": (VERMILLION, "D")}
+
+VARIANTS = {
+    "zero-shot": "CLIP, zero-shot",
+    "clip": "CLIP, fine-tuned",
+    "entityclip": "EntityCLIP",
+}
+SPLITS = {
+    "test": "Test",
+    "test_longtail": "Long tail",
+    "val": "Validation",
+    "generic_val": "Generic captions",
+}
+DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+
+
+def apply_style() -> None:
+    """Set the house style for all figures drawn from now on in this process."""
+    sns.set_theme(context="paper", style="ticks", font="DejaVu Sans")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "font.size": 8,
+            "axes.titlesize": 9,
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "legend.fontsize": 7.5,
+            "legend.title_fontsize": 8,
+            "axes.linewidth": 0.8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 4.5,
+        }
+    )
+
+
+def label(name: str, names: dict[str, str]) -> str:
+    """A name as a reader should see it; one that `names` lacks stands for itself."""
+    return names.get(name, name)
+
+
+def in_order(names: pd.Series, known: dict[str, str]) -> list[str]:
+    """The distinct names: known ones in the house's order, then the others by alphabet."""
+    present = set(names)
+    return [n for n in known if n in present] + sorted(present - set(known))
+
+
+def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
+    """(colour, marker) of each variant; the three main ones look the same in every figure."""
+    used = {_FIXED[v] for v in variants if v in _FIXED}
+    free = [
+        mark
+        for mark in zip(_PALETTE, _MARKERS, strict=True)
+        if mark[0] not in {colour for colour, _ in used}
+    ]
+    others = [v for v in variants if v not in _FIXED]
+    # more variants than colours: the markers move on against the colours
+    spare = {
+        v: (free[i % len(free)][0], _MARKERS[(i + i // len(free)) % len(_MARKERS)])
+        for i, v in enumerate(others)
+    }
+    return {v: _FIXED.get(v) or spare[v] for v in variants}
+
+
+def wrap(text: str, width: int, lines: int) -> str:
+    """Text in at most `lines` lines of `width` Latin characters' room, "…" where it was cut.
+
+    Wide (East Asian) characters count twice; words longer than a line are broken.
+    """
+    text = " ".join(text.split())
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    narrowed = max(1, round(width * len(text) / (len(text) + wide))) if text else width
+    wrapped = textwrap.wrap(text, narrowed)
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: narrowed - 1].rstrip() + "…"]
+    return "\n".join(wrapped)
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into `folder`; the paths.
+
+    The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
+    """
+    paths = []
+    for kind, metadata in (
+        ("png", {"Software": None}),
+        ("svg", {"Date": None, "Creator": None}),
+    ):
+        buffer = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}):
+            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+        paths.append(Path(folder) / f"{name}.{kind}")
+        atomic_write_bytes(paths[-1], buffer.getvalue())
+    return paths
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
+    """Write ``name.csv`` into `folder` (six significant digits, LF, unknown values blank)."""
+    path = Path(folder) / f"{name}.csv"
+    atomic_write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return path
