@@ -1,27 +1,24 @@
-"""Stored result rows and training logs to tables and figures. Nothing here trains or measures."""
+"""Figures from stored result rows and training logs. Nothing here trains or measures.
+
+`apply_style` first; then each function returns a figure for `save_figure`, and the table behind it
+goes to `save_table`.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
-from pathlib import Path
-from statistics import NormalDist
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from entityclip.config import config_hash
 from entityclip.galleries import plot_gallery, plot_retrieval_gallery
 from entityclip.metrics import METRICS
-from entityclip.results import ResultsError
 from entityclip.style import (
     DIRECTIONS,
-    GREY,
     PAGE,
     SPLITS,
     VARIANTS,
@@ -31,6 +28,13 @@ from entityclip.style import (
     marks,
     save_figure,
     save_table,
+)
+from entityclip.tables import (
+    Log,
+    read_log,
+    reported_values,
+    retrieval_markdown,
+    retrieval_table,
 )
 
 __all__ = [
@@ -48,225 +52,163 @@ __all__ = [
     "save_table",
 ]
 
-log = logging.getLogger(__name__)
-
-Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
-_GROUP = ["dataset", "split", "variant", "direction"]
+Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 _SHOWN = ("R@1", "R@5", "R@10")
-
-
-# ---------------------------------------------------------------------------------------- tables
-
-
-def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a (dataset, split, variant, direction), one column a metric, from `read_rows`.
-
-    Columns: the four names, `seeds`, `n_queries`, `n_candidates`, `interval`, then each of METRICS
-    with `<metric>_low` and `<metric>_high`. With one seed the intervals are the rows' own (95 %
-    bootstrap over queries: the variance of the test set); with several, values are means over seeds
-    and intervals Student's t over seeds (the variance of training), as `interval` says. A metric
-    that a seed lacks is blank, never a mean over fewer seeds than the row claims.
-
-    Raises ResultsError where rows of different data, or of one seed under different settings, would
-    be set side by side.
-    """
-    _refuse_mixtures(rows)
-    table = []
-    for names, group in rows.groupby(_GROUP, sort=False):
-        seeds = group["seed"].nunique()
-        line: dict[str, Any] = dict(zip(_GROUP, names, strict=True)) | {
-            "seeds": seeds,
-            "n_queries": group["n_queries"].iloc[0],
-            "n_candidates": group["n_candidates"].iloc[0],
-            "interval": "bootstrap over queries" if seeds == 1 else "t over seeds",
-        }
-        for metric in METRICS:
-            of_metric = group[group["metric"] == metric]
-            numbers = _summary(of_metric, metric) if len(of_metric) == seeds else (np.nan,) * 3
-            line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), numbers, strict=True))
-        table.append(line)
-    return _sorted(pd.DataFrame(table))
-
-
-def retrieval_markdown(table: pd.DataFrame) -> str:
-    """`retrieval_table` as a Markdown table, "76.7 [72.5, 80.8]" where there is an interval."""
-    metrics = [*_SHOWN, "MedR", "MeanR"]
-    several = table["dataset"].nunique() > 1
-    header = [*(["Dataset"] if several else []), "Split", "Direction", "Variant", *metrics]
-    first_number = len(header) - len(metrics)
-    lines = [header, ["---" if i < first_number else "--:" for i in range(len(header))]]
-    for _, row in table.iterrows():
-        names = [
-            *([row["dataset"]] if several else []),
-            label(row["split"], SPLITS),
-            label(row["direction"], DIRECTIONS),
-            label(row["variant"], VARIANTS),
-        ]
-        lines.append([*(name.replace("|", "\\|") for name in names), *_cells(row, metrics)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def reported_values(path: str | Path) -> pd.DataFrame:
-    """The papers' own numbers, each with its place: columns paper, table, row, column, value.
-
-    No file gives an empty table, and a value nobody could read stays blank: none is ever invented.
-    Raises ResultsError naming the line for a value without its place, a double or no number.
-    """
-    columns = ["paper", "table", "row", "column", "value"]
-    path = Path(path)
-    if not path.exists():
-        return pd.DataFrame(columns=columns).astype({"value": float})
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if list(frame.columns) != columns:
-        raise ResultsError(f"{path}: columns are {list(frame.columns)}; expected {columns}")
-    values = pd.to_numeric(frame["value"].replace("", np.nan), errors="coerce")
-    problems = {
-        "lacks its paper, table, row or column": (frame[columns[:4]] == "").any(axis=1),
-        "stands there twice": frame.duplicated(columns[:4]),
-        "is no finite number": (frame["value"] != "") & ~np.isfinite(values),
-    }
-    for problem, found in problems.items():
-        if found.any():
-            place = int(np.flatnonzero(found)[0])
-            raise ResultsError(
-                f"{path}, line {place + 2}: the value {problem}: {frame.loc[place].to_dict()}"
-            )
-    return frame.assign(value=values)
-
-
-def _refuse_mixtures(rows: pd.DataFrame) -> None:
-    for (dataset, split), group in rows.groupby(["dataset", "split"]):
-        found = group.groupby("data_fingerprint")["variant"].unique()
-        if len(found) > 1:
-            which = "; ".join(f"{data}: {', '.join(names)}" for data, names in found.items())
-            raise ResultsError(
-                f"rows of {dataset}/{split} come from different data ({which}); measure all "
-                "variants on the same data, or choose rows by data_fingerprint"
-            )
-    settings = rows["config"].map(lambda config: config_hash(_without_seeds(config)))
-    for (dataset, split, variant), group in settings.groupby(
-        [rows["dataset"], rows["split"], rows["variant"]]
-    ):
-        if group.nunique() > 1:
-            which = ", ".join(sorted(set(rows.loc[group.index, "config_hash"])))
-            raise ResultsError(
-                f"rows of {variant} on {dataset}/{split} come from different settings (config_hash "
-                f"{which}); choose rows by config_hash"
-            )
-
-
-def _without_seeds(config: Any) -> Any:
-    if isinstance(config, Mapping):
-        return {k: _without_seeds(v) for k, v in config.items() if k != "seed"}
-    return [_without_seeds(v) for v in config] if isinstance(config, list) else config
-
-
-def _summary(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Value, low and high of one metric, a row a seed."""
-    values = rows["value"].to_numpy(float)
-    if len(values) == 1:
-        low, high = rows[["low", "high"]].astype(float).iloc[0]
-        return values[0], low, high
-    mean = values.mean()
-    half = _t_quantile(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    bounds = (0, 100) if metric.startswith("R@") else (1, np.inf)
-    low, high = np.clip([mean - half, mean + half], *bounds)
-    return mean, low, high
-
-
-def _t_quantile(degrees: int) -> float:
-    """The 97.5 % point of Student's t; no SciPy for one number."""
-    few = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-    if degrees <= len(few):
-        return few[degrees - 1]
-    z, n = NormalDist().inv_cdf(0.975), degrees
-    # Abramowitz and Stegun, 26.7.5
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-
-
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    places = {"split": SPLITS, "variant": VARIANTS, "direction": DIRECTIONS}
-
-    def place(column: pd.Series) -> pd.Series:
-        order = in_order(column, places.get(column.name, {}))
-        return column.map({name: i for i, name in enumerate(order)})
-
-    return table.sort_values(["dataset", "split", "direction", "variant"], key=place).reset_index(
-        drop=True
-    )
-
-
-def _cells(row: pd.Series, metrics: list[str]) -> list[str]:
-    cells = []
-    for metric in metrics:
-        value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
-        cell = "" if np.isnan(value) else f"{value:.1f}"
-        cells.append(cell if not cell or np.isnan(low) else f"{cell} [{low:.1f}, {high:.1f}]")
-    return cells
-
-
-# --------------------------------------------------------------------------------------- figures
+_RECALLS = tuple(metric for metric in METRICS if metric.startswith("R@"))
 
 
 def plot_retrieval(table: pd.DataFrame) -> Figure:
     """R@1, R@5 and R@10 of each variant with 95 % intervals; a column a split, a row a direction.
 
-    `table` is `retrieval_table` of one dataset.
+    `table` is `retrieval_table` of one dataset. What was not measured is left empty.
     """
-    _one_dataset(table)
+    _check(table)
     splits, directions = in_order(table["split"], SPLITS), in_order(table["direction"], DIRECTIONS)
+    variants = marks(in_order(table["variant"], VARIANTS))
     figure, axes = plt.subplots(
         len(directions),
         len(splits),
-        figsize=(PAGE, 0.6 + 2.0 * len(directions)),
+        figsize=(PAGE, 0.5 + 2.1 * len(directions)),
+        sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     for i, direction in enumerate(directions):
         for j, split in enumerate(splits):
-            axis = axes[i, j]
             chosen = table[(table["split"] == split) & (table["direction"] == direction)]
-            _dots(axis, chosen, marks(in_order(table["variant"], VARIANTS)))
-            axis.set_title(f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}", loc="left")
+            _intervals(axes[i, j], chosen, variants)
+            axes[i, j].set_title(_title(split, direction), loc="left")
         axes[i, 0].set_ylabel("recall (%)")
-    _legend(figure, axes[0, 0])
+    _legend(figure, variants)
     return figure
 
 
 def plot_recall_curves(rows: pd.DataFrame, direction: str = "text_to_image") -> Figure:
-    """Recall@K against K of each variant, one direction, a panel a split, 95 % bands."""
+    """Recall@K against K of each variant, one direction, a panel a split, with 95 % bands.
+
+    `rows` are `read_rows` of one dataset.
+    """
     table = retrieval_table(rows[rows["direction"] == direction])
-    _one_dataset(table)
-    splits = in_order(table["split"], SPLITS)
-    recalls = [metric for metric in METRICS if metric.startswith("R@")]
-    ks = np.array([int(metric[2:]) for metric in recalls])
+    _check(table)
+    splits, variants = (
+        in_order(table["split"], SPLITS),
+        marks(in_order(table["variant"], VARIANTS)),
+    )
     figure, axes = plt.subplots(
-        1, len(splits), figsize=(PAGE, 2.8), sharey=True, squeeze=False, layout="constrained"
+        1, len(splits), figsize=(PAGE, 2.7), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, split in zip(axes[0], splits, strict=True):
-        for variant, (colour, marker) in marks(in_order(table["variant"], VARIANTS)).items():
-            for _, row in table[(table["split"] == split) & (table["variant"] == variant)].iterrows():
-                value, low, high = (
-                    row[[m + end for m in recalls]].to_numpy(float) for end in ("", "_low", "_high")
-                )
-                name = label(variant, VARIANTS)
-                axis.plot(ks, value, color=colour, marker=marker, label=name)
-                axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.set(xscale="log", xticks=ks, xlabel="K", ylim=(0, 100))
-        axis.set_xticks(ks, labels=map(str, ks))
-        axis.minorticks_off()
-        axis.set_title(f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}", loc="left")
+        _curves(axis, table[table["split"] == split], variants)
+        axis.set_title(_title(split, direction), loc="left")
     axes[0, 0].set_ylabel("recall@K (%)")
-    _legend(figure, axes[0, 0])
+    _legend(figure, variants)
     return figure
 
 
-def _dots(axis: Axes, rows: pd.DataFrame, variants: dict[str, tuple[str, str]]) -> None:
-    width = 0.72 / len(variants)
+def plot_training_curves(logs: Mapping[str, Log], term: str = "loss") -> Figure:
+    """A loss of each step, faint, and its running median; and the validation loss of each epoch.
+
+    `logs` holds `read_log` by variant; `term` is the logged loss to draw: the total, or "vtc",
+    which variants with other terms have in common. The best epoch is ringed. Raises ValueError for
+    no logs and for a term that no log has.
+    """
+    if not any(term in steps for steps, _ in logs.values()):
+        raise ValueError(f"no log has {term!r}; logs are of {', '.join(logs) or 'nothing'}")
+    variants = marks(in_order(pd.Series(list(logs)), VARIANTS))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.7), layout="constrained")
+    for variant, (colour, marker) in variants.items():
+        steps, validations = logs[variant]
+        if term in steps and len(steps):
+            left.plot(steps["step"], steps[term], color=colour, alpha=0.25, linewidth=0.6)
+            left.plot(steps["step"], _smooth(steps[term]), color=colour)
+        if len(validations):
+            right.plot(validations["epoch"], validations["val_loss"], color=colour, marker=marker)
+            best = validations.loc[validations["val_loss"].idxmin()]
+            right.plot(
+                *(best["epoch"], best["val_loss"]),
+                marker="o",
+                markersize=10,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+            )
+    left.set(xlabel="step", ylabel="training loss" if term == "loss" else f"training {term}")
+    left.set_title("Training (line: running median)", loc="left")
+    right.set(xlabel="epoch", ylabel="validation loss")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.set_title("Validation (ring: lowest)", loc="left")
+    _legend(figure, variants)
+    return figure
+
+
+def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
+    apart = 0.8 / len(variants)
     for i, (variant, (colour, marker)) in enumerate(variants.items()):
-        at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * width
-        # a variant that was not measured on this split keeps its place and its legend entry
-        row = rows[rows["variant"] == variant].reindex([0]) if False else rows
-        del row
-        break
+        for _, row in rows[rows["variant"] == variant].iterrows():
+            value, low, high = _numbers(row, _SHOWN)
+            at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * apart
+            axis.vlines(at, low, high, color=colour, linewidth=1.2)
+            axis.plot(at, value, marker, color=colour)
+            for x, y, top in zip(at, value, np.fmax(value, high), strict=True):
+                if not np.isnan(y):
+                    axis.annotate(
+                        f"{y:.1f}",
+                        (x, top),
+                        xytext=(0, 2.5),
+                        textcoords="offset points",
+                        ha="center",
+                        va="bottom",
+                        fontsize=6.5 if len(variants) <= 4 else 5.5,
+                        color=colour,
+                    )
+    axis.set(xlim=(-0.5, len(_SHOWN) - 0.5), ylim=(0, 109), yticks=range(0, 101, 25))
+    axis.set_xticks(range(len(_SHOWN)), labels=_SHOWN)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _curves(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
+    ks = [int(metric[2:]) for metric in _RECALLS]
+    for variant, (colour, marker) in variants.items():
+        for _, row in rows[rows["variant"] == variant].iterrows():
+            value, low, high = _numbers(row, _RECALLS)
+            axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
+            axis.plot(ks, value, color=colour, marker=marker)
+    axis.set(xscale="log", xlabel="K", ylim=(0, 103), yticks=range(0, 101, 25))
+    axis.set_xticks(ks, labels=map(str, ks))
+    axis.minorticks_off()
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+
+
+def _numbers(row: pd.Series, metrics: tuple[str, ...]) -> list[np.ndarray]:
+    """Values, lows and highs of some metrics of one table row."""
+    return [
+        row[[metric + end for metric in metrics]].to_numpy(float) for end in ("", "_low", "_high")
+    ]
+
+
+def _smooth(values: pd.Series) -> pd.Series:
+    # a median: one bad batch should not look like a trend
+    window = max(1, len(values) // 25)
+    return values.rolling(window, center=True, min_periods=1).median()
+
+
+def _title(split: str, direction: str) -> str:
+    return f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}"
+
+
+def _legend(figure: Figure, variants: Marks) -> None:
+    lines = [
+        Line2D([], [], color=colour, marker=marker, label=label(variant, VARIANTS))
+        for variant, (colour, marker) in variants.items()
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
+
+
+def _check(table: pd.DataFrame) -> None:
+    datasets = sorted(set(table["dataset"]))
+    if len(datasets) != 1:
+        raise ValueError(
+            f"a figure shows one dataset; the table has {', '.join(datasets) or 'no rows'}"
+        )

@@ -1,0 +1,136 @@
+"""Figures to look at: pairs with their explanations, and what a model retrieves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from entityclip.style import GREEN, GREY, PAGE, VERMILLION, wrap
+
+_CHARACTER = 0.58  # mean width of a DejaVu Sans letter, of its font size
+_LINE = 1.25  # line height, of the font size
+_GAP = 0.12  # inches between pictures
+_POINT = 1 / 72  # inch
+
+Pair = tuple[Image.Image, str, str | None]  # picture, caption, explanation
+Retrieved = tuple[str, Sequence[Image.Image], int | None, Image.Image, int]
+
+
+def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
+    """Pictures with caption (bold) and explanation (grey) underneath, `columns` to a row.
+
+    An item is (picture, caption, explanation or None). Long texts are wrapped and cut with "…".
+    Raises ValueError for no items.
+    """
+    if not items or columns < 1:
+        raise ValueError(f"nothing to show: {len(items)} items in {columns} columns")
+    size = (PAGE - _GAP * (columns + 1)) / columns
+    captions = [wrap(caption, _fits(size, 7.0), 4) for _, caption, _ in items]
+    explanations = [wrap(text or "", _fits(size, 6.5), 8) for _, _, text in items]
+    rows = [
+        range(start, min(start + columns, len(items))) for start in range(0, len(items), columns)
+    ]
+    # a row is as high as its longest text needs
+    heights = [
+        size
+        + 3 * _GAP
+        + max(_height(captions[i], 7.0) + _height(explanations[i], 6.5) for i in row)
+        for row in rows
+    ]
+    figure = plt.figure(figsize=(PAGE, sum(heights) + _GAP))
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, i in enumerate(row):
+            left, below = _GAP + column * (size + _GAP), top + size + _GAP * 0.6
+            _picture(_axes_at(figure, left, top, size), items[i][0])
+            _write(figure, left, below, captions[i], fontsize=7.0, fontweight="bold")
+            below += _height(captions[i], 7.0) + 0.03
+            _write(figure, left, below, explanations[i], fontsize=6.5, color="0.35")
+        top += height
+    return figure
+
+
+def plot_retrieval_gallery(queries: Sequence[Retrieved]) -> Figure:
+    """A row a query: its caption and the right picture's rank, the pictures found, best first.
+
+    A query is (caption, pictures best first, which of them is right or None, the right picture, its
+    rank), as `evaluation.best_pictures` gives. The right one has a green frame and "✓", a wrong
+    first one a vermillion frame and "✗"; a right one that was not found stands at the row's end.
+    Raises ValueError for no queries and for a place outside the pictures.
+    """
+    if not queries:
+        raise ValueError("nothing to show: no queries")
+    for caption, pictures, true, _, _ in queries:
+        if true is not None and not 0 <= true < len(pictures):
+            raise ValueError(f"picture {true} of {len(pictures)} is right for {caption!r}?")
+    shown = max(len(pictures) for _, pictures, _, _, _ in queries)
+    text = 1.55
+    extra = any(true is None for _, _, true, _, _ in queries)
+    gaps = _GAP * (shown + 2 + 3 * extra)
+    size = (PAGE - text - gaps) / (shown + extra)
+    height = size + 0.32
+    figure = plt.figure(figsize=(PAGE, height * len(queries) + _GAP))
+    for i, query in enumerate(queries):
+        _query(figure, query, top=_GAP + i * height, size=size, text=text, shown=shown)
+    return figure
+
+
+def _query(
+    figure: Figure, query: Retrieved, *, top: float, size: float, text: float, shown: int
+) -> None:
+    caption, pictures, true, answer, rank = query
+    head = 0.17
+    lines = int((size + head - 0.2) / (7.0 * _LINE * _POINT))
+    caption = wrap(caption, _fits(text, 7.0), max(1, lines))
+    _write(figure, _GAP, top + head, caption, fontsize=7.0)
+    below = top + head + _height(caption, 7.0) + 0.05
+    _write(figure, _GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
+    for place, picture in enumerate(pictures):
+        frame = GREEN if place == true else VERMILLION if place == 0 else None
+        sign = " ✓" if place == true else " ✗" if place == 0 else ""
+        axis = _axes_at(figure, text + _GAP * (place + 2) + size * place, top + head, size)
+        _picture(axis, picture, frame)
+        axis.set_title(f"{place + 1}{sign}", fontsize=7, color=frame or GREY, pad=3)
+    if true is None:
+        axis = _axes_at(figure, text + _GAP * (shown + 4) + size * shown, top + head, size)
+        _picture(axis, answer, GREEN)
+        axis.set_title(f"{rank} ✓", fontsize=7, color=GREEN, pad=3)
+
+
+def _axes_at(figure: Figure, left: float, top: float, size: float) -> Axes:
+    """Square axes at a place in inches from the figure's upper left corner."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+
+
+def _picture(axis: Axes, picture: Image.Image, frame: str | None = None) -> None:
+    axis.imshow(picture.convert("RGB"), interpolation="lanczos")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
+
+
+def _write(figure: Figure, left: float, top: float, text: str, **style: object) -> None:
+    width, height = figure.get_size_inches()
+    # parse_math: captions hold dollar signs
+    figure.text(
+        left / width,
+        1 - top / height,
+        text,
+        va="top",
+        linespacing=_LINE,
+        parse_math=False,
+        **style,
+    )
+
+
+def _fits(inches: float, points: float) -> int:
+    return max(4, int(inches / (points * _CHARACTER * _POINT)))
+
+
+def _height(text: str, points: float) -> float:
+    return (text.count("\n") + 1) * points * _LINE * _POINT if text else 0.0
