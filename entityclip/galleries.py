@@ -7,37 +7,37 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from entityclip.style import GREEN, GREY, PAGE, VERMILLION, wrap
 
-_CHARACTER = 0.58  # mean width of a DejaVu Sans letter, of its font size
 _LINE = 1.25  # line height, of the font size
 _GAP = 0.12  # inches between pictures
+_PIXELS = 320  # a photograph is shrunk to this, enough at 200 dpi
 _POINT = 1 / 72  # inch
 
-Pair = tuple[Image.Image, str, str | None]  # picture, caption, explanation
+Pair = tuple[str, str | None, Image.Image]  # caption, explanation, picture
 Retrieved = tuple[str, Sequence[Image.Image], int | None, Image.Image, int]
 
 
 def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
     """Pictures with caption (bold) and explanation (grey) underneath, `columns` to a row.
 
-    An item is (picture, caption, explanation or None). Long texts are wrapped and cut with "…".
+    An item is (caption, explanation or None, picture). Long texts are wrapped and cut with "…".
     Raises ValueError for no items.
     """
     if not items or columns < 1:
         raise ValueError(f"nothing to show: {len(items)} items in {columns} columns")
     size = (PAGE - _GAP * (columns + 1)) / columns
-    captions = [wrap(caption, _fits(size, 7.0), 4) for _, caption, _ in items]
-    explanations = [wrap(text or "", _fits(size, 6.5), 8) for _, _, text in items]
+    captions = [wrap(caption, size, 7.0, 5, "bold") for caption, _, _ in items]
+    explanations = [wrap(text or "", size, 6.5, 9) for _, text, _ in items]
     rows = [
         range(start, min(start + columns, len(items))) for start in range(0, len(items), columns)
     ]
     # a row is as high as its longest text needs
     heights = [
         size
-        + 3 * _GAP
+        + 2.5 * _GAP
         + max(_height(captions[i], 7.0) + _height(explanations[i], 6.5) for i in row)
         for row in rows
     ]
@@ -46,7 +46,7 @@ def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
     for row, height in zip(rows, heights, strict=True):
         for column, i in enumerate(row):
             left, below = _GAP + column * (size + _GAP), top + size + _GAP * 0.6
-            _picture(_axes_at(figure, left, top, size), items[i][0])
+            _picture(_axes_at(figure, left, top, size), items[i][2])
             _write(figure, left, below, captions[i], fontsize=7.0, fontweight="bold")
             below += _height(captions[i], 7.0) + 0.03
             _write(figure, left, below, explanations[i], fontsize=6.5, color="0.35")
@@ -85,7 +85,7 @@ def _query(
     caption, pictures, true, answer, rank = query
     head = 0.17
     lines = int((size + head - 0.2) / (7.0 * _LINE * _POINT))
-    caption = wrap(caption, _fits(text, 7.0), max(1, lines))
+    caption = wrap(caption, text, 7.0, max(1, lines))
     _write(figure, _GAP, top + head, caption, fontsize=7.0)
     below = top + head + _height(caption, 7.0) + 0.05
     _write(figure, _GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
@@ -108,7 +108,11 @@ def _axes_at(figure: Figure, left: float, top: float, size: float) -> Axes:
 
 
 def _picture(axis: Axes, picture: Image.Image, frame: str | None = None) -> None:
-    axis.imshow(picture.convert("RGB"), interpolation="lanczos")
+    picture = picture.convert("RGB")
+    if max(picture.size) > _PIXELS:
+        picture = ImageOps.contain(picture, (_PIXELS, _PIXELS), Image.Resampling.LANCZOS)
+    # own pixels, not resampled again: a drawn 64 px picture stays small in the file
+    axis.imshow(picture, interpolation="none")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
@@ -126,10 +130,6 @@ def _write(figure: Figure, left: float, top: float, text: str, **style: object) 
         parse_math=False,
         **style,
     )
-
-
-def _fits(inches: float, points: float) -> int:
-    return max(4, int(inches / (points * _CHARACTER * _POINT)))
 
 
 def _height(text: str, points: float) -> float:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 RECALL_AT = (1, 5, 10, 50, 100)
 METRICS = (*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR")
-_SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
+# similarities in memory at once: a CPU's cache holds 8 MiB of them, a GPU wants 256 MiB to be busy
+_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
+_ROWS_AT_ONCE = 16  # at least; single rows would not use the matrix kernels
 _TILE = 64  # columns; a multiple of every BLAS kernel's width
 _WEIGHTS_AT_ONCE = 2**21  # 16 MiB of int64
 
@@ -41,8 +43,9 @@ def retrieval_ranks(
     queries [Nq, d] and candidates [Nc, d] lie on one device and are compared by dot product in
     float32 (normalise first for cosine). positives None pairs query i with candidate i; else it is
     (query_groups [Nq], candidate_groups [Nc]), integer ids, and every candidate of the query's
-    group is a positive. chunk is the number of queries compared at once; by default as many as keep
-    the similarities in memory below 64 MiB. Returns int64 [Nq] on the CPU.
+    group is a positive. chunk is the number of queries compared at once; by default 8 MiB of
+    similarities on a CPU and 256 MiB on a GPU, but 16 queries at least. Returns int64 [Nq] on the
+    CPU.
 
     Ties count against the query (see the module). Raises ValueError for shapes that do not fit, a
     query without a positive, and a NaN or infinite similarity, naming the first such query.
@@ -50,7 +53,8 @@ def retrieval_ranks(
     _check_features(queries, candidates)
     groups = _check_positives(positives, queries, candidates)
     if chunk is None:
-        chunk = max(1, _SIMILARITIES_AT_ONCE // len(candidates))
+        at_once = _AT_ONCE.get(queries.device.type, _AT_ONCE["cpu"])
+        chunk = max(_ROWS_AT_ONCE, at_once // len(candidates))
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 query")
     n_candidates = len(candidates)

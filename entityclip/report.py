@@ -6,7 +6,8 @@ goes to `save_table`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,12 +15,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from entityclip.galleries import plot_gallery, plot_retrieval_gallery
 from entityclip.metrics import METRICS
 from entityclip.style import (
+    COLUMN,
     DIRECTIONS,
+    GREY,
     PAGE,
+    PALETTE,
     SPLITS,
     VARIANTS,
     apply_style,
@@ -40,6 +45,7 @@ from entityclip.tables import (
 __all__ = [
     "apply_style",
     "plot_gallery",
+    "plot_lengths",
     "plot_recall_curves",
     "plot_retrieval",
     "plot_retrieval_gallery",
@@ -54,6 +60,7 @@ __all__ = [
 
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 _SHOWN = ("R@1", "R@5", "R@10")
+_TERMS = {"vtc": "VTC", "vtc_moe": "VTC of the experts", "itm": "GI-ITM"}
 _RECALLS = tuple(metric for metric in METRICS if metric.startswith("R@"))
 
 
@@ -106,39 +113,82 @@ def plot_recall_curves(rows: pd.DataFrame, direction: str = "text_to_image") -> 
     return figure
 
 
-def plot_training_curves(logs: Mapping[str, Log], term: str = "loss") -> Figure:
-    """A loss of each step, faint, and its running median; and the validation loss of each epoch.
+def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc") -> Figure:
+    """One loss term in training and in validation, and the other terms where a log has any.
 
-    `logs` holds `read_log` by variant; `term` is the logged loss to draw: the total, or "vtc",
-    which variants with other terms have in common. The best epoch is ringed. Raises ValueError for
-    no logs and for a term that no log has.
+    `logs` holds `read_log`, or the log's path, by variant. `term` is what all variants share and so
+    may be compared. Training shows each step faintly and a running median; a ring marks the epoch
+    whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
+    logs and for a log without the term.
     """
-    if not any(term in steps for steps, _ in logs.values()):
-        raise ValueError(f"no log has {term!r}; logs are of {', '.join(logs) or 'nothing'}")
-    variants = marks(in_order(pd.Series(list(logs)), VARIANTS))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.7), layout="constrained")
+    read = {
+        name: read_log(log) if isinstance(log, str | Path) else log for name, log in logs.items()
+    }
+    lacking = [name for name, (steps, _) in read.items() if term not in steps]
+    if lacking or not read:
+        raise ValueError(f"no {term!r} in the logs of {', '.join(lacking) or 'nothing'}")
+    variants = marks(in_order(pd.Series(list(read)), VARIANTS))
+    others = [
+        name for name in _TERMS if name != term and any(name in steps for steps, _ in read.values())
+    ]
+    figure, axes = plt.subplots(1, 3 if others else 2, figsize=(PAGE, 2.7), layout="constrained")
     for variant, (colour, marker) in variants.items():
-        steps, validations = logs[variant]
-        if term in steps and len(steps):
-            left.plot(steps["step"], steps[term], color=colour, alpha=0.25, linewidth=0.6)
-            left.plot(steps["step"], _smooth(steps[term]), color=colour)
-        if len(validations):
-            right.plot(validations["epoch"], validations["val_loss"], color=colour, marker=marker)
-            best = validations.loc[validations["val_loss"].idxmin()]
-            right.plot(
-                *(best["epoch"], best["val_loss"]),
-                marker="o",
-                markersize=10,
-                markerfacecolor="none",
-                markeredgecolor=colour,
-            )
-    left.set(xlabel="step", ylabel="training loss" if term == "loss" else f"training {term}")
-    left.set_title("Training (line: running median)", loc="left")
-    right.set(xlabel="epoch", ylabel="validation loss")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.set_title("Validation (ring: lowest)", loc="left")
+        steps, validations = read[variant]
+        axes[0].plot(steps["step"], steps[term], color=colour, alpha=0.25, linewidth=0.6)
+        axes[0].plot(steps["step"], _smooth(steps[term]), color=colour)
+        _validation(axes[1], validations, term, colour, marker)
+        for name, dashes in zip(others, ("-", "--"), strict=False):
+            if name in steps:
+                axes[2].plot(steps["step"], _smooth(steps[name]), color=colour, linestyle=dashes)
+    _name_terms(axes, term, others)
     _legend(figure, variants)
     return figure
+
+
+def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
+    """Histograms of text lengths in tokens, by kind of text, against the encoder's limit."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    longest = max(limit, *(max(tokens) for tokens in lengths.values()))
+    width = -(-longest // 60)  # whole tokens: uneven bins would draw peaks that are not there
+    bins = np.arange(0.5, longest + width + 0.5, width)
+    for (kind, tokens), colour in zip(lengths.items(), PALETTE, strict=False):
+        axis.hist(tokens, bins=bins, color=colour, alpha=0.7, label=kind)
+    axis.axvline(limit, color=GREY, linestyle="--", linewidth=1, label=f"limit ({limit})")
+    axis.set(xlabel="tokens", ylabel="texts", xlim=(0, longest * 1.03))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
+    return figure
+
+
+def _validation(axis: Axes, rows: pd.DataFrame, term: str, colour: str, marker: str) -> None:
+    if rows.empty:
+        return
+    name = f"val_{term}" if f"val_{term}" in rows else "val_loss"
+    axis.plot(rows["epoch"], rows[name], color=colour, marker=marker)
+    kept = rows.loc[rows["val_loss"].idxmin()]
+    axis.plot(
+        *(kept["epoch"], kept[name]),
+        marker="o",
+        markersize=10,
+        markerfacecolor="none",
+        markeredgecolor=colour,
+    )
+
+
+def _name_terms(axes: np.ndarray, term: str, others: list[str]) -> None:
+    axes[0].set(xlabel="step", ylabel=_TERMS.get(term, term))
+    axes[0].set_title("Training", loc="left")
+    axes[1].set(xlabel="epoch")
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes[1].set_title("Validation (ring: kept)", loc="left")
+    if others:
+        axes[2].set(xlabel="step")
+        axes[2].set_title("Further terms, training", loc="left")
+        handles = [
+            Line2D([], [], color="0.3", linestyle=dashes, label=_TERMS[name])
+            for name, dashes in zip(others, ("-", "--"), strict=False)
+        ]
+        axes[2].legend(handles=handles, loc="upper right")
 
 
 def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
@@ -148,17 +198,18 @@ def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
             value, low, high = _numbers(row, _SHOWN)
             at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * apart
             axis.vlines(at, low, high, color=colour, linewidth=1.2)
-            axis.plot(at, value, marker, color=colour)
+            axis.plot(at, value, marker, color=colour, clip_on=False)
+            # beyond four variants the numbers would run into each other; the table has them
             for x, y, top in zip(at, value, np.fmax(value, high), strict=True):
-                if not np.isnan(y):
+                if not np.isnan(y) and len(variants) <= 4:
                     axis.annotate(
-                        f"{y:.1f}",
+                        "100" if y == 100 else f"{y:.1f}",
                         (x, top),
                         xytext=(0, 2.5),
                         textcoords="offset points",
                         ha="center",
                         va="bottom",
-                        fontsize=6.5 if len(variants) <= 4 else 5.5,
+                        fontsize=6.5,
                         color=colour,
                     )
     axis.set(xlim=(-0.5, len(_SHOWN) - 0.5), ylim=(0, 109), yticks=range(0, 101, 25))
@@ -174,7 +225,7 @@ def _curves(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
         for _, row in rows[rows["variant"] == variant].iterrows():
             value, low, high = _numbers(row, _RECALLS)
             axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
-            axis.plot(ks, value, color=colour, marker=marker)
+            axis.plot(ks, value, color=colour, marker=marker, clip_on=False)
     axis.set(xscale="log", xlabel="K", ylim=(0, 103), yticks=range(0, 101, 25))
     axis.set_xticks(ks, labels=map(str, ks))
     axis.minorticks_off()
@@ -200,7 +251,9 @@ def _title(split: str, direction: str) -> str:
 
 def _legend(figure: Figure, variants: Marks) -> None:
     lines = [
-        Line2D([], [], color=colour, marker=marker, label=label(variant, VARIANTS))
+        Line2D(
+            [], [], color=colour, marker=marker, label=label(variant, VARIANTS).replace("$", r"\$")
+        )
         for variant, (colour, marker) in variants.items()
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))

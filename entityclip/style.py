@@ -1,26 +1,27 @@
 """One look for every figure, and files that are the same bytes whenever the data are.
 
-Colours are Okabe and Ito's (2008), told apart with any colour vision; variants also differ by
-marker. A figure is as wide as a column (3.5 in) or a page (7 in).
+Colours are Okabe and Ito's (2008) without the yellow, told apart with any colour vision; variants
+also differ by marker. A figure is as wide as a column (3.5 in) or a page (7 in).
 """
 
 from __future__ import annotations
 
 import io
-import textwrap
-import unicodedata
+from bisect import bisect
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from entityclip.results import atomic_write_bytes, atomic_write_text
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"
-_PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#0072B2")
 _MARKERS = ("s", "D", "^", "v", "P", "X")
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
 _FIXED = {"zero-shot": (GREY, "o"), "clip": ("#0072B2", "s"), "entityclip": (VERMILLION, "D")}
@@ -80,7 +81,7 @@ def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     used = {_FIXED[v] for v in variants if v in _FIXED}
     free = [
         mark
-        for mark in zip(_PALETTE, _MARKERS, strict=True)
+        for mark in zip(PALETTE, _MARKERS, strict=True)
         if mark[0] not in {colour for colour, _ in used}
     ]
     others = [v for v in variants if v not in _FIXED]
@@ -92,17 +93,37 @@ def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     return {v: _FIXED.get(v) or spare[v] for v in variants}
 
 
-def wrap(text: str, width: int, lines: int) -> str:
-    """Text in at most `lines` lines of `width` Latin characters' room, "…" where it was cut.
+def wrap(text: str, inches: float, points: float, lines: int, weight: str = "normal") -> str:
+    """Text in at most `lines` lines that fit `inches` as set, "…" where it was cut.
 
-    Wide (East Asian) characters count twice; words longer than a line are broken.
+    Widths are the font's own, so that capitals and East Asian text fit too; words longer than a
+    line are broken.
     """
-    text = " ".join(text.split())
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    narrowed = max(1, round(width * len(text) / (len(text) + wide))) if text else width
-    wrapped = textwrap.wrap(text, narrowed)
+    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
+    narrow = int(inches * 72 / (points * 0.2)) + 1  # more letters never fit
+
+    def fits(line: str) -> bool:
+        width = text_to_path.get_text_width_height_descent(line[:narrow], font, False)[0]
+        return len(line) < narrow and width <= inches * 72
+
+    wrapped = [""]
+    for word in text.split():
+        if wrapped[-1] and fits(f"{wrapped[-1]} {word}"):
+            wrapped[-1] += f" {word}"
+            continue
+        wrapped += [word] if wrapped[-1] else []
+        wrapped[-1] = word
+        while len(wrapped) <= lines and len(wrapped[-1]) > 1 and not fits(wrapped[-1]):
+            long = wrapped[-1]
+            cut = bisect(range(1, min(len(long), narrow)), 0, key=lambda n, w=long: not fits(w[:n]))
+            wrapped[-1:] = long[: max(cut, 1)], long[max(cut, 1) :]
+        if len(wrapped) > lines:
+            break
     if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: narrowed - 1].rstrip() + "…"]
+        last = wrapped[lines - 1]
+        while last and not fits(last + "…"):
+            last = last[:-1]
+        wrapped = [*wrapped[: lines - 1], last.rstrip() + "…"]
     return "\n".join(wrapped)
 
 

@@ -180,7 +180,10 @@ def _t_quantile(degrees: int) -> float:
         return few[degrees - 1]
     z, n = NormalDist().inv_cdf(0.975), degrees
     # Abramowitz and Stegun, 26.7.5
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:

@@ -261,8 +261,7 @@ class _Trainer:
         if not self.accelerator.is_main_process:
             return
         weights = {f"model.{k}": v for k, v in self.bare.state_dict().items()}
-        meta = {"step": self.step, "best": self.best, "identity": self.identity,
-                "elapsed": self._spent()}  # fmt: skip
+        meta = {"step": self.step, "best": self.best, "identity": self.identity}
         if improved:
             write_checkpoint(self.folder / "best.safetensors", weights, meta)
         optimizer, groups = pack_optimizer(self.optimizer)
@@ -270,7 +269,9 @@ class _Trainer:
         if self.accelerator.device.type == "cuda":
             rng["rng.cuda"] = torch.cuda.get_rng_state()
         write_checkpoint(
-            self.folder / "last.safetensors", weights | optimizer | rng, meta | {"groups": groups}
+            self.folder / "last.safetensors",
+            weights | optimizer | rng,
+            meta | {"groups": groups, "elapsed": self._spent()},
         )
 
     def _resume(self) -> int | None:
