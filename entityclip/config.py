@@ -117,6 +117,7 @@ class Settings(BaseModel):
     backbone: str = Field(min_length=1)
     pretrained: str | None = None
     image_size: int = Field(default=224, gt=0)
+    data_seed: int = Field(default=0, ge=0)  # not the run's: all seeds share one test set
     train_pairs: int | None = Field(default=None, gt=1)  # None: the whole split
     val_pairs: int | None = Field(default=None, gt=1)
     test_pairs: int | None = Field(default=None, gt=1)

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from entityclip.datasets.pair import PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
+from entityclip.progress import progress_bar
 from entityclip.results import DIRECTIONS, Row, measurement_rows, provenance
 
 
@@ -84,7 +84,7 @@ def encode_pairs(
     seen = torch.zeros(len(dataset), dtype=torch.bool)
     seen[first] = True
     texts, images, start = [], [], 0
-    for batch in tqdm(loader, desc="encode", disable=not progress, leave=False):
+    for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
         new = seen[start : start + len(batch)]
         start += len(batch)
         texts.append(model.encode_text(batch.captions.to(device)).float())

@@ -77,7 +77,7 @@ class Experiment:
                 settings.dataset,
                 split,
                 limit=limits.get(split, settings.test_pairs),
-                seed=self.seed,
+                seed=settings.data_seed,
                 image_size=settings.image_size,
                 root=Path(settings.data_root).expanduser() if settings.data_root else None,
             )
@@ -118,6 +118,7 @@ class Experiment:
             "image_size": settings.image_size,
             "start": start,
             "dataset": settings.dataset,
+            "data_seed": settings.data_seed,
             "model": as_dict(self.config(variant)),
         }
         if spec.finetuned:
@@ -157,6 +158,7 @@ class Experiment:
             "backbone": self.settings.backbone,
             "image_size": self.settings.image_size,
             "dataset": self.settings.dataset,
+            "data_seed": self.settings.data_seed,
             "pairs": pretraining.pairs,
         }
 

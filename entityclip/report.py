@@ -31,6 +31,7 @@ from entityclip.style import (
     in_order,
     label,
     marks,
+    preview,
     save_figure,
     save_table,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "plot_retrieval",
     "plot_retrieval_gallery",
     "plot_training_curves",
+    "preview",
     "read_log",
     "reported_values",
     "retrieval_markdown",

@@ -33,6 +33,7 @@ from entityclip.checkpoint import (
 from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.model import EntityCLIP
+from entityclip.progress import progress_bar
 from entityclip.results import atomic_write_text
 from entityclip.step_log import StepLog, TrainingError
 
@@ -135,7 +136,7 @@ class _Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         resumed = self._resume()
         self.start = time.perf_counter()
-        bar = tqdm(total=self.total, initial=self.step, disable=not self.progress, unit="step")
+        bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
         with bar:
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
                 self._epoch(epoch, bar)
@@ -174,6 +175,12 @@ class _Trainer:
         self.log.flush(self._last_good())
         val = self._validate()
         self.log.write({"epoch": epoch + 1, "step": self.step, **val})
+        if self.progress:  # a line an epoch: all that a batch run's log shows of the bar
+            left = self._spent() / self.step * (self.total - self.step)
+            tqdm.write(
+                f"epoch {epoch + 1}/{config.epochs}: validation loss {val['val_loss']:.3f}, "
+                f"{self._spent():.0f} s so far, about {left:.0f} s left"
+            )
         improved = val["val_loss"] < self.best["val_loss"]
         if improved:
             self.best = {"epoch": epoch + 1, "val_loss": val["val_loss"]}
