@@ -119,9 +119,7 @@ def main() -> None:
         if args.device != "cpu"
         else f"{torch.get_num_threads()} CPU threads"
     )
-    print(
-        f"B={args.batch} d={args.width} experts={counts} L={tuple(LENGTHS.values())} on {name}"
-    )
+    print(f"B={args.batch} d={args.width} experts={counts} L={tuple(LENGTHS.values())} on {name}")
     print(f"literal {literal[0]:8.3f} s   loss {literal[1]:.6f}")
     print(f"ours    {ours[0]:8.3f} s   loss {ours[1]:.6f}")
     error = (ours[2] - literal[2]).abs().max() / literal[2].abs().max()

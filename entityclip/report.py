@@ -37,6 +37,7 @@ from entityclip.style import (
 )
 from entityclip.tables import (
     Log,
+    log_table,
     read_log,
     reported_values,
     retrieval_markdown,
@@ -45,6 +46,7 @@ from entityclip.tables import (
 
 __all__ = [
     "apply_style",
+    "log_table",
     "plot_gallery",
     "plot_lengths",
     "plot_recall_curves",

@@ -363,7 +363,10 @@ def _stoppable() -> Iterator[None]:
 
 
 def write_report(rows: list[Row], plan: Plan) -> None:
-    """Write the table, the settings, the commit and the machine to ``<runs>/reproduce.json``."""
+    """Write the table, the settings, the commit and the machine to ``<runs>/reproduce.json``.
+
+    A chain without gaps is told of beside its figures too: these took that long, on that machine.
+    """
     # imported late because they import torch, and a misspelt name should be refused at once
     from entityclip.provenance import git_commit
     from entityclip.results import atomic_write_text
@@ -382,7 +385,16 @@ def write_report(rows: list[Row], plan: Plan) -> None:
         },
         "notebooks": [dataclasses.asdict(row) for row in rows],
     }
-    atomic_write_text(plan.folders.runs / "reproduce.json", json.dumps(report, indent=2) + "\n")
+    text = json.dumps(report, indent=2) + "\n"
+    atomic_write_text(plan.folders.runs / "reproduce.json", text)
+    whole = plan.notebooks == find_notebooks(plan.folders.notebooks)
+    # where nothing was run, the figures' own report still tells what they took
+    if (
+        whole
+        and any(row.status == "done" for row in rows)
+        and all(row.status in ("done", "up to date") for row in rows)
+    ):
+        atomic_write_text(plan.folders.figures / "reproduce.json", text)
 
 
 def _table(rows: list[Row]) -> str:

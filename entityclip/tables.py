@@ -121,6 +121,22 @@ def read_log(path: str | Path) -> Log:
     return steps, validations
 
 
+def log_table(logs: Mapping[str, str | Path]) -> pd.DataFrame:
+    """The numbers behind the training curves: a row a step or validation, a column a number.
+
+    `logs` holds each variant's ``log.jsonl``. Speeds are left out: they are the machine's.
+    """
+    parts = [
+        part.assign(variant=name)
+        for name, path in logs.items()
+        for part in read_log(path)
+        if not part.empty
+    ]
+    table = pd.concat(parts, ignore_index=True).drop(columns="pairs_per_s", errors="ignore")
+    first = ["variant", "step", "epoch"]
+    return table[first + [column for column in table if column not in first]]
+
+
 def _log_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
     try:
         row = json.loads(line)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -120,6 +121,8 @@ class _Trainer:
         # through JSON, so that it compares equal to what a checkpoint hands back
         self.identity = json.loads(json.dumps({**identity, "train": as_dict(config)}))
         self.sets = train_set, val_set
+        # accelerate keeps one precision a process, and a notebook trains several models in one
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=_precision(config))
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))

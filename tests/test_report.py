@@ -21,6 +21,7 @@ from entityclip.evaluation import RankedPictures
 from entityclip.metrics import METRICS
 from entityclip.report import (
     apply_style,
+    log_table,
     plot_gallery,
     plot_lengths,
     plot_recall_curves,
@@ -562,3 +563,19 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_last_one(tmp_path):
         save_figure(broken, tmp_path, "a")
     assert (tmp_path / "a.png").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["a.png", "a.svg"]
+
+
+def test_the_table_behind_the_curves_holds_every_step_and_validation(tmp_path):
+    rows = [
+        {"step": 1, "epoch": 1, "loss": 2.0, "vtc": 2.0, "lr": 0.1, "pairs_per_s": 5.0},
+        {"step": 2, "epoch": 1, "loss": 1.0, "vtc": 1.0, "lr": 0.1, "pairs_per_s": 7.0},
+        {"step": 2, "epoch": 1, "val_loss": 1.5},
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = log_table({"clip": path, "entityclip": path})
+    assert table.columns[:3].tolist() == ["variant", "step", "epoch"]
+    assert "pairs_per_s" not in table
+    assert table["variant"].tolist() == ["clip"] * 3 + ["entityclip"] * 3
+    assert table["loss"].dropna().tolist() == [2.0, 1.0] * 2
+    assert table["val_loss"].dropna().tolist() == [1.5] * 2

@@ -257,6 +257,18 @@ def test_a_write_the_kernel_refuses_keeps_the_last_good_checkpoint(tmp_path):
     assert read_meta(path) == {"step": 1}
 
 
+def test_runs_of_different_precision_follow_each_other_in_one_process(sets, tmp_path):
+    """As in a notebook; accelerate by itself allows one precision a process."""
+    for precision in ("bf16", "fp32"):
+        config = replace(CONFIG, epochs=1, precision=precision)
+        train(make_model(), *sets, config, tmp_path / precision, progress=False)
+    low, full = (load_file(tmp_path / p / "best.safetensors") for p in ("bf16", "fp32"))
+    assert all(t.dtype == torch.float32 for t in low.values())
+    name = "model.backbone.clip.visual.proj"
+    assert not torch.equal(low[name], full[name])
+    torch.testing.assert_close(low[name], full[name], atol=0.02, rtol=0)
+
+
 def test_validation_draws_do_not_disturb_training(sets, tmp_path):
     """One epoch's weights are the same whether or not validation has much to draw."""
     config = replace(CONFIG, epochs=1)

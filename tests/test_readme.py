@@ -1,0 +1,50 @@
+"""What a reader sees first is true: numbers from files, links to files, commands that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.readme import MAP, filled
+from entityclip.config import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_measured_parts_are_those_of_the_committed_figures():
+    assert filled(README) == README
+
+
+def test_every_link_and_picture_leads_to_a_file():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert len(targets) > 5
+    assert [t for t in targets if not (REPOSITORY / t).exists()] == []
+
+
+def test_every_notebook_is_on_the_map():
+    assert {p.stem for p in (REPOSITORY / "notebooks").glob("*.ipynb")} == set(MAP)
+
+
+def test_every_file_that_the_map_promises_is_there():
+    for makes, _ in MAP.values():
+        for name in re.findall(r"`([\w.]+)`", makes):
+            file = name if "." in name else f"{name}.png"
+            assert (REPOSITORY / "figures" / file).exists(), file
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"make ([a-z]+)", README))))
+def test_every_make_target_exists(command):
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def test_the_python_example_runs():
+    """With the small backbone in place of the one that would be downloaded."""
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    small = code.replace('"ViT-B-32-quickgelu", "openai"', '"newsroom-tiny"')
+    small = small.replace("image_size=224", "image_size=64").replace("limit=512", "limit=8")
+    assert small != code
+    names: dict = {}
+    exec(small, names)  # our own README
+    assert {"loss", "vtc", "vtc_moe", "itm"} <= set(names["losses"])
