@@ -65,7 +65,7 @@ class LLM(Protocol):
 
 
 class StubLLM:
-    """Answers with `answer(prompt, seed)` after `delay_s` seconds each. For tests and rehearsals."""
+    """Answers with `answer(prompt, seed)` after `delay_s` seconds each, for tests."""
 
     def __init__(
         self, answer: Callable[[str, int], str], *, model: str = "stub", delay_s: float = 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# "<" and ">" open and close every delimiter here and the chat tokens of most models: <|im_start|>,
-# </s>, <<SYS>>, <start_of_turn>, <|eot_id|>. Look-alikes go too: some tokenizers fold them to ASCII.
+# "<" and ">" open and close every delimiter here and the chat tokens of most models (<|im_start|>,
+# </s>, <<SYS>>, <start_of_turn>). Look-alikes go too: some tokenizers fold them to ASCII.
 _ANGLES = {ord(c): "‹" for c in "<＜﹤"} | {ord(c): "›" for c in ">＞﹥"}
 _SQUARES = {ord(c): "[" for c in "［"} | {ord(c): "]" for c in "］"}
 # invisible characters that could hide a token from the rule below, then vanish in the tokenizer
@@ -17,7 +17,7 @@ _SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template that holds ``{caption}`` once. A version's text never changes: rows refer to it."""
+    """A template with ``{caption}`` in it. Rows refer to its version, so its text never changes."""
 
     version: str
     template: str
@@ -50,9 +50,7 @@ def neutralise(caption: str) -> str:
     text = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = text.translate(_INVISIBLE).translate(_ANGLES).translate(_SQUARES)
     text = _SPACE.sub(" ", text).strip()
-    while (changed := _BRACKETED.sub(r"(\1)", text)) != text:  # [[INST]] takes two rounds
-        text = changed
-    return text
+    return _BRACKETED.sub(r"(\1)", text)
 
 
 PROMPTS: dict[str, Prompt] = {
