@@ -193,7 +193,9 @@ class ExplanationCache:
 
 
 def _encode(key: bytes, row: Explanation) -> bytes:
-    record: dict[str, Any] = {"key": key.hex(), **asdict(row)}
+    # vars, not asdict: the deep copy would cost more than all else here
+    record: dict[str, Any] = {"key": key.hex(), **vars(row)}
+    record["sampling"] = vars(row.sampling) if row.sampling else None
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 

@@ -9,7 +9,9 @@ import calendar
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
+from entityclip.explanations.knowledge import known_countries
 from entityclip.explanations.prompts import Prompt, neutralise
 
 # name -> what it means; a row lists the names of those it failed
@@ -90,7 +92,7 @@ def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -
         "cut": finish_reason == "length"
         or (finish_reason == "unknown" and not _ENDS.search(text.rstrip())),
         "copied": _copied(words, caption) >= 0.8,
-        "no_entity": not _mentions(words, caption),
+        "no_entity": not _mentions(words, text, caption),
     }
     return tuple(name for name in CHECKS if failed.get(name))
 
@@ -100,9 +102,14 @@ def _runs(words: list[str], length: int) -> list[tuple[str, ...]]:
 
 
 def _echoes(words: list[str], lowered: str, prompt: Prompt) -> bool:
-    halves = prompt.template.lower().split("{caption}")
-    own = {run for half in halves for run in _runs(_WORD.findall(half), _ECHO_WORDS)}
+    own = _own_runs(prompt.template)
     return not own.isdisjoint(_runs(words, _ECHO_WORDS)) or "<caption>" in lowered
+
+
+@lru_cache(maxsize=16)
+def _own_runs(template: str) -> frozenset[tuple[str, ...]]:
+    halves = template.lower().split("{caption}")
+    return frozenset(run for half in halves for run in _runs(_WORD.findall(half), _ECHO_WORDS))
 
 
 def _repeats(words: list[str]) -> bool:
@@ -124,13 +131,14 @@ def _copied(words: list[str], caption: str) -> float:
     return len(covered) / len(words)
 
 
-def _mentions(words: list[str], caption: str) -> bool:
-    """Whether a name is there, also as "Kenya" for "Kenyan"; True for a caption without names."""
+def _mentions(words: list[str], text: str, caption: str) -> bool:
+    """Whether a name is there, also as "Kenyan" or "Nairobi" for "Kenya"; True without names."""
     names = entity_words(caption)
     if not names or not names.isdisjoint(words):
         return True
     bare = {word.removesuffix("'s") for word in words}
-    return any(
+    countries = ({country.name for _, country in known_countries(t)} for t in (text, caption))
+    return bool(set.intersection(*countries)) or any(
         len(short) >= 4 and long.startswith(short)
         for name in names
         for word in bare
