@@ -11,45 +11,50 @@ marked, `policy` what training makes of the marks, `authors` other projects' fil
 100,000 captions cost.
 """
 
-from entityclip.explanations.cache import (
-    CacheError,
-    Explanation,
-    ExplanationCache,
-    Source,
-    merge_caches,
-)
-from entityclip.explanations.checks import CHECKS, check_counts, failed_checks
-from entityclip.explanations.explain import explain, shard
-from entityclip.explanations.knowledge import KnowledgeBase
-from entityclip.explanations.llm import LLM, Completion, LLMError, Sampling, StubLLM
-from entityclip.explanations.openai_chat import OpenAIChat, refuse_keys
-from entityclip.explanations.policy import PolicyReport, apply_policy, check_pairs
-from entityclip.explanations.prompts import DEFAULT_PROMPT, PROMPTS, Prompt, neutralise
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "CHECKS",
-    "DEFAULT_PROMPT",
-    "LLM",
-    "PROMPTS",
-    "CacheError",
-    "Completion",
-    "Explanation",
-    "ExplanationCache",
-    "KnowledgeBase",
-    "LLMError",
-    "OpenAIChat",
-    "PolicyReport",
-    "Prompt",
-    "Sampling",
-    "Source",
-    "StubLLM",
-    "apply_policy",
-    "check_counts",
-    "check_pairs",
-    "explain",
-    "failed_checks",
-    "merge_caches",
-    "neutralise",
-    "refuse_keys",
-    "shard",
-]
+_HOME = {
+    "CHECKS": "checks",
+    "DEFAULT_PROMPT": "prompts",
+    "LLM": "llm",
+    "PROMPTS": "prompts",
+    "CacheError": "cache",
+    "Completion": "llm",
+    "Explanation": "cache",
+    "ExplanationCache": "cache",
+    "KnowledgeBase": "knowledge",
+    "LLMError": "llm",
+    "OpenAIChat": "openai_chat",
+    "PolicyReport": "policy",
+    "Prompt": "prompts",
+    "Sampling": "llm",
+    "Source": "cache",
+    "StubLLM": "llm",
+    "LocalLLM": "local",
+    "apply_policy": "policy",
+    "check_counts": "checks",
+    "check_pairs": "policy",
+    "cost_table": "scaling",
+    "explain": "extraction",
+    "export_authors": "authors",
+    "export_parquet": "authors",
+    "failed_checks": "checks",
+    "import_authors": "authors",
+    "merge_caches": "cache",
+    "neutralise": "prompts",
+    "refuse_keys": "openai_chat",
+    "shard": "extraction",
+    "to_frame": "authors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

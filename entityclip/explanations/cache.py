@@ -143,7 +143,7 @@ class ExplanationCache:
             mend_tail(descriptor, self.path)
             self.refresh()
             fresh = {key: row for key, row in reversed(rows) if key not in self._index}
-            payload = b"".join(_encode(key, row) for key, row in reversed(fresh.items()))
+            payload = b"".join(encode_row(key, row) for key, row in reversed(fresh.items()))
             if payload:
                 due = time.monotonic() - self._synced > _SYNC_S
                 append(descriptor, payload, self.path, sync=due)
@@ -192,7 +192,8 @@ class ExplanationCache:
         )
 
 
-def _encode(key: bytes, row: Explanation) -> bytes:
+def encode_row(key: bytes, row: Explanation) -> bytes:
+    """A row as its line in the file."""
     # vars, not asdict: the deep copy would cost more than all else here
     record: dict[str, Any] = {"key": key.hex(), **vars(row)}
     record["sampling"] = vars(row.sampling) if row.sampling else None
