@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -146,7 +147,7 @@ class OpenAIChat:
                 yield answer
         finally:
             gc.set_threshold(*collections)
-            if thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
                 loop.call_soon_threadsafe(work.cancel)
             thread.join()
 
