@@ -82,7 +82,7 @@ def plot_checks(table: pd.DataFrame) -> Figure:
     right = min(100.0, max(20.0, 1.1 * table[sets].to_numpy().max()))
     axis.set(xlim=(0, right), ylim=(-0.6, len(table) - 0.4), xlabel="explanations that fail (%)")
     axis.grid(axis="both", color="0.9", linewidth=0.6)
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, pad=8)
     figure.legend(loc="outside lower center", ncols=len(sets))
     return figure
 
