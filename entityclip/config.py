@@ -123,6 +123,9 @@ class Settings(BaseModel):
     test_pairs: int | None = Field(default=None, gt=1)
     test_splits: list[str] = Field(default=["test"], min_length=1)
     pretraining: Pretraining | None = None
+    # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
+    # let the "caption" stand in (entityclip.explanations.policy says what follows from each)
+    explanation_policy: Literal["use", "drop", "caption"] = "use"
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval

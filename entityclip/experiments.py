@@ -7,6 +7,7 @@ redone unless forced, an interrupted one goes on.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,11 @@ from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
+from entityclip.explanations.policy import check_pairs
 from entityclip.model import EntityCLIP
 from entityclip.training import train
+
+log = logging.getLogger(__name__)
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 
@@ -66,14 +70,14 @@ class Experiment:
     # ------------------------------------------------------------------------------------ data
 
     def pairs(self, split: str) -> list[Pair]:
-        """A split's pairs under the profile's limits."""
+        """A split's pairs under the profile's limits and, for training, its explanation policy."""
         if split not in self._pairs:
             settings = self.settings
             limits = {"train": settings.train_pairs, "val": settings.val_pairs}
             if settings.pretraining:
                 limits["generic"] = settings.pretraining.pairs
                 limits["generic_val"] = settings.pretraining.eval_pairs
-            self._pairs[split] = load_pairs(
+            pairs = load_pairs(
                 settings.dataset,
                 split,
                 limit=limits.get(split, settings.test_pairs),
@@ -81,6 +85,11 @@ class Experiment:
                 image_size=settings.image_size,
                 root=Path(settings.data_root).expanduser() if settings.data_root else None,
             )
+            policy = settings.explanation_policy
+            if split in ("train", "val") and policy != "use":  # "use" leaves them as they are
+                pairs, report = check_pairs(pairs, policy)
+                log.info("%s %s: %s", settings.dataset, split, report)
+            self._pairs[split] = pairs
         return self._pairs[split]
 
     def dataset(self, split: str, *, explanations: bool = False) -> PairDataset:

@@ -1,4 +1,4 @@
-"""Result rows: one measurement a line of JSONL, each with where it came from; and atomic writes.
+"""Result rows: one measurement a line of JSONL, each with where it came from.
 
 The tables and figures read only these rows, so each number can be traced to a seed, a config, a
 commit, a data fingerprint and a machine.
@@ -6,13 +6,8 @@ commit, a data fingerprint and a machine.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import logging
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from numbers import Real
@@ -22,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 
+from entityclip.files import append, atomic_write_bytes, atomic_write_text, locked, mend_tail
 from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
 
 __all__ = [
@@ -40,8 +36,6 @@ __all__ = [
     "provenance",
     "read_rows",
 ]
-
-log = logging.getLogger(__name__)
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 KEY = (
@@ -124,13 +118,9 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     if not payload:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _mend_tail(descriptor, path)
-        _append(descriptor, payload, path)
-    finally:
-        os.close(descriptor)  # and so unlocks
+    with locked(path) as descriptor:
+        mend_tail(descriptor, path)
+        append(descriptor, payload, path)
 
 
 def _encode(row: Mapping[str, Any], number: int) -> bytes:
@@ -170,38 +160,6 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     except (TypeError, ValueError):
         return f"has created={row['created']!r}; expected an ISO 8601 time"
     return None
-
-
-def _append(descriptor: int, payload: bytes, path: Path) -> None:
-    before = os.fstat(descriptor).st_size
-    try:
-        written = os.write(descriptor, payload)  # one write: readers see whole rows
-        if written != len(payload):
-            raise OSError(f"{path}: {written} of {len(payload)} bytes written; is the disk full?")
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, before)  # under the lock, so nobody else's rows are lost
-        raise
-
-
-def _mend_tail(descriptor: int, path: Path) -> None:
-    size = os.fstat(descriptor).st_size
-    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
-        return
-    data = path.read_bytes()
-    kept = data.rfind(b"\n") + 1
-    try:
-        json.loads(data[kept:])
-    except ValueError:
-        torn = path.with_name(path.name + ".torn")
-        with torn.open("ab") as file:
-            file.write(data[kept:] + b"\n")
-            file.flush()
-            os.fsync(file.fileno())  # safe there before it goes here
-        os.ftruncate(descriptor, kept)
-        log.warning("%s ended in a torn line; moved it to %s", path, torn.name)
-    else:
-        _append(descriptor, b"\n", path)  # a whole row that only lacks its newline
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -253,32 +211,3 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
-
-
-# --------------------------------------------------------------------------------- atomic writes
-
-
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part; mode 0644.
-
-    Raises OSError (e.g. a full disk) with the last good file untouched and no temporary left.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from other users
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text, newlines as given."""
-    atomic_write_bytes(path, text.encode("utf-8"))

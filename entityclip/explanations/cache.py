@@ -1,0 +1,234 @@
+"""The cache: an append-only JSONL file, one row a (caption, model, prompt version, sampling).
+
+A line starts with the row's key at a fixed place, so that a million lines are indexed without being
+parsed. Any number of processes may use one file: each append holds a lock, first reads what others
+have appended, and leaves out keys that are there by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from entityclip.explanations.llm import Sampling
+from entityclip.files import append, locked, mend_tail
+
+_HEAD = b'{"key": "'
+_KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
+_SYNC_S = 5.0  # how much work, in seconds, a crash of the machine (not of a process) may cost
+
+
+class CacheError(ValueError):
+    """A cache holds a line that is no explanation; the message names file and line."""
+
+
+class Source(NamedTuple):
+    """Where explanations come from: rows of other sources never answer for this one."""
+
+    model: str
+    prompt_version: str
+    sampling: Sampling | None  # None: not known, as for imported files
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A caption's explanation and where it came from; a row of the cache."""
+
+    id: str  # of the pair
+    text: str
+    model: str
+    prompt_version: str
+    sampling: Sampling | None  # what made this text: after a retry, with the retry's seed
+    finish_reason: str  # of the model; "unknown" if imported, "skipped" if there was no caption
+    text_sha: str  # first 16 hex digits of the text's SHA-256
+    checks: tuple[str, ...]  # names of the checks it failed
+    attempts: int  # 2 if the first answer failed a check
+    created: str  # ISO 8601, UTC
+
+    @property
+    def ok(self) -> bool:
+        """Whether it passed every check."""
+        return not self.checks
+
+
+_FIELDS = {field.name for field in fields(Explanation)}
+
+
+def text_sha(text: str) -> str:
+    """The first 16 hex digits of a text's SHA-256."""
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def cache_keys(captions: Iterable[str], source: Source) -> list[bytes]:
+    """The 16-byte key of each caption under `source`: equal for equal captions only."""
+    sampling = asdict(source.sampling) if source.sampling else None
+    start = json.dumps([source.model, source.prompt_version, sampling], sort_keys=True)
+    origin = blake2b(start.encode() + b"\0", digest_size=16)
+    keys = []
+    for caption in captions:
+        digest = origin.copy()
+        digest.update(caption.encode("utf-8", "surrogatepass"))
+        keys.append(digest.digest())
+    return keys
+
+
+class ExplanationCache:
+    """One JSONL file of explanations, made on first use. Close it, or use it in a ``with``.
+
+    Opening indexes the whole file (about 2 s a million rows) and mends a last line torn by a killed
+    process, which is moved to ``<name>.torn``. Raises CacheError naming file and line for content
+    that is no explanation, OSError where the file cannot be made or written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._index: dict[bytes, int] = {}  # key -> where its line starts
+        self._end, self._lines, self._synced = 0, 0, time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path) as descriptor:
+            mend_tail(descriptor, self.path)
+        self._file = self.path.open("rb")
+        self.refresh()
+
+    def __enter__(self) -> ExplanationCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def close(self) -> None:
+        """Flush to disk and close; appending afterwards is an error."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def refresh(self) -> None:
+        """Index the whole lines that were appended since, by whichever process."""
+        self._file.seek(self._end)
+        for line in self._file:
+            if not line.endswith(b"}\n") or not line.startswith(_HEAD):
+                if not line.endswith(b"\n"):
+                    return  # another process is at it: next time
+                raise self._error(line, "starts with no key")
+            try:
+                key = bytes.fromhex(line[_KEY].decode("ascii"))
+            except ValueError as error:
+                raise self._error(line, "starts with no key of 32 hex digits") from error
+            self._index.setdefault(key, self._end)
+            self._end += len(line)
+            self._lines += 1
+
+    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The keys without a row, each once, in order of their first place."""
+        return [key for key in dict.fromkeys(keys) if key not in self._index]
+
+    def append(self, rows: Sequence[tuple[bytes, Explanation]]) -> int:
+        """Append rows whose keys are not there yet; how many those were.
+
+        A row survives the death of this process at once, of the machine within 5 s or on `close`.
+        """
+        with locked(self.path) as descriptor:
+            mend_tail(descriptor, self.path)
+            self.refresh()
+            fresh = {key: row for key, row in reversed(rows) if key not in self._index}
+            payload = b"".join(encode_row(key, row) for key, row in reversed(fresh.items()))
+            if payload:
+                due = time.monotonic() - self._synced > _SYNC_S
+                append(descriptor, payload, self.path, sync=due)
+                self._synced = time.monotonic() if due else self._synced
+                self.refresh()
+        return len(fresh)
+
+    def read(self, key: bytes) -> Explanation | None:
+        """The row of a key, or None."""
+        start = self._index.get(key)
+        return None if start is None else self._parse(start)
+
+    def rows(self) -> Iterator[tuple[bytes, Explanation]]:
+        """All rows with their keys, in the order they were appended."""
+        for key, start in list(self._index.items()):
+            yield key, self._parse(start)
+
+    def _parse(self, start: int) -> Explanation:
+        self._file.seek(start)
+        line = self._file.readline()
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise self._error(line, f"is not JSON ({error})", start) from error
+        row.pop("key", None)
+        if row.keys() != _FIELDS:
+            odd = ", ".join(sorted(row.keys() ^ _FIELDS))
+            raise self._error(line, f"lacks or has besides: {odd}", start)
+        if not isinstance(row["text"], str) or text_sha(row["text"]) != row["text_sha"]:
+            raise self._error(line, "holds another text than its text_sha says", start)
+        try:
+            row["sampling"] = Sampling(**row["sampling"]) if row["sampling"] else None
+            return Explanation(**{**row, "checks": tuple(row["checks"])})
+        except (TypeError, ValueError) as error:
+            raise self._error(line, f"has a malformed field ({error})", start) from error
+
+    def _error(self, line: bytes, problem: str, start: int | None = None) -> CacheError:
+        number = self._lines + 1
+        if start is not None:
+            self._file.seek(0)
+            number = self._file.read(start).count(b"\n") + 1
+        shown = line[:60].decode("utf-8", "replace")
+        return CacheError(
+            f"{self.path}, line {number} {problem}: {shown!r}…; delete that line and run again: "
+            "only its caption is asked anew"
+        )
+
+
+def encode_row(key: bytes, row: Explanation) -> bytes:
+    """A row as its line in the file."""
+    # vars, not asdict: the deep copy would cost more than all else here
+    record: dict[str, Any] = {"key": key.hex(), **vars(row)}
+    record["sampling"] = vars(row.sampling) if row.sampling else None
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, int]:
+    """Bring the rows of several caches, e.g. of an extraction's shards, into one.
+
+    A key that is in `target` or an earlier part keeps that row. Returns how many rows were
+    ``added`` and how many ``already_there``. The parts stay as they are but for a torn last line.
+    Raises FileNotFoundError for a part that does not exist, before anything is written.
+    """
+    for part in parts:
+        if not Path(part).is_file():
+            raise FileNotFoundError(f"{part} does not exist; has that shard run?")
+    counts = {"added": 0, "already_there": 0}
+    with ExplanationCache(target) as whole:
+        for part in parts:
+            with ExplanationCache(part) as cache:
+                for block in _blocks(cache.rows()):
+                    added = whole.append(block)
+                    counts["added"] += added
+                    counts["already_there"] += len(block) - added
+    return counts
+
+
+def _blocks(
+    rows: Iterable[tuple[bytes, Explanation]], size: int = 1000
+) -> Iterator[list[tuple[bytes, Explanation]]]:
+    block: list[tuple[bytes, Explanation]] = []
+    for row in rows:
+        block.append(row)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -1,0 +1,158 @@
+"""What is often wrong with a model's explanation, one check each, found without another model.
+
+The checks look at words only: they find answers that cannot be right, not those that are wrong.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+from entityclip.explanations.knowledge import known_countries
+from entityclip.explanations.prompts import Prompt, neutralise
+
+# name -> what it means; a row lists the names of those it failed
+CHECKS = {
+    "empty": "no text, or no letter in it",
+    "refusal": "the model declines or speaks of itself as a model",
+    "prompt_echo": "eight words in a row of the prompt's own wording, or its delimiters",
+    "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is'",
+    "repetition": "a run of five words comes three times, or repeats make up 30 % of the text",
+    "cut": "stopped by the token limit (imported texts: ends without a sentence's end)",
+    "copied": "80 % or more of its words stand in runs of three copied from the caption",
+    "no_entity": "mentions none of the names in the caption",
+}
+
+_ECHO_WORDS, _RUN, _COPY_RUN = 8, 5, 3
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_REFUSAL = re.compile(
+    r"\b(?:as an? (?:ai|artificial|(?:large )?language model)"
+    r"|i(?:'m| am) (?:sorry|afraid|unable|not able|just an? (?:ai|language))"
+    r"|i (?:can(?:not|'t| not)|do not|don't) (?:provide|help|assist|identify|answer|comply"
+    r"|have (?:any |enough |specific |sufficient )?(?:information|context|access))"
+    r"|i apologi[sz]e)\b"
+)
+_OPENER = re.compile(
+    r"(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
+    r"|here(?:'s| is| are)\b"
+    r"|(?:the|this|that|given|provided|your) (?:\w+ ){0,2}"
+    r"(?:caption|photo|photograph|image|picture|text|sentence|explanation|description)\b"
+    r"|(?:in|based on|according to) (?:the|this) (?:\w+ )?(?:caption|image|picture|photo)\b"
+    r"|(?:caption|explanation|answer|output|response)\s*:"
+)
+_ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+# capitalised, yet no names: days, months, titles, and what sentences start with
+_COMMON = frozenset(
+    calendar.day_name[:]
+    + calendar.month_name[1:]
+    + _WORD.findall(
+        "A An The This That These Those He She It They We You His Her Its Their Our My In On At By "
+        "For From With Of To As And Or But After Before During While When Where Who What How Why "
+        "One Two Three New Mr Mrs Ms Dr Sir Lady President Prime Minister Left Right Above Below "
+        "Top Bottom There Here All Some Many More Most"
+    )
+)
+
+
+def entity_words(caption: str) -> set[str]:
+    """The caption's words that look like (parts of) names, in lower case.
+
+    A word counts if it is capitalised and neither a common opener, a title, a day nor a month. The
+    first word of the caption counts only if no later word does, or if a name goes on after it.
+    """
+    found = list(_WORD.finditer(caption))
+    names = [word for word in found if _is_name(word.group())]
+    later = [word for word in names if word is not found[0]]
+    if later and names[0] is found[0] and not (len(found) > 1 and later[0] is found[1]):
+        names = later
+    return {word.group().lower().removesuffix("'s").removesuffix("’s") for word in names}
+
+
+def _is_name(word: str) -> bool:
+    return word[0].isupper() and len(word) > 1 and word.capitalize() not in _COMMON
+
+
+def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -> tuple[str, ...]:
+    """The names, in the order of `CHECKS`, of the checks that an explanation fails.
+
+    An empty text fails only "empty". `finish_reason` "unknown" (imported) judges "cut" by the end.
+    """
+    lowered = text.lower().replace("’", "'")
+    words = _WORD.findall(lowered)
+    if not any(any(map(str.isalpha, word)) for word in words):
+        return ("empty",)
+    failed = {
+        "refusal": bool(_REFUSAL.search(lowered)),
+        "prompt_echo": _echoes(words, lowered, prompt),
+        "opener": bool(_OPENER.match(lowered.lstrip(" \t\n\"'“”*#-"))),
+        "repetition": _repeats(words),
+        "cut": finish_reason == "length"
+        or (finish_reason == "unknown" and not _ENDS.search(text.rstrip())),
+        "copied": _copied(words, caption) >= 0.8,
+        "no_entity": not _mentions(words, text, caption),
+    }
+    return tuple(name for name in CHECKS if failed.get(name))
+
+
+def _runs(words: list[str], length: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(length)), strict=False))
+
+
+def _echoes(words: list[str], lowered: str, prompt: Prompt) -> bool:
+    own = _own_runs(prompt.template)
+    return not own.isdisjoint(_runs(words, _ECHO_WORDS)) or "<caption>" in lowered
+
+
+@lru_cache(maxsize=16)
+def _own_runs(template: str) -> frozenset[tuple[str, ...]]:
+    halves = template.lower().split("{caption}")
+    return frozenset(run for half in halves for run in _runs(_WORD.findall(half), _ECHO_WORDS))
+
+
+def _repeats(words: list[str]) -> bool:
+    counts = Counter(_runs(words, _RUN))
+    total = counts.total()
+    if not total:
+        return False
+    return max(counts.values()) >= 3 or (total - len(counts)) / total >= 0.3
+
+
+def _copied(words: list[str], caption: str) -> float:
+    """The share of the text's words that stand in a run copied from the caption, 0 to 1."""
+    source = _WORD.findall(neutralise(caption).lower().replace("’", "'"))
+    length = min(_COPY_RUN, len(words))
+    known, covered = set(_runs(source, length)), set()
+    for start, run in enumerate(_runs(words, length)):
+        if run in known:
+            covered.update(range(start, start + length))
+    return len(covered) / len(words)
+
+
+def _mentions(words: list[str], text: str, caption: str) -> bool:
+    """Whether a name is there, also as "Kenyan" or "Nairobi" for "Kenya"; True without names."""
+    names = entity_words(caption)
+    if not names or not names.isdisjoint(words):
+        return True
+    bare = {word.removesuffix("'s") for word in words}
+    countries = ({country.name for _, country in known_countries(t)} for t in (text, caption))
+    return bool(set.intersection(*countries)) or any(
+        len(short) >= 4 and long.startswith(short)
+        for name in names
+        for word in bare
+        for short, long in (sorted((name, word), key=len),)
+    )
+
+
+def check_counts(checks: Iterable[tuple[str, ...]]) -> dict[str, int]:
+    """How many rows there are, how many failed any check, and how many each.
+
+    >>> check_counts([("cut",), ()])["failed"]
+    1
+    """
+    rows = list(checks)
+    each = Counter(name for row in rows for name in row)
+    counts = {"rows": len(rows), "failed": sum(bool(row) for row in rows)}
+    return counts | {name: each[name] for name in CHECKS} | dict(each)

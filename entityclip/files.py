@@ -1,0 +1,99 @@
+"""Writing files that a killed process, a full disk or a second process cannot spoil."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 16  # bytes read at a time in search of the last newline
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """A file descriptor to read and append with, made as needed, locked against other processes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # and so unlocks
+
+
+def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) -> None:
+    """Append all of `payload` to a `locked` file or, raising OSError (a full disk), none of it.
+
+    Without `sync` it survives the death of this process, but not of the machine.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, payload)  # one write: readers see whole rows
+        if written != len(payload):
+            raise OSError(f"{path}: {written} of {len(payload)} bytes written; is the disk full?")
+        if sync:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)  # under the lock, so nobody else's rows are lost
+        raise
+
+
+def mend_tail(descriptor: int, path: Path) -> None:
+    """Make a `locked` JSONL file end in a whole line.
+
+    A torn last line, left by a killed process, is moved to ``<name>.torn`` with a warning; a whole
+    row that only lacks its newline gets it.
+    """
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return
+    kept, tail = size, b""
+    while kept and b"\n" not in tail:
+        start = max(0, kept - _BLOCK)
+        tail = os.pread(descriptor, kept - start, start) + tail
+        kept = start
+    kept, tail = kept + tail.rfind(b"\n") + 1, tail[tail.rfind(b"\n") + 1 :]
+    try:
+        json.loads(tail)
+    except ValueError:
+        torn = path.with_name(path.name + ".torn")
+        with torn.open("ab") as file:
+            file.write(tail + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # safe there before it goes here
+        os.ftruncate(descriptor, kept)
+        log.warning("%s ended in a torn line; moved it to %s", path, torn.name)
+    else:
+        append(descriptor, b"\n", path)
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part; mode 0644.
+
+    Raises OSError (e.g. a full disk) with the last good file untouched and no temporary left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from other users
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text, newlines as given."""
+    atomic_write_bytes(path, text.encode("utf-8"))
