@@ -21,6 +21,10 @@ FIGURES = REPOSITORY / "figures"
 # notebook -> what it makes, what it answers to
 MAP = {
     "00_setup_and_data": ("`pairs`, `generic_pairs`, `lengths`, `splits.csv`", "data sets"),
+    "01_explanations": (
+        "`explanations`, `explanation_checks`, `explanation_lengths`",
+        "the LLM's explanations",
+    ),
     "02_method": ("–", "section 3, equation by equation"),
     "03_train": ("`pretraining_curves`, `training_runs.csv`", "section 4.1, training"),
     "04_retrieval": ("`retrieval_gallery`", "the retrieval tables"),

@@ -134,6 +134,7 @@ class Experiment:
             identity["finetuning"] = as_dict(settings.finetuning)
             identity["train_pairs"] = settings.train_pairs
             identity["val_pairs"] = settings.val_pairs
+            identity["explanation_policy"] = settings.explanation_policy
         return identity
 
     def build(self, variant: str) -> EntityCLIP:

@@ -41,7 +41,7 @@ def test_every_make_target_exists(command):
 
 def test_the_python_example_runs():
     """With the small backbone in place of the one that would be downloaded."""
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = re.search(r"## In Python\n\n```python\n(.*?)```", README, re.DOTALL)[1]
     small = code.replace('"ViT-B-32-quickgelu", "openai"', '"newsroom-tiny"')
     small = small.replace("image_size=224", "image_size=64").replace("limit=512", "limit=8")
     assert small != code
