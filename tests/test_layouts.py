@@ -113,7 +113,7 @@ def test_twitter100k_finds_out_where_its_numbers_start(first, tmp_path):
 def test_twitter100k_asks_where_its_numbers_leave_it_open(tmp_path):
     layouts.twitter100k(tmp_path, first=1)
     (tmp_path / "images" / "24.jpg").unlink()
-    with pytest.raises(ValueError, match="neither 0.jpg nor 24.jpg for 24 lines: pass first=0"):
+    with pytest.raises(ValueError, match=r"neither 0\.jpg nor 24\.jpg for 24 lines: pass first=0"):
         twitter100k_pairs(tmp_path, "all")
     pairs, report = twitter100k_pairs(tmp_path, "all", first=1)
     assert pairs[0].id == "1"
