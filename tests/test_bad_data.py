@@ -64,6 +64,7 @@ WRONG_FILES = [
     ("n24news", N24, article(caption=["a"]), "row 0: field 'caption' must be str, got list"),
     ("n24news", N24, article(caption=1.5), "row 0: field 'caption' must be str, got float"),
     ("n24news", N24, article(caption="\ud800"), "row 0: half a surrogate pair"),
+    ("n24news", N24, article(section="\ud800"), "row 0: half a surrogate pair"),
     ("n24news", N24, article(image_id=""), "row 0: field 'image_id' is empty"),
     ("n24news", N24, article(image_id=[1]), "field 'image_id' must be str or int, got list"),
     ("n24news", N24, article(image_id="../../etc/x"), "'image_id' is '../../etc/x', which is no"),

@@ -74,7 +74,20 @@ def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
         assert new.split("{")[0].strip() in path.read_text().split("\n")[line - 1]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "datasets: {}", "datasets: 3", "\ttab", "other: {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "datasets: {}",
+        "datasets: 3",
+        "\ttab",
+        "other: {}",
+        "a: &x [*x]",
+        "? {a: 1}\n: 2",
+        "1: 2",
+    ],
+)
 def test_a_manifest_of_another_shape_is_refused(text, tmp_path):
     path = tmp_path / "data_manifest.yaml"
     path.write_text(text)

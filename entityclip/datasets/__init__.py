@@ -70,6 +70,8 @@ def load_pairs(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; ask for at least one pair")
     if dataset == "newsroom":
+        if prepared is not None:
+            raise ValueError("the newsroom is drawn at any size; it has no prepared copy")
         count = limit or newsroom.newsroom_size(split)
         return newsroom.newsroom_pairs(split, count, seed=seed, image_size=image_size)
     if root is None:

@@ -70,7 +70,6 @@ class PairBuilder:
         self._folder_codes = array("i")
         self._folders: dict[str, int] = {}
         self._explanations: LabelColumn | None = None
-        self._unused = 0
 
     def add(
         self,
@@ -98,10 +97,10 @@ class PairBuilder:
             self._ids.append(name)
             self._images.append(image)
             self._captions.append(caption)
+            self._groups.append(group)
+            self._sections.append(section)
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: half a surrogate pair in a text; mend the row") from error
-        self._groups.append(group)
-        self._sections.append(section)
         self._state.append(state)
         folder = image.rpartition("/")[0]
         self._folder_codes.append(self._folders.setdefault(folder, len(self._folders)))
@@ -114,25 +113,7 @@ class PairBuilder:
         and pair belong together where these are equal. Empty explanations count as missing. Raises
         ValueError for other values than text and for two texts with one key.
         """
-        texts, code_of = TextBuilder(), {}
-        first: dict[int, int] = {}  # hash of the text a key got, to compare a second one with
-        for key, value in iter_entries(path) if path else ():
-            if not isinstance(value, str):
-                got = type(value).__name__
-                raise ValueError(f"{path}, key {key!r}: an explanation must be str, got {got}")
-            value = value.strip()
-            if not value:
-                continue
-            code = code_of.setdefault(key_of_file(key), len(texts))
-            if code < len(texts):
-                if first[code] != hash(value):
-                    raise ValueError(f"{path}, key {key!r}: a second explanation of one picture")
-                continue
-            first[code] = hash(value)
-            try:
-                texts.append(value)
-            except UnicodeEncodeError as error:
-                raise ValueError(f"{path}, key {key!r}: half a surrogate pair") from error
+        texts, code_of = _read_explanations(path, key_of_file) if path else (TextBuilder(), {})
         ids, images = self._ids.column(), self._images.column()
         codes = np.full(len(ids), -1, np.int32)
         if code_of:
@@ -191,3 +172,31 @@ class PairBuilder:
             without_explanation=int((codes < 0).sum()),
             unused_explanations=len(self._explanations.texts) - len(np.unique(codes[codes >= 0])),
         )
+
+
+def _read_explanations(
+    path: Path, key_of_file: Callable[[str], str]
+) -> tuple[TextBuilder, dict[str, int]]:
+    """The distinct keys' texts, and each key's number among them."""
+    texts, code_of = TextBuilder(), {}
+    hashes = array("q")  # of the texts, to compare a second one of a key with
+    for key, value in iter_entries(path):
+        if not isinstance(value, str):
+            got = type(value).__name__
+            raise ValueError(f"{path}, key {key!r}: an explanation must be str, got {got}")
+        value = value.strip()
+        if not value:
+            continue
+        code = code_of.setdefault(key_of_file(key), len(texts))
+        if code < len(texts):
+            if hashes[code] != hash(value):
+                raise ValueError(
+                    f"{path}, key {key!r}: a second explanation of one picture; keep one"
+                )
+            continue
+        hashes.append(hash(value))
+        try:
+            texts.append(value)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path}, key {key!r}: half a surrogate pair; mend it") from error
+    return texts, code_of

@@ -101,8 +101,11 @@ class LabelBuilder:
         self._code_of: dict[str, int] = {}
 
     def append(self, text: str | None) -> None:
-        """Add a text or None."""
-        code = -1 if text is None else self._code_of.setdefault(text, len(self._code_of))
+        """Add a text or None. Raises UnicodeEncodeError for half a surrogate pair."""
+        code = -1 if text is None else self._code_of.get(text)
+        if code is None:
+            text.encode()
+            code = self._code_of[text] = len(self._code_of)
         self._codes.append(code)
 
     def column(self) -> LabelColumn:
@@ -168,6 +171,15 @@ class PairTable(Sequence[Pair]):
     def image_name(self, index: int) -> str:
         """The path of a pair's picture below the root, with forward slashes."""
         return self.images[int(self.rows[index])]
+
+    def by_group(self) -> dict[str, list[int]]:
+        """Each group's pairs, as positions in the table; pairs without a group are in none."""
+        groups: dict[str, list[int]] = {}
+        for position, row in enumerate(self.rows.tolist()):
+            group = self.groups[row]
+            if group is not None:
+                groups.setdefault(group, []).append(position)
+        return groups
 
     def subset(self, limit: int | None, seed: int) -> PairTable:
         """`limit` pairs chosen by `seed` in the table's order; all where there are no more."""

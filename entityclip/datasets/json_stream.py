@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 _CHUNK = 1 << 22  # bytes read at once
 _MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
+_NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
 _SPACE = " \t\r\n"
 
 
@@ -142,8 +143,9 @@ class _Text:
                 nested = isinstance(error, RecursionError)
                 self.fail("nested too deeply" if nested else str(error), error)
             else:
-                # a number at the very end of a chunk may go on in the next
-                if end < len(self._buffer) or self._ended:
+                # a number near the end of a chunk ("1." of 1.5) may go on in the next
+                room = _NUMBER if isinstance(value, (int, float)) else 0
+                if end + room < len(self._buffer) or self._ended or not room:
                     self._at = end
                     return value
             if len(self._buffer) - self._at > _MAX_ROW:

@@ -92,11 +92,11 @@ def load_manifest(path: Path = MANIFEST) -> Manifest:
         raise ManifestError(f"{path.name} cannot be read: {error}") from error
     if node is None:
         raise ManifestError(f"{path.name} is empty; it must hold `datasets`")
-    _refuse_repeated(node, path.name)
     try:
+        _refuse_repeated(node, path.name)
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Manifest.model_validate(values)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ManifestError(f"{path.name}: not YAML: {error}") from error
     except ValidationError as error:
         raise ManifestError(_explain(error, node, path.name)) from error
@@ -168,7 +168,7 @@ def _find(node: yaml.Node, location: tuple[int | str, ...]) -> yaml.Node | None:
 
 def _children(node: yaml.Node) -> Iterator[tuple[Any, yaml.Node]]:
     if isinstance(node, yaml.MappingNode):
-        yield from ((key.value, value) for key, value in node.value)
+        yield from ((str(key.value), value) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
         yield from enumerate(node.value)
 
@@ -178,9 +178,9 @@ def _refuse_repeated(node: yaml.Node, name: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 line = key.start_mark.line + 1
                 raise ManifestError(f"{name}, line {line}: {key.value!r} stands twice")
-            seen.add(key.value if isinstance(key.value, str) else str(key.value))
+            seen.add(str(key.value))
     for _, child in _children(node):
         _refuse_repeated(child, name)
