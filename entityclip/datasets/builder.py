@@ -79,12 +79,12 @@ class PairBuilder:
         *,
         group: str | None = None,
         section: str | None = None,
-        where: str = "",
+        where: object,
         broken: bool = False,
     ) -> None:
         """Take a row. `image` is a path below the root; `broken`: the release says so itself.
 
-        Raises ValueError beginning with `where` for text that is not Unicode.
+        Raises ValueError beginning with `where` (a `Row` or text) for text that is not Unicode.
         """
         state = _KEPT
         if not caption:

@@ -81,15 +81,15 @@ def image_id_of(key: str) -> str:
     return file_name(key).removesuffix(".jpg")
 
 
-def _derived(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(image id, caption, where) of each row."""
+def _derived(path: Path) -> Iterator[tuple[str, str, Row]]:
+    """(image id, caption, row) of each row."""
     for number, values in enumerate(iter_rows(path)):
         row = Row(values, path, number)
         image_id = row.name("image_id").removesuffix(".jpg")
-        yield image_id, row.text("captioning"), f"{path}, row {number}"
+        yield image_id, row.text("captioning"), row
 
 
-def _official(root: Path, path: Path, split: str) -> Iterator[tuple[str, str, str]]:
+def _official(root: Path, path: Path, split: str) -> Iterator[tuple[str, str, Row]]:
     splits_path = inside(root, root / first_of(root, ("img_splits.json",), layout=_LAYOUT))
     chosen = set()
     for key, value in iter_entries(splits_path):
@@ -106,7 +106,7 @@ def _official(root: Path, path: Path, split: str) -> Iterator[tuple[str, str, st
             image_id = Row({"image": f"{article}_{ix}"}, path, number).name("image")
             if image_id in chosen:
                 row_text = Row({f"images.{ix}": caption}, path, number).text(f"images.{ix}")
-                yield image_id, row_text, f"{path}, row {number}"
+                yield image_id, row_text, row
 
 
 def _images(row: Row) -> dict[str, Any]:

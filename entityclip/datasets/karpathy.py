@@ -70,5 +70,4 @@ def _add(builder: PairBuilder, row: Row, base: str) -> None:
         raw = {field: sentence["raw"]} if "raw" in sentence else {}
         caption = Row(raw, row.path, row.number).text(field)
         name = f"{file.rpartition('.')[0] or file}#{position}"
-        where = f"{row.path}, row {row.number}"
-        builder.add(name, image, caption, group=file, where=where)
+        builder.add(name, image, caption, group=file, where=row)

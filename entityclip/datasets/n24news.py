@@ -47,7 +47,7 @@ def n24news_pairs(
             row.text("caption"),
             group=row.label("article_id"),
             section=row.label("section", kinds=(str,)),
-            where=f"{path}, row {number}",
+            where=row,
         )
     builder.explain(
         optional(root, f"news/CapDsc_mistral_{_FILE_NAMES[split]}.json"),

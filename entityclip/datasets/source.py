@@ -80,6 +80,9 @@ class Row:
             got = type(values).__name__
             raise ValueError(f"{path}, row {number}: expected an object, got {got}")
 
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.number}"
+
     def text(self, field: str) -> str:
         """A text without white space around it; "" where it is null. The field must be there."""
         value = self._get(field, (str, type(None)))

@@ -63,7 +63,7 @@ def relation_pairs(
                 f"{base}T{tweet_id}.jpg",
                 row.text("tweet"),
                 section=str(2 * labels[0] + labels[1]),
-                where=f"{path}, row {number}",
+                where=row,
             )
     return builder.finish(f"tweets {split}", limit=limit, seed=seed)
 

@@ -57,7 +57,7 @@ def visualnews_pairs(
             f"{bases[source]}/{image}",
             row.text("caption"),
             section=row.label("topic", kinds=(str,)),
-            where=f"{path}, row {number}",
+            where=row,
         )
     folder = name.removesuffix(file)
     explanations = optional(root, f"{folder}CapDsc_mistral_{split}.json")
