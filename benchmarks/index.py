@@ -92,9 +92,9 @@ def measure(root: Path) -> None:
         assert pairs[row].id == str(row)
     each = (time.perf_counter() - start) / 1e4 * 1e6
     print(
-        f"{len(pairs)} pairs, explanations {explained}: loaded in {taken:.1f} s "
-        f"({processor:.1f} s of processor time), resident peak {peak:.0f} MiB (imports alone {imports:.0f}), columns {pairs.nbytes / 2**20:.0f} MiB, "
-        f"{each:.0f} µs a pair"
+        f"{len(pairs)} pairs, explanations {explained}: loaded in {taken:.1f} s ({processor:.1f} s "
+        f"of processor time), resident peak {peak:.0f} MiB (imports alone {imports:.0f}), columns "
+        f"{pairs.nbytes / 2**20:.0f} MiB, {each:.0f} µs a pair"
     )
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
