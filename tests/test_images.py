@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from entityclip.datasets import load_pairs
 from entityclip.datasets.decode import ImageError, decode
-from entityclip.datasets.images import ImageTextDataset, ImageTextLoader, TooManyBroken, seed_worker
+from entityclip.datasets.images import ImageTextDataset, ImageTextLoader, TooManyBroken
 from entityclip.datasets.pair import Pair, PairDataset
 from tests.fixtures import layouts
 from tests.fixtures.pictures import draw, jpeg, save
@@ -201,14 +201,6 @@ def test_workers_draw_differently_and_the_same_again(tmp_path):
     assert not torch.equal(first, draws(2))
     for column in first.T:
         assert len(column.unique()) == 8
-
-
-def test_seeding_outside_a_worker_follows_torch():
-    torch.manual_seed(5)
-    seed_worker(0)
-    first = random.random()
-    seed_worker(0)
-    assert random.random() == first
 
 
 def test_broken_pictures_are_skipped_counted_and_listed(tmp_path):

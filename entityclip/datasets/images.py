@@ -8,15 +8,13 @@ is broken, up to a share. Both give the same `Batch`, bit for bit.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.decode import ImageError
@@ -125,7 +123,8 @@ class ImageTextLoader:
         batch_size: pairs asked for at once; a batch is smaller by its broken pictures.
         shuffle: a new order every epoch.
         seed: of the order and, with the worker's number, of what training transforms draw; the same
-            (seed, epoch, workers) gives the same batches.
+            (seed, epoch, workers) gives the same batches. Without workers, transforms draw from the
+            process's own generators, which the caller seeds.
         workers: processes that decode.
         pin_memory: page-locked batches for a GPU; None: where CUDA is available.
         max_broken: the largest share of the dataset's pairs that may be broken.
@@ -160,8 +159,8 @@ class ImageTextLoader:
             collate_fn=dataset.collate,
             num_workers=workers,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            # from it torch seeds its own, Python's and NumPy's generators in every worker
             generator=self._generator,
-            worker_init_fn=seed_worker,
             persistent_workers=False,  # each epoch's workers are seeded anew
         )
 
@@ -188,14 +187,6 @@ class ImageTextLoader:
                 f"the share {self.max_broken:g} that is allowed; fetch them again, or raise "
                 f"max_broken. The first:\n  {shown}"
             )
-
-
-def seed_worker(worker: int) -> None:
-    """Seed Python's and NumPy's generators from torch's, which differs by worker and epoch."""
-    info = get_worker_info()
-    seed = torch.initial_seed() if info is None else info.seed
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - what third-party transforms draw from
 
 
 def _side(preprocess: Callable[[Image.Image], Tensor]) -> int:
