@@ -14,6 +14,8 @@ _HOME = {
     "EntityCLIPConfig": "config",
     "Experiment": "experiments",
     "Pair": "datasets.pair",
+    "ImageTextDataset": "datasets.images",
+    "ImageTextLoader": "datasets.images",
     "PairDataset": "datasets.pair",
     "TrainConfig": "config",
     "create_backbone": "backbone",

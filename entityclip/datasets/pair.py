@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -20,11 +20,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from entityclip.datasets.decode import ImageError, decode
+
+__all__ = [
+    "Batch",
+    "Broken",
+    "ImageError",
+    "Item",
+    "Pair",
+    "PairDataset",
+    "Picture",
+    "data_fingerprint",
+]
+
 _TOKENIZE_CHUNK = 4096
-
-
-class ImageError(OSError):
-    """A pair's picture cannot be read; the message names the pair and the file."""
 
 
 @runtime_checkable
@@ -59,18 +68,26 @@ class Pair:
         """Equal for two pairs exactly if they show the same picture."""
         return self.image.as_posix() if isinstance(self.image, Path) else self.image.key
 
-    def load_image(self) -> Image.Image:
-        """The picture in RGB. Raises ImageError naming the pair and the file."""
+    def load_image(self, *, draft_to: int | None = None) -> Image.Image:
+        """The picture in upright 8-bit RGB (see `decode`, also for `draft_to`).
+
+        Raises ImageError naming the pair and the file.
+        """
         if not isinstance(self.image, Path):
             return self.image.load()
         try:
-            with Image.open(self.image) as picture:
-                return picture.convert("RGB")
-        # a damaged file makes Pillow raise any of these, depending on where the damage is
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode(self.image, draft_to=draft_to)
+        except ImageError as error:
             raise ImageError(
                 f"pair {self.id!r}: cannot read picture {self.image}: {error}"
             ) from error
+
+
+class Broken(NamedTuple):
+    """A pair that was left out since its picture cannot be read."""
+
+    id: str
+    problem: str
 
 
 @dataclass
@@ -83,6 +100,7 @@ class Batch:
     explanations: Tensor | None  # [B, L] int64
     image_keys: Tensor  # [B] int64; equal if and only if the picture is the same
     groups: list[str | None]
+    broken: list[Broken] = field(default_factory=list)  # asked for but left out (ImageTextDataset)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,15 +159,15 @@ class PairDataset(Dataset):
         cache: bool,
     ) -> None:
         self.pairs = list(pairs)
-        _check(self.pairs, with_explanations)
+        check_pairs(self.pairs, with_explanations)
         self.captions = _tokenize([pair.caption for pair in self.pairs], tokenize)
         self.explanations = (
             _tokenize([str(pair.explanation) for pair in self.pairs], tokenize)
             if with_explanations
             else None
         )
-        self.image_keys = torch.tensor([_key63(pair.image_key) for pair in self.pairs])
-        self._geometry, self._normalize = _split(preprocess)
+        self.image_keys = torch.tensor([key63(pair.image_key) for pair in self.pairs])
+        self._geometry, self._normalize = split_preprocess(preprocess)
         self._cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -187,10 +205,16 @@ class PairDataset(Dataset):
         )
 
     def _picture(self, index: int) -> Tensor:
-        picture = self._geometry(self.pairs[index].load_image())
-        if self._normalize is None:
-            return picture
-        return torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).contiguous()
+        return picture_tensor(self._geometry(self.pairs[index].load_image()), self._normalize)
+
+
+def picture_tensor(
+    picture: Image.Image | Tensor, normalize: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """What `split_preprocess`' first part gave, as the [3, H, W] tensor an `Item` holds."""
+    if normalize is None:
+        return picture
+    return torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).contiguous()
 
 
 def data_fingerprint(pairs: Sequence[Pair]) -> str:
@@ -215,7 +239,8 @@ def _fingerprint_key(pair: Pair) -> str | list[str | int]:
         raise ImageError(f"pair {pair.id!r}: cannot read picture {pair.image}: {error}") from error
 
 
-def _check(pairs: list[Pair], with_explanations: bool) -> None:
+def check_pairs(pairs: Sequence[Pair], with_explanations: bool) -> None:
+    """Raise ValueError for no pairs, repeated ids, and missing explanations where asked for."""
     if not pairs:
         raise ValueError("empty split: there is no pair to serve")
     repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
@@ -235,12 +260,13 @@ def _tokenize(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tens
     return torch.cat([tokenize(texts[start : start + _TOKENIZE_CHUNK]) for start in starts])
 
 
-def _key63(key: str) -> int:
+def key63(key: str) -> int:
+    """A picture's key as a non-negative int64."""
     # 63 bits, so that the hash is a non-negative int64
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _split(
+def split_preprocess(
     preprocess: Callable[[Image.Image], Tensor],
 ) -> tuple[Callable[[Image.Image], Image.Image | Tensor], tuple[Tensor, Tensor] | None]:
     """The geometric steps and the [3, 1, 1] mean and std; (preprocess, None) for other tails."""

@@ -1,0 +1,138 @@
+"""How fast pictures are read: ``python -m benchmarks.data [--workers 2]``.
+
+2,000 JPEGs of about 1000 x 700 pixels are drawn, then served once by
+
+- plain: ``PIL.Image.open`` + open_clip's evaluation transform in a default DataLoader,
+- ours, exact: `ImageTextLoader` on the originals; bit for bit the same pixels (checked),
+- ours, draft: the same with ``decoding="draft"``, where libjpeg halves each side; pixels differ
+  (by how much is printed),
+- ours, prepared: `ImageTextLoader` on the prepared copy (256 pixels, JPEG q90); pixels differ.
+
+All run in turns, three rounds, with the same workers; the median and each round are printed. Files
+come from the page cache, so this measures decoding, not the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from entityclip.datasets.columns import LabelColumn, PairTable, text_column
+from entityclip.datasets.images import ImageTextDataset, ImageTextLoader
+from entityclip.datasets.prepare import prepare
+from entityclip.datasets.prepared import use_prepared
+
+BATCH, SIDE = 64, 224
+PREPROCESS = image_transform(SIDE, is_train=False)
+
+
+class Plain(Dataset):
+    """What one writes in five minutes."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return PREPROCESS(Image.open(self.paths[index]))
+
+
+def draw(root: Path, count: int) -> PairTable:
+    """`count` JPEGs with the detail and noise of a photograph, 900-1100 x 630-770, quality 90."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 6, (900, 1300, 3)).astype(np.float32)
+    names = []
+    for number in range(count):
+        width, height = int(rng.integers(900, 1101)), int(rng.integers(630, 771))
+        coarse = Image.fromarray(rng.integers(0, 256, (14, 20, 3), np.uint8))
+        fine = Image.fromarray(rng.integers(0, 256, (90, 130, 3), np.uint8))
+        scene = Image.blend(coarse.resize((width, height), 3), fine.resize((width, height), 3), 0.2)
+        y, x = rng.integers(0, 900 - height), rng.integers(0, 1300 - width)
+        pixels = np.asarray(scene, np.float32) + noise[y : y + height, x : x + width]
+        names.append(f"images/{number}.jpg")
+        path = root / names[-1]
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    none = LabelColumn(np.full(count, -1, np.int32), text_column([]))
+    captions = text_column(f"A caption of picture {number}" for number in range(count))
+    ids = text_column(str(number) for number in range(count))
+    return PairTable(
+        root, ids, text_column(names), captions, none, none, none, np.arange(count)
+    )  # fmt: skip
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """No tokenizer: the plain loader has none either."""
+    return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+
+def seconds(loader: Iterable) -> float:
+    """One pass."""
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - start
+
+
+def levels(dataset: ImageTextDataset, exact: ImageTextDataset, count: int = 50) -> float:
+    """Mean absolute difference to exact pixels, of 255 levels."""
+    pairs = ((dataset[row].image, exact[row].image) for row in range(count))
+    return statistics.mean((a.float() - b.float()).abs().mean().item() for a, b in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        table = draw(Path(folder), options.pictures)
+        start = time.perf_counter()
+        prepare("drawn", [table], Path(folder) / "prepared", progress=False)
+        print(f"prepare: {options.pictures / (time.perf_counter() - start):.0f} pictures/s, once")
+        copy = use_prepared(table, Path(folder) / "prepared")
+        exact = ImageTextDataset(table, PREPROCESS, tokenize)
+        ours = {
+            "ours, exact": exact,
+            "ours, draft": ImageTextDataset(table, PREPROCESS, tokenize, decoding="draft"),
+            "ours, prepared": ImageTextDataset(copy, PREPROCESS, tokenize),
+        }
+        plain = Plain([pair.image for pair in table])
+        same = all(
+            torch.equal(exact.collate([exact[n]]).images[0], plain[n])
+            for n in range(0, len(plain), max(1, len(plain) // 50))
+        )
+        loaders = {"plain": DataLoader(plain, BATCH, num_workers=options.workers)}
+        for name, dataset in ours.items():
+            loaders[name] = ImageTextLoader(dataset, BATCH, workers=options.workers)
+        times: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(options.rounds):
+            for name, loader in loaders.items():
+                times[name].append(seconds(loader))
+        base = statistics.median(times["plain"])
+        print(f"exact pixels equal open_clip's: {same}; {options.workers} workers, {SIDE} pixels")
+        for name, taken in times.items():
+            rates = ", ".join(f"{len(plain) / t:.0f}" for t in taken)
+            off = f", pixels off by {levels(ours[name], exact):.2f} levels" if name in ours else ""
+            print(
+                f"{name:15s} {len(plain) / statistics.median(taken):6.0f} pictures/s ({rates}), "
+                f"{base / statistics.median(taken):.2f} x plain{off}"
+            )
+
+
+if __name__ == "__main__":
+    main()
