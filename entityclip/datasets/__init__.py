@@ -1,82 +1,16 @@
-"""Image-text data sets. Each source makes `Pair`s; nothing later knows which source it was."""
+"""Image-text data sets. Each source makes `Pair`s; nothing later knows which source it was.
 
-from __future__ import annotations
+The names load on first use: explaining captions needs the drawn newsroom's facts, not torch.
+"""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from importlib import import_module
+from typing import Any
 
-from entityclip.datasets import goodnews, karpathy, n24news, newsroom, tweets, visualnews
-from entityclip.datasets.builder import Report
-from entityclip.datasets.columns import PairTable
-from entityclip.datasets.pair import Pair
-from entityclip.datasets.prepared import use_prepared
-
-# data set -> its splits
-DATASETS: dict[str, tuple[str, ...]] = {
-    "newsroom": newsroom.SPLITS,
-    "n24news": n24news.SPLITS,
-    "visualnews": visualnews.SPLITS,
-    "goodnews": goodnews.SPLITS,
-    "flickr30k": karpathy.FLICKR30K_SPLITS,
-    "mscoco": karpathy.MSCOCO_SPLITS,
-    "tweets": tweets.RELATION_SPLITS,
-    "twitter100k": tweets.TWITTER100K_SPLITS,
-}
-
-# every data set that lies in files: (root, split, limit=, seed=) -> pairs and what was left out
-LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
-    "n24news": n24news.n24news_pairs,
-    "visualnews": visualnews.visualnews_pairs,
-    "goodnews": goodnews.goodnews_pairs,
-    "flickr30k": partial(karpathy.karpathy_pairs, dataset="flickr30k"),
-    "mscoco": partial(karpathy.karpathy_pairs, dataset="mscoco"),
-    "tweets": tweets.relation_pairs,
-    "twitter100k": tweets.twitter100k_pairs,
-}
+_HOME = {"DATASETS": "registry", "LOADERS": "registry", "load_pairs": "registry"}
+__all__ = sorted(_HOME)
 
 
-def load_pairs(
-    dataset: str,
-    split: str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    image_size: int = 224,
-    root: Path | None = None,
-    prepared: Path | None = None,
-) -> Sequence[Pair]:
-    """The pairs of a split: all of them, or `limit` chosen by `seed`.
-
-    Args:
-        dataset: a key of `DATASETS`.
-        split: one of that data set's splits.
-        limit: how many pairs at most. The drawn newsroom has no end: it repeats facts with other
-            pictures and words once ``newsroom.newsroom_size(split)`` is passed.
-        seed: what the drawn newsroom draws, or which subset `limit` takes.
-        image_size: side of the drawn newsroom's pictures in pixels; real data keep their own size.
-        root: where the data lie; the drawn newsroom needs none.
-        prepared: a folder that ``python -m entityclip.data prepare`` made, to take the pictures
-            from; pairs whose picture is not in it are left out and logged.
-
-    Raises ValueError for an unknown data set or split, a limit below 1, a missing root and an empty
-    result; FileNotFoundError for missing files; ValueError naming file, row and field for bad ones.
-    """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {dataset!r}; there are {', '.join(DATASETS)}")
-    if split not in DATASETS[dataset]:
-        known = ", ".join(DATASETS[dataset])
-        raise ValueError(f"{dataset} has no split {split!r}; there are {known}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; ask for at least one pair")
-    if dataset == "newsroom":
-        if prepared is not None:
-            raise ValueError("the newsroom is drawn at any size; it has no prepared copy")
-        count = limit or newsroom.newsroom_size(split)
-        return newsroom.newsroom_pairs(split, count, seed=seed, image_size=image_size)
-    if root is None:
-        raise ValueError(f"{dataset} needs the folder it lies in: set `data_root`")
-    pairs, report = LOADERS[dataset](Path(root), split, limit=limit, seed=seed)
-    if not pairs:
-        raise ValueError(f"{dataset} {split} below {root} holds no usable pair: {report}")
-    return pairs if prepared is None else use_prepared(pairs, Path(prepared))
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -22,7 +22,7 @@ from entityclip.datasets.drawn import wording
 from entityclip.datasets.drawn.countries import COUNTRIES, Country
 from entityclip.datasets.drawn.scenes import SCENES, backdrop
 from entityclip.datasets.drawn.stage import TIMES, flagpole
-from entityclip.datasets.pair import Pair
+from entityclip.datasets.record import Pair
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_VERSION = 1

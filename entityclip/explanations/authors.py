@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from entityclip.datasets.pair import Pair
+from entityclip.datasets.record import Pair
 from entityclip.explanations.cache import (
     Explanation,
     ExplanationCache,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from entityclip.datasets.pair import Pair
+from entityclip.datasets.record import Pair
 from entityclip.explanations.cache import (
     Explanation,
     ExplanationCache,

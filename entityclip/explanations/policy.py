@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from entityclip.datasets.pair import Pair
+from entityclip.datasets.record import Pair
 from entityclip.explanations.cache import Explanation
 from entityclip.explanations.checks import failed_checks
 from entityclip.explanations.prompts import DEFAULT_PROMPT

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from entityclip.datasets.pair import Pair
+from entityclip.datasets.record import Pair
 from entityclip.explanations.extraction import explain
 from entityclip.explanations.knowledge import KnowledgeBase
 from entityclip.explanations.llm import LLM, Completion, Sampling
