@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,21 @@ class StepLog:
         self.path, self.every = path, every
         self.waiting: list[tuple[dict[str, Any], list[str]]] = []
 
-    def add(self, row: dict[str, Any], ids: list[str], last_good: str) -> list[dict[str, Any]]:
+    def add(
+        self, row: dict[str, Any], ids: list[str], last_good: Callable[[], str]
+    ) -> list[dict[str, Any]]:
         """Take one step's row (numbers or scalar tensors); the rows written by now, if any."""
         self.waiting.append((row, ids))
         return self.flush(last_good) if len(self.waiting) >= self.every else []
 
-    def flush(self, last_good: str) -> list[dict[str, Any]]:
+    def flush(self, last_good: Callable[[], str]) -> list[dict[str, Any]]:
         """Write what waits. Raises TrainingError at the first loss that is not finite."""
         rows = []
         for row, ids in self.waiting:
             row = {k: v.item() if isinstance(v, Tensor) else v for k, v in row.items()}
             if not math.isfinite(row["loss"]):
                 raise TrainingError(
-                    f"loss is {row['loss']} at step {row['step']}; {last_good}. "
+                    f"loss is {row['loss']} at step {row['step']}; {last_good()}. "
                     f"The batch: {', '.join(ids)}"
                 )
             rows.append(row)

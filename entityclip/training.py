@@ -162,7 +162,7 @@ class _Trainer:
             elapsed = time.perf_counter() - clock
             clock += elapsed
             row |= {"step": self.step, "epoch": epoch + 1, "pairs_per_s": len(batch) / elapsed}
-            for shown in self.log.add(row, batch.ids, self._last_good()):
+            for shown in self.log.add(row, batch.ids, self._last_good):
                 bar.set_postfix(
                     {k: f"{shown[k]:.3f}" for k in ("loss", "vtc", "itm") if k in shown}
                 )
@@ -173,9 +173,9 @@ class _Trainer:
                 and self.step % config.checkpoint_every == 0
                 and within % config.accumulate == 0
             ):
-                self.log.flush(self._last_good())
+                self.log.flush(self._last_good)
                 self._save(improved=False)
-        self.log.flush(self._last_good())
+        self.log.flush(self._last_good)
         val = self._validate()
         self.log.write({"epoch": epoch + 1, "step": self.step, **val})
         if self.progress:  # a line an epoch: all that a batch run's log shows of the bar
