@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class _Trainer:
         resumed = self._resume()
         self.start = time.perf_counter()
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
-        with bar:
+        with bar, _repeatable(self.accelerator.device):
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
                 self._epoch(epoch, bar)
         result = TrainResult(
@@ -307,6 +307,24 @@ class _Trainer:
         if not path.exists():
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {path} of step {read_meta(path)['step']}"
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """On the CPU, the same seed gives the same bits at any number of threads.
+
+    Gradients of gathered rows are otherwise summed in the order in which threads arrive.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, helps debugging
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def _precision(config: TrainConfig) -> str:

@@ -424,6 +424,7 @@ def test_galleries_take_any_text_and_any_picture(tmp_path):
 def test_gallery_texts_stay_inside_their_column_and_figure():
     items = [("W" * 300 + " many wide words " * 20, "explained " * 100, picture("red"))] * 6
     figure = plot_gallery(items, 3)
+    figure.set_dpi(200)  # what files and previews are drawn at; coarser, hinting widens the text
     renderer = figure.canvas.get_renderer()
     boxes = [text.get_window_extent(renderer) for text in figure.texts]
     columns = [axis.get_window_extent(renderer) for axis in figure.axes for _ in range(2)]
