@@ -18,16 +18,20 @@ import PIL.Image
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 from entityclip.results import atomic_write_bytes, atomic_write_text
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"
+HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks it
 PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#0072B2")
 _MARKERS = ("s", "D", "^", "v", "P", "X")
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
 _FIXED = {"zero-shot": (GREY, "o"), "clip": ("#0072B2", "s"), "entityclip": (VERMILLION, "D")}
+
+Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 
 VARIANTS = {
     "zero-shot": "CLIP, zero-shot",
@@ -96,18 +100,33 @@ def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     return {v: _FIXED.get(v) or spare[v] for v in variants}
 
 
+def variant_legend(figure: Figure, variants: Marks) -> None:
+    """A legend of the variants below the figure."""
+    lines = [
+        Line2D(
+            [], [], color=colour, marker=marker, label=label(variant, VARIANTS).replace("$", r"\$")
+        )
+        for variant, (colour, marker) in variants.items()
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
+
+
+def text_width(text: str, points: float, weight: str = "normal") -> float:
+    """Inches that a line of text takes as set, by the font's own widths."""
+    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
 def wrap(text: str, inches: float, points: float, lines: int, weight: str = "normal") -> str:
     """Text in at most `lines` lines that fit `inches` as set, "…" where it was cut.
 
     Widths are the font's own, so that capitals and East Asian text fit too; words longer than a
     line are broken.
     """
-    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
     narrow = int(inches * 72 / (points * 0.2)) + 1  # more letters never fit
 
     def fits(line: str) -> bool:
-        width = text_to_path.get_text_width_height_descent(line[:narrow], font, False)[0]
-        return len(line) < narrow and width <= inches * 72
+        return len(line) < narrow and text_width(line[:narrow], points, weight) <= inches
 
     wrapped = [""]
     for word in text.split():
