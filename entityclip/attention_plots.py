@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageOps
 
 from entityclip.page import (
     GAP,
@@ -128,8 +128,9 @@ def _under_heat(picture: Image.Image, weights: np.ndarray, scale: Normalize) -> 
     """The picture as a faint relief in the colours of its patches' weights [h, w]."""
     heat = Image.fromarray(np.uint8(255 * mpl.colormaps[HEAT](scale(weights))[..., :3]))
     heat = heat.resize(picture.size, Image.Resampling.NEAREST)
-    # white keeps the scale's colour, black still lets it through
-    relief = 0.55 + 0.45 * np.asarray(picture.convert("L"), np.float32)[..., None] / 255
+    # night pictures are stretched: white keeps the scale's colour, black still lets it through
+    grey = ImageOps.autocontrast(picture.convert("L"), cutoff=1)
+    relief = 0.7 + 0.3 * np.asarray(grey, np.float32)[..., None] / 255
     return Image.fromarray(np.uint8(np.asarray(heat) * relief))
 
 

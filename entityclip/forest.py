@@ -30,19 +30,22 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
     lines = len(differences) + len(groups) + 0.6 * (len(groups) - 1)
     figure = plt.figure(figsize=(PAGE, 0.75 + _ROW * lines), layout="constrained")
     axis = figure.add_subplot()
-    y, ticks, names = 0.0, [], []
+    y, places, names = 0.0, [], []
     for group, rows in groups:
-        axis.text(0, y, group, transform=axis.get_yaxis_transform(), ha="left", va="center",
-                  fontsize=7.5, fontweight="bold", parse_math=False)  # fmt: skip
+        places.append(y)
+        names.append(group)
         for _, row in rows.iterrows():
             y += 1
             _difference(axis, y, row)
-            ticks.append(y)
+            places.append(y)
             names.append(row["label"])
         y += 1.6
     axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
     axis.set(ylim=(y - 1.6 + 0.7, -0.7), xlabel=title)
-    axis.set_yticks(ticks, labels=names, parse_math=False)
+    axis.set_yticks(places, labels=names, parse_math=False)
+    headings = np.cumsum([0, *(len(rows) + 1 for _, rows in groups[:-1])])
+    for number, text in enumerate(axis.get_yticklabels()):
+        text.set_fontweight("bold" if number in headings else "normal")
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.92", linewidth=0.6)
     axis.set_axisbelow(True)
@@ -73,11 +76,14 @@ def _difference(axis: Axes, y: float, row: pd.Series) -> None:
     )
     interval = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
     seeds = f"{row['seeds']:.0f} seed{'s' if row['seeds'] != 1 else ''}"
-    axis.annotate(
-        f"{value:+.1f}{interval}   {seeds}",
-        (1.01, y),
-        xycoords=axis.get_yaxis_transform(),
-        va="center",
-        fontsize=6.5,
-        color="0.25",
-    )
+    for text, points in ((f"{value:+.1f}{interval}", 6), (seeds, 90)):
+        axis.annotate(
+            text,
+            (1, y),
+            xycoords=axis.get_yaxis_transform(),
+            xytext=(points, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            color="0.25",
+        )

@@ -15,11 +15,12 @@ _LIGHT = "#b0b0b0"
 _SIDES = {"picture": ("o", 16), "caption": ("^", 18)}
 
 
-def plot_space(planes: dict[str, Plane]) -> Figure:
-    """A panel a model: pictures (discs) and captions (triangles), a thin line between those of a
-    pair, coloured by label (the six most frequent, others grey), the space's numbers above.
+def plot_space(planes: dict[str, Plane], pictures: int = 150) -> Figure:
+    """Discs for pictures, triangles for captions, a thin line between those of a pair.
 
-    `planes` holds `embedding_space.plane` by title. Axes are principal components and mean nothing
+    `planes` holds `embedding_space.plane` by title, a panel each. The numbers above a panel are the
+    whole split's, the marks those of some `pictures` only, for more would hide each other. Colours
+    are labels (the six most frequent; others grey). Axes are principal components and mean nothing
     across panels. Raises ValueError for no planes.
     """
     if not planes:
@@ -34,7 +35,7 @@ def plot_space(planes: dict[str, Plane]) -> Figure:
         1, len(planes), figsize=(width, 3.9), squeeze=False, layout="constrained"
     )
     for axis, (title, seen) in zip(axes[0], planes.items(), strict=True):
-        _scatter(axis, seen, colours)
+        _scatter(axis, seen, colours, pictures)
         axis.set_title(f"{title}\n{_numbers(seen)}", loc="left", fontsize=7.5)
     handles = [
         Line2D([], [], linestyle="", marker=mark, color=GREY, label=f"{side}s")
@@ -43,18 +44,18 @@ def plot_space(planes: dict[str, Plane]) -> Figure:
     handles += [Line2D([], [], linewidth=4, color=c, label=name) for name, c in colours.items()]
     if len(counts) > len(colours):
         handles.append(Line2D([], [], linewidth=4, color=_LIGHT, label="others"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
     return figure
 
 
-def _scatter(axis: Axes, seen: Plane, colours: dict[str, str]) -> None:
-    points = seen.points
+def _scatter(axis: Axes, seen: Plane, colours: dict[str, str], limit: int) -> None:
+    points = seen.points[seen.points["pair"] < limit]
     pictures = points[points["kind"] == "picture"].set_index("pair")[["x", "y"]]
     captions = points[points["kind"] == "caption"]
     ends = zip(
         captions[["x", "y"]].to_numpy(), pictures.loc[captions["pair"]].to_numpy(), strict=True
     )
-    axis.add_collection(LineCollection(list(ends), colors="0.8", linewidths=0.4, zorder=1))
+    axis.add_collection(LineCollection(list(ends), colors="0.65", linewidths=0.5, zorder=1))
     for side, (mark, size) in _SIDES.items():
         part = points[points["kind"] == side]
         axis.scatter(

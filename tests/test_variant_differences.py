@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from entityclip.forest import COLUMNS, plot_forest
 from entityclip.results import ResultsError
 from entityclip.sheets import Cell, sheet_latex
-from entityclip.style import apply_style
+from entityclip.style import apply_style, save_figure
 from entityclip.variant_differences import (
     describe_differences,
     difference_sheet,
@@ -137,7 +137,7 @@ def test_the_printed_table_signs_its_numbers_and_would_compile():
     check_latex(sheet_latex(sheet, "Differences"))
 
 
-def test_the_forest_fills_what_excludes_zero():
+def test_the_forest_fills_what_excludes_zero(tmp_path):
     figure = plot_forest(make_differences(), "R@1 against CLIP (points)")
     (axis,) = figure.axes
     marks = {
@@ -152,15 +152,17 @@ def test_the_forest_fills_what_excludes_zero():
     zero = [line for line in axis.lines if list(line.get_xdata()) == [0, 0]]
     assert len(zero) == 1
     words = [text.get_text() for text in axis.texts]
-    assert words[0] == "Test, R@1"
-    assert "+2.0 [+0.5, +3.5]   3 seeds" in words
-    assert "+4.0   1 seed" in words
-    names = [tick.get_text() for tick in axis.get_yticklabels()]
-    assert names == ["A & more $x^", "B", "C", "A & more $x^"]
+    assert words[:2] == ["+2.0 [+0.5, +3.5]", "3 seeds"]
+    assert words[4:6] == ["+4.0", "1 seed"]
+    names = [(tick.get_text(), tick.get_fontweight()) for tick in axis.get_yticklabels()]
+    plain = [(name, "normal") for name in ("A & more $x^", "B", "C")]
+    bold = [("Test, R@1", "bold"), ("Long tail, R@1", "bold")]
+    assert names == [bold[0], *plain, bold[1], plain[0]]
     places = axis.get_yticks()
     assert (np.diff(places) >= 1).all()
-    assert places[3] - places[2] > 1.5  # room for the second heading
+    assert places[4] - places[3] > 1.5  # room above the second heading
     assert axis.yaxis_inverted()
+    save_figure(figure, tmp_path, "forest")  # dollar signs are no mathematics
 
 
 def test_a_forest_of_nothing_is_refused():
