@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -47,6 +48,18 @@ class SeenPicture(NamedTuple):
     caption: str
     picture: Image.Image
     maps: ArrayLike  # [n, h, w]
+
+
+def read_pairs(
+    table: pd.DataFrame, captions: Sequence[str], pictures: Sequence[Image.Image]
+) -> list[ReadPair]:
+    """`inspection.word_table` beside each pair's caption and picture, in the table's order."""
+    return [
+        ReadPair(caption, picture, rows["word"].tolist(), rows["from_image"], rows["from_text"])
+        for (_, rows), caption, picture in zip(
+            table.groupby("pair", sort=False), captions, pictures, strict=True
+        )
+    ]
 
 
 def plot_word_attention(pairs: Sequence[ReadPair]) -> Figure:

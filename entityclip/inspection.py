@@ -154,6 +154,32 @@ def word_weights(words: Sequence[Word], weights: Tensor) -> Tensor:
     return torch.stack([weights[..., w.start : w.stop].sum(dim=-1) for w in words], dim=-1)
 
 
+def word_table(backbone: Backbone, batch: Batch, attention: ExplanationAttention) -> pd.DataFrame:
+    """How each explanation of a batch is read, a row a word: mean over experts and heads.
+
+    Columns: `pair` (its id), `place`, `word`, `from_image` and `from_text`; each of the latter sums
+    to 1 over a pair's words.
+    """
+    parts = []
+    for row, pair in enumerate(batch.ids):
+        words = token_words(backbone, batch.explanations[row])
+        sides = [word_weights(words, side[row].mean(dim=(0, 1))).cpu() for side in attention]
+        names = {"place": range(len(words)), "word": [word.text for word in words]}
+        weights = dict(zip(("from_image", "from_text"), map(Tensor.numpy, sides), strict=True))
+        parts.append(pd.DataFrame({"pair": pair} | names | weights))
+    return pd.concat(parts, ignore_index=True)
+
+
+def patch_table(ids: Sequence[str], maps: Tensor) -> pd.DataFrame:
+    """Maps [B, n, h, w] of pairs `ids` as rows: `pair`, `expert`, `row`, `column`, `weight`."""
+    _, experts, height, width = maps.shape
+    index = pd.MultiIndex.from_product(
+        [list(ids), [f"image {i + 1}" for i in range(experts)], range(height), range(width)],
+        names=["pair", "expert", "row", "column"],
+    )
+    return pd.DataFrame({"weight": maps.cpu().flatten().numpy()}, index).reset_index()
+
+
 def as_pictures(backbone: Backbone, images: Tensor) -> list[Image.Image]:
     """Normalised images [B, 3, H, W] as the pictures the model saw, cropped and resized."""
     visual = backbone.clip.visual

@@ -19,6 +19,7 @@ from entityclip.attention_plots import (
     SeenPicture,
     plot_patch_attention,
     plot_word_attention,
+    read_pairs,
 )
 from entityclip.forest import plot_forest
 from entityclip.galleries import plot_gallery, plot_retrieval_gallery
@@ -26,7 +27,7 @@ from entityclip.gate_plots import gate_table, plot_gates
 from entityclip.metrics import METRICS
 from entityclip.seed_curves import plot_seed_curves, seed_curves
 from entityclip.sheets import Sheet, save_sheet, sheet_latex, sheet_markdown
-from entityclip.space_plots import plot_space
+from entityclip.space_plots import plot_space, space_numbers, space_table
 from entityclip.style import (
     COLUMN,
     DIRECTIONS,
@@ -85,6 +86,7 @@ __all__ = [
     "plot_word_attention",
     "preview",
     "read_log",
+    "read_pairs",
     "reported_cells",
     "reported_values",
     "retrieval_markdown",
@@ -97,6 +99,8 @@ __all__ = [
     "seed_differences",
     "sheet_latex",
     "sheet_markdown",
+    "space_numbers",
+    "space_table",
 ]
 
 _SHOWN = ("R@1", "R@5", "R@10")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -13,6 +14,20 @@ from entityclip.style import GREY, PAGE, PALETTE
 
 _LIGHT = "#b0b0b0"
 _SIDES = {"picture": ("o", 16), "caption": ("^", 18)}
+
+
+def space_table(planes: dict[str, Plane]) -> pd.DataFrame:
+    """The points of all planes, with their plane's title as `model`."""
+    parts = [seen.points.assign(model=title) for title, seen in planes.items()]
+    return pd.concat(parts, ignore_index=True)[["model", "kind", "pair", "label", "x", "y"]]
+
+
+def space_numbers(planes: dict[str, Plane]) -> pd.DataFrame:
+    """A row a plane: `model`, `alignment`, `uniformity_images`, `uniformity_texts`."""
+    names = ("alignment", "uniformity_images", "uniformity_texts")
+    return pd.DataFrame(
+        [{"model": title} | {n: getattr(seen, n) for n in names} for title, seen in planes.items()]
+    )
 
 
 def plot_space(planes: dict[str, Plane], pictures: int = 150) -> Figure:

@@ -168,23 +168,27 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def preview(figure: Figure, width: int = 680, quality: int = 75) -> Any:
-    """The figure as a JPEG for a notebook's page, `width` pixels wide; the saved file stays sharp.
+    """The figure small, for a notebook's page, `width` pixels wide; the saved file stays sharp.
 
-    A gallery of pictures weighs a fraction of its PNG this way. Closes the figure, so that the
-    notebook does not show it a second time.
+    Pictures become a JPEG, a chart a PNG of 32 colours: each weighs a fraction of the full PNG.
+    Closes the figure, so that the notebook does not show it a second time.
     """
     import IPython.display  # what notebooks alone need
 
-    for axis in figure.axes:
-        for picture in axis.images:
-            picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
+    pictures = [picture for axis in figure.axes for picture in axis.images]
+    for picture in pictures:
+        picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
     sharp, small = io.BytesIO(), io.BytesIO()
     figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
     plt.close(figure)
     with PIL.Image.open(sharp) as page:  # drawn large, then shrunk: text keeps its proportions
         page = page.convert("RGB").resize((width, round(width * page.height / page.width)))
-        page.save(small, "jpeg", quality=quality)
-    return IPython.display.Image(small.getvalue(), format="jpeg", width=width)
+        if pictures:
+            page.save(small, "jpeg", quality=quality)
+        else:
+            page.quantize(32, dither=PIL.Image.Dither.NONE).save(small, "png", optimize=True)
+    kind = "jpeg" if pictures else "png"
+    return IPython.display.Image(small.getvalue(), format=kind, width=width)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:

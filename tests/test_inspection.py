@@ -15,7 +15,9 @@ from entityclip.inspection import (
     explanation_attention,
     gate_weights,
     image_attention,
+    patch_table,
     token_words,
+    word_table,
     word_weights,
 )
 from entityclip.model import EntityCLIP
@@ -171,6 +173,30 @@ def test_words_weigh_what_their_tokens_do(backbone):
     pieces = words[1].stop - words[1].start
     expected = [0, sum(range(1, 1 + pieces)), 1 + pieces, 2 + pieces]
     assert word_weights(words, weights)[1].tolist() == expected
+
+
+@torch.no_grad()
+def test_the_table_of_words_is_the_mean_of_experts_and_heads(backbone, batch):
+    attention = explanation_attention(make_model(backbone), batch)
+    table = word_table(backbone, batch, attention)
+    sums = table.groupby("pair")[["from_image", "from_text"]].sum()
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+    rows = table[table["pair"] == batch.ids[2]]
+    words = token_words(backbone, batch.explanations[2])
+    assert rows["word"].tolist() == [word.text for word in words]
+    assert rows["place"].tolist() == list(range(len(words)))
+    longest = max(words, key=lambda word: word.stop - word.start)
+    expected = attention.text[2, :, :, longest.start : longest.stop].sum(-1).mean()
+    row = rows.iloc[words.index(longest)]
+    assert row["from_text"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_table_of_patches_names_rows_and_columns():
+    maps = torch.arange(16.0).view(2, 2, 2, 2)
+    table = patch_table(["a", "b"], maps)
+    (row,) = table[table["weight"] == 14].to_dict("records")
+    assert row == {"pair": "b", "expert": "image 2", "row": 1, "column": 0, "weight": 14.0}
+    assert len(table) == 16
 
 
 def test_pictures_are_what_the_model_saw(backbone, make_dataset):

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ from entityclip.report import (
     plot_space,
     plot_training_curves,
     plot_word_attention,
+    preview,
     read_log,
     reported_values,
     retrieval_markdown,
@@ -622,3 +624,14 @@ def test_the_table_behind_the_curves_holds_every_step_and_validation(tmp_path):
     assert table["variant"].tolist() == ["clip"] * 3 + ["entityclip"] * 3
     assert table["loss"].dropna().tolist() == [2.0, 1.0] * 2
     assert table["val_loss"].dropna().tolist() == [1.5] * 2
+
+
+def test_previews_are_small_and_of_the_kind_that_fits():
+    chart = preview(plot_lengths({"caption": [1, 2, 2]}, 77), width=340)
+    assert (chart.format, chart.data[:4]) == ("png", b"\x89PNG")
+    with Image.open(io.BytesIO(chart.data)) as page:
+        assert page.width == 340
+        assert page.convert("RGB").getpixel((0, 0)) == (255, 255, 255)  # also on a dark page
+    pictures = preview(plot_gallery([("a caption", None, picture("red"))]))
+    assert (pictures.format, pictures.data[:2]) == ("jpeg", b"\xff\xd8")
+    assert plt.get_fignums() == []
