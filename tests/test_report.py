@@ -631,7 +631,7 @@ def test_previews_are_small_and_of_the_kind_that_fits():
     assert (chart.format, chart.data[:4]) == ("png", b"\x89PNG")
     with Image.open(io.BytesIO(chart.data)) as page:
         assert page.width == 340
-        assert page.convert("RGB").getpixel((0, 0)) == (255, 255, 255)  # also on a dark page
+        assert min(page.convert("RGB").getpixel((0, 0))) > 250  # white, also on a dark page
     pictures = preview(plot_gallery([("a caption", None, picture("red"))]))
     assert (pictures.format, pictures.data[:2]) == ("jpeg", b"\xff\xd8")
     assert plt.get_fignums() == []
