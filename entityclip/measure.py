@@ -14,7 +14,7 @@ from entityclip.comparison import paired_difference
 from entityclip.config import config_hash
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.evaluation import Retrieval, evaluate_retrieval
-from entityclip.experiments import VARIANTS, Experiment, device
+from entityclip.experiments import Experiment, device
 from entityclip.model import EntityCLIP
 from entityclip.results import (
     DIRECTIONS,
