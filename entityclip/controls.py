@@ -11,9 +11,7 @@ from entityclip.datasets.pair import Pair
 from entityclip.variants import Explanations
 
 
-def replace_explanations(
-    pairs: Sequence[Pair], kind: Explanations, *, seed: int = 0
-) -> list[Pair]:
+def replace_explanations(pairs: Sequence[Pair], kind: Explanations, *, seed: int = 0) -> list[Pair]:
     """The same pairs with other explanations; `own` leaves them as they are.
 
     `shuffled`: each pair has another pair's (a cyclic shift of a random order, so no pair keeps its

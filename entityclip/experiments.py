@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +25,13 @@ from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.explanations.policy import check_pairs
+from entityclip.files import claimed
 from entityclip.model import EntityCLIP
 from entityclip.training import train
 from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, find_variant
 
 log = logging.getLogger(__name__)
+
 
 class _Run(NamedTuple):
     folder: Path
@@ -188,6 +191,10 @@ class Experiment:
         return _Run(folder, identity, splits, config)
 
     def _run(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+        with self._claim(run.folder, wait=True):
+            return self._train(run, build, force)
+
+    def _train(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
         previous = run.folder.with_name(run.folder.name + ".previous")
         if force and run.folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -200,6 +207,21 @@ class Experiment:
         train(model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress)
         shutil.rmtree(previous, ignore_errors=True)
         return run.folder
+
+    @staticmethod
+    def _claim(folder: Path, *, wait: bool) -> AbstractContextManager[bool]:
+        """Two processes never train one run: the second waits and finds it finished."""
+        return claimed(folder.with_name(folder.name + ".lock"), wait=wait)
+
+    def busy(self, variant: str) -> bool:
+        """Whether another process is training `variant` at this moment."""
+        with self._claim(self._finetuning(variant).folder, wait=False) as free:
+            return not free
+
+    def discard(self, variant: str) -> None:
+        """Delete a finished run's weights, not its record or log; it would be trained anew."""
+        for path in self._finetuning(variant).folder.glob("*.safetensors"):
+            path.unlink()
 
     # ---------------------------------------------------------------------------------- records
 

@@ -120,6 +120,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", *(v.name for v in _SEARCH)),
 }
 
+# whose experts are asked how much of V*·T* is the explanation copied (entityclip.probes)
+LEAK = ("entityclip", "separate-experts", "shuffled-explanations", "crossed", "bridge-entityclip")
+
 
 def find_variant(name: str) -> Variant:
     """The variant of that name. Raises ValueError, naming those there are, for another."""
