@@ -21,7 +21,9 @@ from entityclip.backbone import Backbone, create_backbone, load_clip_weights
 from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
 from entityclip.datasets import load_pairs
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
+from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.policy import check_pairs
 from entityclip.model import EntityCLIP
 from entityclip.training import train
@@ -65,7 +67,7 @@ class Experiment:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
-        self._datasets: dict[tuple[str, bool], PairDataset] = {}
+        self._datasets: dict[tuple[str, bool], PairDataset | ImageTextDataset] = {}
 
     # ------------------------------------------------------------------------------------ data
 
@@ -92,17 +94,23 @@ class Experiment:
             self._pairs[split] = pairs
         return self._pairs[split]
 
-    def dataset(self, split: str, *, explanations: bool = False) -> PairDataset:
-        """A split ready for the model; drawn pictures are kept in memory."""
+    def dataset(self, split: str, *, explanations: bool = False) -> PairDataset | ImageTextDataset:
+        """A split ready for the model: drawn pictures are kept in memory, files read when needed.
+
+        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
+        evaluation raises at the first.
+        """
         key = (split, explanations)
         if key not in self._datasets:
-            self._datasets[key] = PairDataset(
-                self.pairs(split),
-                self.backbone.preprocess,
-                self.backbone.tokenize,
-                with_explanations=explanations,
-                cache=not isinstance(self.pairs(split)[0].image, Path),
-            )
+            made_of = self.pairs(split), self.backbone.preprocess, self.backbone.tokenize
+            if self.settings.dataset in LOADERS:
+                self._datasets[key] = ImageTextDataset(
+                    *made_of, with_explanations=explanations, max_broken=self.settings.max_broken
+                )
+            else:
+                self._datasets[key] = PairDataset(
+                    *made_of, with_explanations=explanations, cache=True
+                )
         return self._datasets[key]
 
     @cached_property

@@ -110,6 +110,7 @@ def _measure(
         config=experiment.identity(variant),
         seed=experiment.seed,
         bootstrap=experiment.settings.bootstrap,
+        workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
     )
     append_rows(experiment.results / f"{kind}.jsonl", rows)
