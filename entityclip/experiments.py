@@ -23,7 +23,9 @@ from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
 from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
+from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.policy import check_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
@@ -47,7 +49,7 @@ class Experiment:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
-        self._datasets: dict[tuple[str, bool, str], PairDataset] = {}
+        self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
 
     # ------------------------------------------------------------------------------------ data
 
@@ -76,20 +78,25 @@ class Experiment:
 
     def dataset(
         self, split: str, *, explanations: bool = False, control: Explanations = "own"
-    ) -> PairDataset:
-        """A split ready for the model; drawn pictures are kept in memory.
+    ) -> PairDataset | ImageTextDataset:
+        """A split ready for the model: drawn pictures are kept in memory, files read when needed.
 
-        `control` puts something else in place of the explanations (`entityclip.controls`).
+        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
+        evaluation raises at the first. `control` puts something else in place of the explanations
+        (`entityclip.controls`).
         """
         key = (split, explanations, control)
         if key not in self._datasets:
-            self._datasets[key] = PairDataset(
-                replace_explanations(self.pairs(split), control, seed=self.seed),
-                self.backbone.preprocess,
-                self.backbone.tokenize,
-                with_explanations=explanations,
-                cache=not isinstance(self.pairs(split)[0].image, Path),
-            )
+            pairs = replace_explanations(self.pairs(split), control, seed=self.seed)
+            made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
+            if self.settings.dataset in LOADERS:
+                self._datasets[key] = ImageTextDataset(
+                    *made_of, with_explanations=explanations, max_broken=self.settings.max_broken
+                )
+            else:
+                self._datasets[key] = PairDataset(
+                    *made_of, with_explanations=explanations, cache=True
+                )
         return self._datasets[key]
 
     @cached_property

@@ -79,6 +79,7 @@ def evaluate(
         config=experiment.identity(variant),
         seed=experiment.seed,
         bootstrap=experiment.settings.bootstrap,
+        workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
     )
     if kind == "retrieval":  # ranks first: who finds them skips the measurement
