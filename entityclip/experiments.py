@@ -87,7 +87,9 @@ class Experiment:
         """
         key = (split, explanations, control)
         if key not in self._datasets:
-            pairs = replace_explanations(self.pairs(split), control, seed=self.seed)
+            pairs = self.pairs(split)
+            if control != "own":  # which would turn a table of a million rows into a list
+                pairs = replace_explanations(pairs, control, seed=self.seed)
             made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
             if self.settings.dataset in LOADERS:
                 self._datasets[key] = ImageTextDataset(
