@@ -26,6 +26,12 @@ _CONFIGURATION = {  # answers that repeating cannot change and that no caption i
     403: "the key in OPENAI_API_KEY may not use this model",
     404: "it knows no such model or path: base_url usually ends in /v1",
 }
+# What the client tells of this machine: no server here needs it, and it is a fifth of the CPU.
+_ABOUT_THIS_MACHINE = tuple(
+    f"X-Stainless-{name}"
+    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+)
+_ABOUT_THIS_REQUEST = ("x-stainless-retry-count", "x-stainless-read-timeout")
 _REFUSED_IN_A_ROW = 50  # then it is not the captions
 _MAX_RETRY_AFTER_S = 300.0
 
@@ -111,7 +117,11 @@ class OpenAIChat:
             raise ValueError("timeout_s, patience_s and backoff_s are seconds above 0")
         self.model, self._urls, self._concurrency = model, urls, concurrency
         self._timeout_s, self._patience_s, self._backoff_s = timeout_s, patience_s, backoff_s
-        _library()
+        openai, _ = _library()
+        self._options = {
+            "headers": dict.fromkeys(_ABOUT_THIS_REQUEST, openai.omit),
+            "idempotency_key": "unused",  # else it draws one from the system for each request
+        }
 
     def complete(
         self, prompts: Sequence[str], sampling: Sampling
@@ -178,8 +188,9 @@ class OpenAIChat:
             base_url=url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             max_retries=0,  # tenacity's task
-            timeout=self._timeout_s,
-            http_client=openai.DefaultAioHttpClient(),  # half the CPU of the default
+            timeout=None,  # _request's task
+            http_client=openai.DefaultAioHttpClient(timeout=None),  # half the CPU of the default
+            default_headers=dict.fromkeys(_ABOUT_THIS_MACHINE, openai.omit),
         )
 
     async def _ask(
@@ -190,26 +201,17 @@ class OpenAIChat:
         sampling: Sampling,
         progress: _Progress,
     ) -> Completion:
-        _, tenacity = _library()
         began = time.monotonic()
-        pause = tenacity.wait_random_exponential(multiplier=self._backoff_s, max=60)
-
-        def wait(state: Any) -> float:
-            error = state.outcome.exception()
-            after = error.retry_after
-            # jitter on top: all the workers were told the same
-            return pause(state) if after is None else after + pause(state) / 10
-
-        attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
-            stop=tenacity.stop_after_delay(self._patience_s),
-            wait=wait,
-            reraise=True,
-        )
         try:
-            async for attempt in attempts:
+            return await self._request(clients[index % len(clients)], prompt, sampling, progress)
+        except _Passing as error:
+            first = error  # rare, so only now tenacity's loop, which costs every prompt 0.1 ms
+        try:
+            async for attempt in self._attempts(began):
                 with attempt:
                     number = attempt.retry_state.attempt_number - 1
+                    if number == 0:
+                        raise first
                     client = clients[(index + number) % len(clients)]
                     completion = await self._request(client, prompt, sampling, progress)
         except _Passing as error:
@@ -220,6 +222,23 @@ class OpenAIChat:
                 ) from None
             return Completion("", "error", self.model)
         return completion
+
+    def _attempts(self, began: float) -> Any:
+        """Attempts to loop over until `patience_s` after `began`, with pauses between them."""
+        _, tenacity = _library()
+        pause = tenacity.wait_random_exponential(multiplier=self._backoff_s, max=60)
+
+        def wait(state: Any) -> float:
+            after = state.outcome.exception().retry_after
+            # jitter on top: all the workers were told the same
+            return pause(state) if after is None else after + pause(state) / 10
+
+        return tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
+            stop=lambda state: time.monotonic() - began >= self._patience_s,
+            wait=wait,
+            reraise=True,
+        )
 
     async def _request(
         self, client: Any, prompt: str, sampling: Sampling, progress: _Progress
@@ -241,6 +260,7 @@ class OpenAIChat:
                         "seed": sampling.seed,
                     },
                     cast_to=httpx2.Response,
+                    options=self._options,
                 )
             completion = _completion(response.content)
         except TimeoutError:
