@@ -43,7 +43,7 @@ _HOME = {
     "import_authors": "authors",
     "merge_caches": "cache",
     "neutralise": "prompts",
-    "refuse_keys": "openai_chat",
+    "refuse_keys": "keys",
     "shard": "extraction",
     "to_frame": "authors",
 }

@@ -148,6 +148,8 @@ class ExplanationCache:
 
         A row survives the death of this process at once, of the machine within 5 s or on `close`.
         """
+        if not rows:
+            return 0
         # encoded before the lock; the first row of a key counts
         encoded = {key: encode_row(key, row) for key, row in reversed(rows)}
         with lock(self._descriptor):

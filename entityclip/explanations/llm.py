@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
 
@@ -61,6 +61,17 @@ class LLM(Protocol):
         finish_reason "error" with an empty text. Raises LLMError when nothing can be answered; what
         came before stays valid. Closing the iterator stops the work.
         """
+        ...
+
+
+@runtime_checkable
+class OffersBatches(Protocol):
+    """A language model that tells which answers are there at once, so that they are stored so."""
+
+    def complete_in_batches(
+        self, prompts: Sequence[str], sampling: Sampling
+    ) -> Iterator[list[tuple[int, Completion]]]:
+        """`LLM.complete` in lists, none empty; no list waits for an answer that is not there."""
         ...
 
 
