@@ -42,6 +42,25 @@ def lock(descriptor: int) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
+@contextlib.contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the work that `path` stands for is ours; a dead process's claim is void.
+
+    With `wait`, waits until it is; else False where another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)  # and so unlocks
+
+
 def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) -> None:
     """Append all of `payload` to a locked file or, raising OSError (a full disk), none of it.
 

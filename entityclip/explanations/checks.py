@@ -35,13 +35,24 @@ _REFUSAL = re.compile(
     r"|have (?:any |enough |specific |sufficient )?(?:information|context|access))"
     r"|i apologi[sz]e)\b"
 )
+_ABOUT = (
+    r"(?:caption|photo|photograph|image|picture|text|sentence|passage|statement|headline|"
+    r"explanation|description)"
+)
 _OPENER = re.compile(
-    r"(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
+    # who speaks: "A:", "Answer 1:", "**Explanation:**", also before one of the rest
+    r"(?:(?:a|q|answer|caption|explanation|description|output|response|assistant)\s*\d*\s*:[\s*]*)"
+    r"|(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
     r"|here(?:'s| is| are)\b"
-    r"|(?:the|this|that|given|provided|your) (?:\w+ ){0,2}"
-    r"(?:caption|photo|photograph|image|picture|text|sentence|explanation|description)\b"
-    r"|(?:in|based on|according to) (?:the|this) (?:\w+ )?(?:caption|image|picture|photo)\b"
-    r"|(?:caption|explanation|answer|output|response)\s*:"
+    rf"|(?:the|this|that|given|provided|your) (?:\w+ ){{0,2}}{_ABOUT}\b"
+    # "in this news photo", "in the context of the caption"; not "in the picture industry"
+    rf"|(?:in|from|based on|according to) (?:the|this|that|your) (?:\w+ (?:of (?:the|this) )?){{0,2}}{_ABOUT}"
+    r"(?:\s*,| (?:above|below|you|we|it|there|is|are|the|reads|shows|says|describes|provided)\b)"
+    # "in a news story, the caption reads": the sentence goes on to speak of the caption
+    r"|in (?:a|an|the|this) (?:\w+ ){0,2}(?:story|article|report|item|news),? "
+    r"(?:the|this) (?:\w+ )?caption\b"
+    # "a news headline that appears to be"
+    rf"|an? (?:news )?(?:caption|headline|photo caption) (?:that|which|for|of|about|from)\b"
 )
 _ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 # capitalised, yet no names: days, months, titles, and what sentences start with

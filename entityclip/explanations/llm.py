@@ -37,6 +37,11 @@ class Sampling:
         """The same under another seed, for the one retry of an answer that failed a check."""
         return replace(self, seed=self.seed + _RETRY_SEED)
 
+    def before(self) -> Sampling:
+        """What `again` was called on; itself if it is no retry's."""
+        retry = self.seed >= _RETRY_SEED
+        return replace(self, seed=self.seed - _RETRY_SEED) if retry else self
+
 
 @dataclass(frozen=True)
 class Completion:

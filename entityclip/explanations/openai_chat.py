@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -107,12 +107,13 @@ class OpenAIChat:
         self, prompts: Sequence[str], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         """See `LLM.complete`; as they finish."""
-        for batch in self.complete_in_batches(prompts, sampling):
-            yield from batch
+        with contextlib.closing(self.complete_in_batches(prompts, sampling)) as batches:
+            for batch in batches:
+                yield from batch
 
     def complete_in_batches(
         self, prompts: Sequence[str], sampling: Sampling
-    ) -> Iterator[list[tuple[int, Completion]]]:
+    ) -> Generator[list[tuple[int, Completion]], None, None]:
         """`complete`, with all that is there at once in a list.
 
         Under load this is half the CPU for a caller who stores answers: a write, and a change of
