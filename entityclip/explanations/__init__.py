@@ -8,7 +8,8 @@
 extraction goes on when called again. Files: `prompts` what is asked, `llm` the protocol of all
 back-ends, `knowledge`, `openai_chat` and `local` the back-ends, `cache` the rows, `checks` what is
 marked, `policy` what training makes of the marks, `joining` which explanations it reads, `authors`
-other projects' files, `keys` what keeps keys out of notebooks, `scaling` what 100,000 captions cost.
+other projects' files, `keys` what keeps keys out of notebooks, `scaling` what
+100,000 captions cost.
 """
 
 from importlib import import_module

@@ -19,7 +19,7 @@ CHECKS = {
     "empty": "no text, or no letter in it",
     "refusal": "the model declines or speaks of itself as a model",
     "prompt_echo": "eight words in a row of the prompt's own wording, or its delimiters",
-    "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is'",
+    "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is', 'A:'",
     "repetition": "a run of five words comes three times, or repeats make up 30 % of the text",
     "cut": "stopped by the token limit (imported texts: ends without a sentence's end)",
     "copied": "80 % or more of its words stand in runs of three copied from the caption",
@@ -35,24 +35,19 @@ _REFUSAL = re.compile(
     r"|have (?:any |enough |specific |sufficient )?(?:information|context|access))"
     r"|i apologi[sz]e)\b"
 )
-_ABOUT = (
-    r"(?:caption|photo|photograph|image|picture|text|sentence|passage|statement|headline|"
-    r"explanation|description)"
-)
 _OPENER = re.compile(
-    # who speaks: "A:", "Answer 1:", "**Explanation:**", also before one of the rest
-    r"(?:(?:a|q|answer|caption|explanation|description|output|response|assistant)\s*\d*\s*:[\s*]*)"
-    r"|(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
+    r"(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
     r"|here(?:'s| is| are)\b"
-    rf"|(?:the|this|that|given|provided|your) (?:\w+ ){{0,2}}{_ABOUT}\b"
-    # "in this news photo", "in the context of the caption"; not "in the picture industry"
-    rf"|(?:in|from|based on|according to) (?:the|this|that|your) (?:\w+ (?:of (?:the|this) )?){{0,2}}{_ABOUT}"
-    r"(?:\s*,| (?:above|below|you|we|it|there|is|are|the|reads|shows|says|describes|provided)\b)"
-    # "in a news story, the caption reads": the sentence goes on to speak of the caption
-    r"|in (?:a|an|the|this) (?:\w+ ){0,2}(?:story|article|report|item|news),? "
-    r"(?:the|this) (?:\w+ )?caption\b"
-    # "a news headline that appears to be"
-    rf"|an? (?:news )?(?:caption|headline|photo caption) (?:that|which|for|of|about|from)\b"
+    r"|(?:the|this|that|given|provided|your) (?:\w+ ){0,2}"
+    r"(?:caption|photo|photograph|image|picture|text|sentence|explanation|description)\b"
+    r"|(?:in|based on|according to) (?:the|this) (?:\w+ )?(?:caption|image|picture|photo)\b"
+    r"|(?:the|this|an?) (?:news )?headline (?:that|which|is|says|reads|mentions)\b"
+    # whose turn it is: "A:", "Answer 1:"
+    r"|(?:a|q|caption|explanation|description|answer|output|response|assistant) ?\d* ?:"
+    # "In a news story, the caption reads", "The people and places named in the caption are"
+    r"|(?:\S+\s+){1,14}?(?:the|this|that|your) (?:news )?caption\b"
+    # the prompt's list
+    r"|(?:the )?people, places?,"
 )
 _ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 # capitalised, yet no names: days, months, titles, and what sentences start with
