@@ -143,6 +143,9 @@ class Settings(BaseModel):
     test_pairs: int | None = Field(default=None, gt=1)
     test_splits: list[str] = Field(default=["test"], min_length=1)
     pretraining: Pretraining | None = None
+    # what training reads: the data set's "own", those of the "knowledge-base", or a file of yours
+    # (a cache that `explain` wrote, or *.json in the authors' layout; {split} in it is replaced)
+    explanation_source: str = Field(default="own", min_length=1)
     # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
     # let the "caption" stand in (entityclip.explanations.policy says what follows from each)
     explanation_policy: Literal["use", "drop", "caption"] = "use"
