@@ -153,6 +153,9 @@ class Settings(BaseModel):
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+    # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
+    main_seeds: list[int] = Field(default=[0], min_length=1)
+    ablation_seeds: list[int] = Field(default=[0], min_length=1)
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:
