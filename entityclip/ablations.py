@@ -8,12 +8,12 @@ import pandas as pd
 
 from entityclip.comparison import difference_table
 from entityclip.experiments import Experiment
-from entityclip.measure import stored_ranks
+from entityclip.measure import measure, stored_ranks
 from entityclip.results import ResultsError
 from entityclip.stored import find_rows, stored_rows
 from entityclip.sweep import splits_of, sweep
 from entityclip.tables import retrieval_table
-from entityclip.variants import TABLES, VARIANTS, find_variant
+from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
 
 
 def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
@@ -100,3 +100,29 @@ def choose_on_validation(experiment: Experiment) -> pd.DataFrame:
         raise ResultsError(f"the search still lacks runs of {', '.join(lacking)}")
     table.columns = ["seeds", "R@1", "lowest", "highest"]
     return table.sort_values("R@1", ascending=False, kind="stable").reset_index()
+
+
+def test_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
+    """Measure the search's winner on the test splits, every seed; its name."""
+    chosen = choice["variant"].iloc[0]
+    for of_seed in seed_experiments(experiment, "search"):
+        measure(of_seed, [chosen], of_seed.settings.test_splits, shipped=True)
+    return chosen
+
+
+def compare_chosen(experiment: Experiment, chosen: str, *, splits: list[str]) -> pd.DataFrame:
+    """The winner minus CLIP, EntityCLIP and the bridge on the test splits, R@1."""
+    others = [name for name in ("clip", "entityclip", "bridge") if name != chosen]
+    ranks = find_rows(experiment, "ranks", variants=[chosen, *others])
+    ranks = ranks[ranks["split"].isin(splits)]
+    return difference_table(ranks, [(chosen, other) for other in others])
+
+
+def leak_rows(experiment: Experiment) -> pd.DataFrame:
+    """Stored rows of the leak question, of the variants that were asked it."""
+    return stored_rows(experiment, "leak", variants=LEAK)
+
+
+def matching_rows(experiment: Experiment) -> pd.DataFrame:
+    """Stored rows of the matching head's accuracy."""
+    return stored_rows(experiment, "matching", variants=TABLES["ablation_gi_itm"])
