@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from entityclip.probes import CONDITIONS, MATCHING
 from entityclip.results import ResultsError
-from entityclip.style import COLUMN, DIRECTIONS, GREY, PAGE, PALETTE, SPLITS, VARIANTS, label
+from entityclip.style import DIRECTIONS, GREY, PAGE, PALETTE, SPLITS, VARIANTS, label
 from entityclip.tables import mean_over_seeds
 
 # what each knob's table rows are, by its value; EntityCLIP is the paper's point on each axis
