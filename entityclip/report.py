@@ -14,6 +14,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from entityclip.ablation_plots import (
+    describe_leak,
+    forest_table,
+    leak_table,
+    matching_table,
+    plot_doses,
+    plot_leak,
+    plot_matching,
+)
 from entityclip.attention_plots import (
     ReadPair,
     SeenPicture,
@@ -68,14 +77,21 @@ __all__ = [
     "Sheet",
     "apply_style",
     "describe_differences",
+    "describe_leak",
     "difference_sheet",
     "difference_table",
+    "forest_table",
     "gate_table",
+    "leak_table",
     "log_table",
+    "matching_table",
+    "plot_doses",
     "plot_forest",
     "plot_gallery",
     "plot_gates",
+    "plot_leak",
     "plot_lengths",
+    "plot_matching",
     "plot_patch_attention",
     "plot_recall_curves",
     "plot_retrieval",

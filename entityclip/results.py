@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 DIRECTIONS = ("text_to_image", "image_to_text")
+TASKS = (*DIRECTIONS, "pairs")  # pairs: matched or not
 KEY = (
     *("variant", "dataset", "split", "direction", "metric"),
     *("seed", "config_hash", "data_fingerprint"),
@@ -86,8 +87,8 @@ def measurement_rows(
     provenance: Provenance,
 ) -> list[Row]:
     """One row a metric; a metric without an interval gets None for both ends."""
-    if direction not in DIRECTIONS:
-        raise ResultsError(f"direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
+    if direction not in TASKS:
+        raise ResultsError(f"direction is {direction!r}; it must be one of {', '.join(TASKS)}")
     return [
         Row(
             variant=variant,
@@ -162,20 +163,21 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_rows(path: str | Path) -> pd.DataFrame:
-    """All measurements of a JSONL file or of a folder's ``*.jsonl``, one a row, columns as in Row.
+def read_rows(*paths: str | Path) -> pd.DataFrame:
+    """All measurements of JSONL files or of folders' ``*.jsonl``, one a row, columns as in Row.
 
     Where a measurement (KEY) recurs, the row created last wins, and of equals the later line.
     Raises ResultsError for a line that is no row (file, line number and text are named) and where
     there is nothing to read.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     rows = [row for file in files if file.exists() for row in _read_file(file)]
     if not rows:
         raise ResultsError(
-            f"no result rows in {path}; run the evaluation first (notebooks/04_retrieval.ipynb, or "
-            "`make reproduce`)"
+            f"no result rows in {', '.join(map(str, paths))}; run the evaluation first "
+            "(notebooks/04_retrieval.ipynb, or `make reproduce`)"
         )
     frame = pd.DataFrame(rows)
     created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)

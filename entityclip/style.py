@@ -37,6 +37,8 @@ VARIANTS = {
     "zero-shot": "CLIP, zero-shot",
     "clip": "CLIP, fine-tuned",
     "entityclip": "EntityCLIP",
+    "bridge": "CLIP + bridge",
+    "bridge-entityclip": "EntityCLIP + bridge",
 }
 SPLITS = {
     "test": "Test",
