@@ -16,7 +16,7 @@ from torch import Tensor
 
 from entityclip.backbone import Backbone, Tokens
 from entityclip.datasets.pair import Batch
-from entityclip.mmae import MMAE, ExpertGroup, normalize_tokens
+from entityclip.mmae import MMAE, ExpertGroup, Gate, normalize_tokens
 from entityclip.model import EntityCLIP
 
 
@@ -50,14 +50,15 @@ def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttenti
     if batch.explanations is None:
         raise ValueError("the batch has no explanations; make its dataset with_explanations=True")
     batch = batch.to(_device(model))
-    trim = not model.config.reference_compat
+    trim = not model.config.sees_padding
     image = model.backbone.image_tokens(batch.images)
     text, explanation = model.backbone.texts_tokens(batch.captions, batch.explanations, trim=trim)
     valid = explanation.valid if trim else None
+    of_text = mmae.explanation if mmae.explanation_text is None else mmae.explanation_text
     return ExplanationAttention(
         *(
             _attention(group, side, normalize_tokens(explanation.tokens), valid)
-            for group, side in ((mmae.explanation, image), (mmae.explanation, text))
+            for group, side in ((mmae.explanation, image), (of_text, text))
         )
     )
 
@@ -120,7 +121,7 @@ def expert_names(model: EntityCLIP) -> dict[str, list[str]]:
         "text": [*text, *explanation],
         "fusion": [*image, *of_both, *text],
     }
-    return {gate: experts for gate, experts in names.items() if experts}
+    return {gate: names[gate] for gate in _gate_modules(model)}
 
 
 def token_words(backbone: Backbone, ids: Tensor | Sequence[int]) -> list[Word]:
@@ -197,12 +198,15 @@ def _attention(group: ExpertGroup, side: Tokens, keys: Tensor, valid: Tensor | N
 def _gates(model: EntityCLIP, batch: Batch) -> dict[str, Tensor]:
     image = model.backbone.encode_image(batch.images)
     text = model.backbone.encode_text(batch.captions)
-    gates = {
-        "image": (model.mmae.image_gate, image),
-        "text": (model.mmae.text_gate, text),
-        "fusion": (model.matching.gate, torch.cat([image, text], dim=-1)),
-    }
-    return {name: gate.weights(features) for name, (gate, features) in gates.items() if gate}
+    features = {"image": image, "text": text, "fusion": torch.cat([image, text], dim=-1)}
+    return {name: gate.weights(features[name]) for name, gate in _gate_modules(model).items()}
+
+
+def _gate_modules(model: EntityCLIP) -> dict[str, Gate]:
+    """The gates that there are: none mixes a side without experts, none fuses in an ablation."""
+    fusion = None if model.matching is None else model.matching.gate
+    gates = {"image": model.mmae.image_gate, "text": model.mmae.text_gate, "fusion": fusion}
+    return {name: gate for name, gate in gates.items() if gate is not None}
 
 
 def _experts(model: EntityCLIP, group: str) -> MMAE:

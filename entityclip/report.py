@@ -64,12 +64,7 @@ from entityclip.tables import (
 )
 from entityclip.training_logs import log_table, read_log
 from entityclip.training_plots import plot_training_curves
-from entityclip.variant_differences import (
-    describe_differences,
-    difference_sheet,
-    difference_table,
-    seed_differences,
-)
+from entityclip.variant_differences import describe_differences, difference_sheet
 
 __all__ = [
     "ReadPair",
@@ -79,7 +74,6 @@ __all__ = [
     "describe_differences",
     "describe_leak",
     "difference_sheet",
-    "difference_table",
     "forest_table",
     "gate_table",
     "leak_table",
@@ -112,7 +106,6 @@ __all__ = [
     "save_sheet",
     "save_table",
     "seed_curves",
-    "seed_differences",
     "sheet_latex",
     "sheet_markdown",
     "space_numbers",

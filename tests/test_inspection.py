@@ -55,10 +55,21 @@ def literals(group, heads):
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reference_compat": True},
+        {"mask_padding": False},
+        {"shared_explanation_experts": False},
+    ],
+    ids=lambda changes: next(iter(changes), "default"),
+)
 @torch.no_grad()
-def test_explanation_attention_is_the_textbook_experts_softmax(backbone, batch, heads, compat):
-    model = make_model(backbone, heads, reference_compat=compat)
+def test_explanation_attention_is_the_textbook_experts_softmax(backbone, batch, heads, changes):
+    model = make_model(backbone, heads, **changes)
+    compat = model.config.sees_padding
+    of_text = model.mmae.explanation_text or model.mmae.explanation
     ours = explanation_attention(model, batch)
     image = backbone.image_tokens(batch.images)
     text, read = (
@@ -68,8 +79,12 @@ def test_explanation_attention_is_the_textbook_experts_softmax(backbone, batch, 
     length = ours.image.shape[-1]
     assert length == (batch.explanations.shape[1] if compat else int(read.at.max()) + 1)
     rows = torch.arange(len(batch))
-    for n, expert in enumerate(literals(model.mmae.explanation, heads)):
-        for side, at, weights in ((image, image.at, ours.image), (text, text.at, ours.text)):
+    asked = (
+        (image, image.at, ours.image, literals(model.mmae.explanation, heads)),
+        (text, text.at, ours.text, literals(of_text, heads)),
+    )
+    for side, at, weights, experts in asked:
+        for n, expert in enumerate(experts):
             theirs = literal_weights(expert, side.tokens, read.tokens, padding)[rows, :, at]
             torch.testing.assert_close(weights[:, n], theirs[..., :length], atol=2e-5, rtol=1e-4)
             assert theirs[..., length:].abs().sum() == 0
@@ -127,6 +142,13 @@ def test_a_gate_without_experts_is_absent(backbone, batch):
     model = make_model(backbone, image_experts=0, explanation_experts=0)
     assert expert_names(model) == {"text": ["text 1"], "fusion": ["text 1"]}
     assert set(gate_weights(model, [batch])["gate"]) == {"text", "fusion"}
+
+
+@pytest.mark.parametrize("matching", ["mean", "none"])
+def test_a_fusion_without_gate_is_absent(backbone, batch, matching):
+    model = make_model(backbone, matching=matching)
+    assert set(expert_names(model)) == {"image", "text"}
+    assert set(gate_weights(model, [batch])["gate"]) == {"image", "text"}
 
 
 def test_what_is_not_there_is_refused(backbone, batch):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from entityclip.embedding_space import plane
 from entityclip.evaluation import Embeddings, RankedPictures
+from entityclip.forest import COLUMNS
 from entityclip.metrics import METRICS
 from entityclip.report import (
     ReadPair,
@@ -51,7 +52,6 @@ from entityclip.report import (
     save_sheet,
     save_table,
     seed_curves,
-    seed_differences,
 )
 from entityclip.results import ResultsError
 from entityclip.style import GREEN, VERMILLION, marks, wrap
@@ -531,7 +531,8 @@ def draw_everything(folder):
     log = make_log(folder / "log.jsonl", terms=("vtc", "itm"))
     pictures = [picture(c) for c in ("red", "green", "blue")]
     table = retrieval_table(rows)
-    differences = seed_differences(rows, "clip")
+    lines = [("a", "A", "Test", 2.0, 0.5, 3.5, 3), ("b", "B", "Test", 1.0, -1.0, 3.0, 3)]
+    differences = pd.DataFrame(lines, columns=list(COLUMNS))
     weights = np.linspace(0, 0.3, 4)
     read = ReadPair("a caption", pictures[0], ["the", "flag", "of", "ghana"], weights, weights)
     seen = SeenPicture("a caption", pictures[0], weights.reshape(1, 2, 2))
