@@ -26,7 +26,7 @@ DOMAINS = {
     "goodnews": "GoodNews",
     NOT_FINETUNED: "not fine-tuned",
 }
-_COLOURS = "cividis"  # even in lightness, and the same to all colour vision
+_COLOURS = "Blues"  # lightness alone tells, so any colour vision and any printer will do
 _SIDE_BY_SIDE = 10  # sections; larger matrices stand one above the other
 
 
@@ -130,8 +130,8 @@ def _heat_map(
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     for (i, j), text in np.ndenumerate(texts):
-        if text:  # the upper half of the scale is light
-            colour = "black" if values[i, j] > 55 else "white"
+        if text:  # the upper end of the scale is dark
+            colour = "white" if values[i, j] > 60 else "black"
             axis.text(j, i, text, ha="center", va="center", fontsize=points, color=colour)
 
 
