@@ -300,13 +300,19 @@ def section_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a (dataset, variant): accuracy and macro-F1 with intervals, beside uniform guessing."""
+    """A row a (dataset, variant) of one seed and split: accuracy and macro-F1 with intervals.
+
+    Beside them the accuracy of `guessing` uniformly and of always saying the commonest section,
+    `majority`, which no macro-F1 rewards.
+    """
     table = []
     shown = rows[rows["metric"].isin(SUMMARY)]
     for (dataset, variant), group in shown.groupby(["dataset", "variant"], sort=False):
         by_metric = group.set_index("metric")
         line = {"dataset": dataset, "variant": variant, "sections": group["n_candidates"].iloc[0]}
         line["guessing"] = 100 / line["sections"]
+        true = np.array(by_metric.loc["accuracy", "confusion"]).sum(1)
+        line["majority"] = 100 * true.max() / true.sum()
         for metric in SUMMARY:
             value, low, high = by_metric.loc[metric, ["value", "low", "high"]]
             line |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}

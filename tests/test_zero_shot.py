@@ -143,6 +143,8 @@ def test_rows_are_stored_once_and_tables_are_made_of_them(runs, monkeypatch):  #
     assert table["f1"][known].tolist() == pytest.approx(harmonic[known].tolist())
     summary = summary_table(rows)
     assert summary["guessing"].tolist() == pytest.approx([100 / k] * 2)
+    commonest = table.groupby("variant")["pairs"].max()["clip"]
+    assert summary["majority"].tolist() == pytest.approx([100 * commonest / 24] * 2)
     assert summary["macro_f1"].tolist() == pytest.approx(
         table.groupby("variant", sort=False)["f1"].mean().tolist()
     )
