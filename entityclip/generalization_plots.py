@@ -128,7 +128,7 @@ def _heat_map(
     axis.set_xticks(range(len(columns)), labels=columns, rotation=slant)
     axis.set_yticks(range(len(rows)), labels=rows)
     axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    axis.spines[:].set(visible=True, color="0.8")  # a pale cell needs an edge
     for (i, j), text in np.ndenumerate(texts):
         if text:  # the upper end of the scale is dark
             colour = "white" if values[i, j] > 60 else "black"

@@ -1,5 +1,6 @@
 """Cross-domain retrieval: which domains there are, what is shared, stored, skipped and shown."""
 
+import itertools
 import json
 
 import numpy as np
@@ -19,6 +20,8 @@ from entityclip.cross_domain import (
 from entityclip.experiments import Experiment
 from entityclip.generalization_plots import plot_confusions, plot_cross_domain
 from entityclip.results import read_rows
+from entityclip.zero_shot import measure_sections
+from tests import test_n24news as n24news
 from tests.test_experiments import TINY, experiment, files, runs  # noqa: F401 - a fixture
 
 BOTH = [Domain("newsroom"), Domain("newsroom-b")]
@@ -104,6 +107,26 @@ def test_every_pair_is_measured_once_and_shown(runs, monkeypatch):  # noqa: F811
     assert len(texts) == 6  # two domains and the pretrained model, on two domains
     cell = table[(table.trained_on == "newsroom-b") & (table.direction == "text_to_image")]
     assert f"{cell['R@1'].iloc[0]:.1f}\n[" in texts[2]
+
+
+def test_a_real_data_set_takes_part_with_its_root(runs, tmp_path):  # noqa: F811
+    """N24News' layout on disk, trained on with explanations, and its sections told apart."""
+    root = tmp_path / "n24"
+    for split in ("train", "dev", "test"):
+        rows = [n24news.article(i, caption=f"{split} caption {i}") for i in range(16)]
+        told = {f"img{i}.jpg": f"What caption {i} means." for i in range(16)}
+        n24news.write(root, rows, split, explanations=told)
+    settings = profile().settings
+    domains = choose_domains(settings, {"n24news": str(root)})
+    rows = measure_cross_domain(profile(), domains[::2], ["entityclip"], progress=False)
+    cells = rows.groupby(["trained_on", "dataset"]).size()
+    assert set(cells.index) == set(itertools.product(("newsroom", "n24news"), repeat=2))
+    assert (cells == 14).all()
+    home = Experiment(profile(), progress=False)
+    away = domain_experiment(home, domains[2])
+    sections = measure_sections(home, ["clip"], on=away)
+    assert sections["n_candidates"].unique().tolist() == [2]
+    assert sections["dataset"].unique().tolist() == ["n24news"]
 
 
 def test_domains_are_named_once(runs):  # noqa: F811
