@@ -14,17 +14,14 @@ from entityclip.datasets.pair import PairDataset
 from entityclip.metrics import as_clusters, resample_weights
 from entityclip.model import EntityCLIP
 from entityclip.results import ResultsError, measurement_rows, read_rows
+from entityclip.section_tables import SUMMARY, confusions, section_table, summary_table
 from entityclip.zero_shot import (
-    SUMMARY,
     SectionResult,
     classify_sections,
-    confusions,
     measure_sections,
     predict_sections,
     section_embeddings,
     section_names,
-    section_table,
-    summary_table,
 )
 from tests.test_experiments import experiment, runs  # noqa: F401 - a fixture
 
