@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from entityclip.datasets.broken import Broken
-from entityclip.datasets.decode import ImageError
-from entityclip.datasets.images import ImageTextDataset
-from entityclip.datasets.pair import Batch, PairDataset, data_fingerprint
+from entityclip.datasets.images import ImageTextDataset, whole_batch
+from entityclip.datasets.pair import PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
@@ -92,7 +90,7 @@ def encode_pairs(
     seen[first] = True
     texts, images, start = [], [], 0
     for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
-        _refuse_broken(batch)
+        batch = whole_batch(batch)
         new = seen[start : start + len(batch)]
         start += len(batch)
         texts.append(model.encode_text(batch.captions.to(device)).float())
@@ -102,15 +100,6 @@ def encode_pairs(
     # pictures were encoded in order of first appearance, `first` is in order of key
     order = first.argsort().argsort()
     return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
-
-
-def _refuse_broken(batch: Batch | list[Broken]) -> None:
-    broken = batch.broken if isinstance(batch, Batch) else batch
-    if broken:
-        raise ImageError(
-            f"{broken[0].problem}; evaluation needs every picture of the split: fetch it again, or "
-            "leave its pair out of the data"
-        )
 
 
 def retrieve(embeddings: Embeddings) -> Retrieval:

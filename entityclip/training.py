@@ -214,7 +214,7 @@ class _Trainer:
     def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
         self.log.write({"step": step, "split": split, "broken": problems})
         log.warning(
-            "%s, step %d: %d pairs with a broken picture left out, %d so far; %s lists them",
+            "%s, step %d: pairs left out for a broken picture: %d, so far %d; %s lists them",
             split, step, len(problems), len(self.sets[split].broken), self.log.path,
         )  # fmt: skip
 

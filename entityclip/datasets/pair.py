@@ -106,9 +106,9 @@ class PairDataset(Dataset):
     ) -> None:
         self.pairs = list(pairs)
         check_pairs(self.pairs, with_explanations)
-        self.captions = _tokenize([pair.caption for pair in self.pairs], tokenize)
+        self.captions = tokenize_all([pair.caption for pair in self.pairs], tokenize)
         self.explanations = (
-            _tokenize([str(pair.explanation) for pair in self.pairs], tokenize)
+            tokenize_all([str(pair.explanation) for pair in self.pairs], tokenize)
             if with_explanations
             else None
         )
@@ -179,7 +179,8 @@ def check_pairs(pairs: Sequence[Pair], with_explanations: bool) -> None:
             )
 
 
-def _tokenize(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+def tokenize_all(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+    """`tokenize` in chunks: int64 tensor [n, L]."""
     starts = range(0, len(texts), _TOKENIZE_CHUNK)
     return torch.cat([tokenize(texts[start : start + _TOKENIZE_CHUNK]) for start in starts])
 
