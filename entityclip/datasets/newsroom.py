@@ -86,8 +86,8 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
     """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
 
     Entity splits carry explanations; their `section` is the scene. The `captions_` splits hold
-    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Raises ValueError for an unknown
-    split, n < 1, a negative seed, or pictures below 32 pixels.
+    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Raises
+    ValueError for an unknown split, n < 1, a negative seed, or pictures below 32 pixels.
     """
     _known(split)
     if n < 1:
