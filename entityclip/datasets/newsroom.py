@@ -140,20 +140,26 @@ def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
     """A picture's captions of unequal information: two name, two describe, one says little."""
     facts = newsroom_facts(picture)
     group = f"{split}-{picture.seed}-{picture.index:06d}"
-    texts = []
+    texts: list[str] = []
     for number in range(CAPTIONS_A_PICTURE):
         rng = _rng(picture.split, picture.seed, picture.index, 2 + number)
-        countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
-        if number < 2:
-            texts.append(wording.entity_caption(rng, countries, facts.scene, capitals_only=False))
-        elif number < 4:
-            texts.append(wording.generic_caption(rng, countries, facts.scene, facts.time))
-        else:
-            texts.append(wording.short_caption(rng, countries[0], facts.scene))
+        text = _caption(rng, facts, number)
+        while text in texts:  # few words describe a picture: say it otherwise
+            text = _caption(rng, facts, number)
+        texts.append(text)
     return [
         Pair(f"{group}#{number}", picture, text, group=group, section=facts.scene)
         for number, text in enumerate(texts)
     ]
+
+
+def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
+    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
+    if number < 2:
+        return wording.entity_caption(rng, countries, facts.scene, capitals_only=False)
+    if number < 4:
+        return wording.generic_caption(rng, countries, facts.scene, facts.time)
+    return wording.short_caption(rng, countries[0], facts.scene)
 
 
 def _facts(picture: NewsroomPicture, rng: np.random.Generator) -> Facts:

@@ -172,4 +172,4 @@ def _global_side(pooled: Tensor) -> Side:
     """A side without tokens: there is nothing local to compare."""
     unit = F.normalize(pooled.float(), dim=-1)
     none = unit[:, None, :0]
-    return Side(none, none, none, none, none[..., 0].bool(), unit)
+    return Side(none, none, none, none, none.new_ones(len(unit), 1, dtype=torch.bool), unit)

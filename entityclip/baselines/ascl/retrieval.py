@@ -83,8 +83,9 @@ def retrieve_reranked(
 
 def positions(similarity: Tensor) -> Tensor:
     """Rank [Nq, Nc] of every candidate for every query: how many are at least as similar."""
+    similarity = similarity.contiguous()  # what searchsorted wants
     ordered = similarity.sort(dim=1).values
-    fewer = torch.searchsorted(ordered, similarity.contiguous())  # strictly less similar
+    fewer = torch.searchsorted(ordered, similarity)  # strictly less similar
     return similarity.shape[1] - fewer
 
 
