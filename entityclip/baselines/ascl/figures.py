@@ -90,15 +90,16 @@ def plot_wrong(table: pd.DataFrame) -> Figure:
 
 
 def plot_rsum(table: pd.DataFrame, title: str = "") -> Figure:
-    """RSUM of `recall_table`: a line a variant, a point a seed, the mean as a bar."""
+    """RSUM of `recall_table`: a line a variant, a point a seed, the mean of several as a bar."""
     variants = list(dict.fromkeys(table["variant"]))
     height = 0.7 + 0.28 * len(variants)
     figure, axis = plt.subplots(figsize=(PAGE * 0.6, height), layout="constrained")
     for place, variant in enumerate(variants):
         values = table[table["variant"] == variant]["RSUM"]
-        colour = GREY if variant == "contrastive" else VERMILLION
+        colour = GREY if variant.startswith("contrastive") else VERMILLION
         axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
-        axis.plot([values.mean()], [place], "|", color="black", markersize=14)
+        if len(values) > 1:
+            axis.plot([values.mean()], [place], "|", color="black", markersize=14)
     axis.set_yticks(range(len(variants)), variants)
     axis.set(xlabel="RSUM (at most 600)", ylim=(len(variants) - 0.5, -0.5), title=title)
     return figure

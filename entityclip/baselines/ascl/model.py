@@ -109,18 +109,12 @@ class AsCL(nn.Module):
         if len(images) < 2:
             raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")
         image = self.image_side(images)
-        texts = [captions, *self._generated(captions, others)]
-        n = len(captions)
-        truth = self._split(self.text_side(torch.cat(texts)), n)
-        same = same_picture(image_keys, n, images.device)
-        outputs = AsCLOutputs(self.similarity(image, truth[0]), same, self._scale())
-        if len(truth) > 1:
-            outputs.positive = self.similarity(image, truth[1])
-        if self.config.wrong:
-            wrong = self._split(self.text_side(torch.cat(texts), wrong=True), n)
-            outputs.wrong = self._paired(image, wrong[0])
-            if len(wrong) > 1:
-                outputs.positive_wrong = self._paired(image, wrong[1])
+        same = same_picture(image_keys, len(images), images.device)
+        similarity, wrong = self._compare(image, captions)
+        outputs = AsCLOutputs(similarity, same, self._scale(), wrong)
+        generated = self._generated(captions, others)
+        if generated is not None:
+            outputs.positive, outputs.positive_wrong = self._compare(image, generated)
         return outputs
 
     def losses(self, outputs: AsCLOutputs) -> dict[str, Tensor]:
@@ -136,26 +130,28 @@ class AsCL(nn.Module):
             terms["wrong_dropped"] = dropped.float().mean()
         return {"loss": loss, **terms}
 
-    def _generated(self, captions: Tensor, others: Tensor | None) -> list[Tensor]:
+    def _compare(self, image: Side, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """S with all texts [B, B], and with the wrong text made of each picture's own [B]."""
+        similarity = self.similarity(image, self.text_side(text))
+        if not self.config.wrong:
+            return similarity, None
+        return similarity, self._paired(image, self.text_side(text, wrong=True))
+
+    def _generated(self, captions: Tensor, others: Tensor | None) -> Tensor | None:
         """The true texts T⁺, one a row: richer or poorer, whichever is drawn."""
         config, at = self.config, self.backbone.eot(captions)
-        made = []
-        if config.richer:
-            if others is None:
-                raise ValueError(
-                    "richer texts join two captions of a picture and the batch has no second one; "
-                    "use a SeveralCaptionsDataset or set `richer: false`"
-                )
-            made.append(richer_text(captions, at, others, self.backbone.eot(others)))
-        if config.poorer:
-            made.append(poorer_text(captions, at))
-        if len(made) < 2:
-            return made
+        if config.richer and others is None:
+            raise ValueError(
+                "richer texts join two captions of a picture and the batch has no second one; "
+                "use a SeveralCaptionsDataset or set `richer: false`"
+            )
+        if not config.richer:
+            return poorer_text(captions, at) if config.poorer else None
+        richer = richer_text(captions, at, others, self.backbone.eot(others))
+        if not config.poorer:
+            return richer
         first = torch.rand(len(captions), 1, device=captions.device) < 0.5
-        return [torch.where(first, *made)]
-
-    def _split(self, side: Side, n: int) -> list[Side]:
-        return [side.rows(slice(s, s + n)) for s in range(0, len(side.pooled), n)]
+        return torch.where(first, richer, poorer_text(captions, at))
 
     def _paired(self, image: Side, text: Side) -> Tensor:
         if self.fusion:

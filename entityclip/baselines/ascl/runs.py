@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ascl, no poorer text": {"poorer": False},
     "ascl, no wrong text": {"wrong": False},
 }
-QUERIES = {"": "whole captions", ", first halves": "first halves"}
 
 
 class Measured(NamedTuple):
