@@ -19,6 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from entityclip.baselines.itr.config import ClassifierConfig, ITRConfig, ITRSettings, PairSource
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -129,6 +131,7 @@ class Settings(BaseModel):
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+    itr: ITRSettings | None = None  # the neighbour ITR; None leaves it out
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:
@@ -252,6 +255,8 @@ def _hint(location: tuple[int | str, ...]) -> str:
     """What the group of an unknown setting does know."""
     groups = {"model": EntityCLIPConfig, "finetuning": TrainConfig, "train": TrainConfig}
     groups["pretraining"] = Pretraining
+    groups |= {"itr": ITRSettings, "objective": ITRConfig, "classifier": ClassifierConfig}
+    groups |= dict.fromkeys(("unlabelled", "labelled", "judged"), PairSource)
     *parents, name = (str(part) for part in location)
     group = groups.get(parents[-1], Settings) if parents else Settings
     known = list(group.__annotations__)

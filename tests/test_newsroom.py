@@ -169,7 +169,7 @@ GOLDEN_PICTURES = "1a5fc94cc3f1b6957af9ed9a36441e148f5d73f7f71d220cad406bd7c97f5
 
 
 def golden_pairs():
-    return [pair for split in SPLITS for pair in newsroom_pairs(split, 4, seed=2)]
+    return [pair for split in SPLITS[:6] for pair in newsroom_pairs(split, 4, seed=2)]
 
 
 def test_texts_and_facts_are_those_of_this_version():
