@@ -7,8 +7,8 @@ Rows go to ``results/relations.jsonl`` of the profile; what stands there is not 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from entityclip.baselines.itr.classifier import classify, finetune_classifier
 from entityclip.baselines.itr.config import Task
 from entityclip.baselines.itr.probing import linear_probe, pair_embeddings, zero_shot_clusters
 from entityclip.baselines.itr.runs import ITRRuns
-from entityclip.baselines.itr.scores import Score, relation_classes, score
+from entityclip.baselines.itr.scores import Classes, relation_classes, score
 from entityclip.config import as_dict, config_hash
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
@@ -37,12 +37,7 @@ PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
 BEFORE = "CLIP"  # the start weights, without ITR
 
 
-class _Cell(NamedTuple):
-    """One measurement to make: a pretraining (None: none), its seed, how it is judged."""
-
-    tasks: tuple[Task, ...] | None
-    seed: int
-    protocol: str
+Tasks = Sequence[Task] | None  # of ITR's pretraining; None: no ITR
 
 
 class RelationStudy:
@@ -61,7 +56,7 @@ class RelationStudy:
 
     # ---------------------------------------------------------------------------------- towers
 
-    def towers(self, tasks: Sequence[Task] | None, seed: int) -> Backbone:
+    def towers(self, tasks: Tasks, seed: int) -> Backbone:
         """The start weights (`tasks` None), or what ITR's pretraining makes of them."""
         backbone = self.experiment.build("zero-shot").backbone
         if tasks is not None:
@@ -74,9 +69,9 @@ class RelationStudy:
             load_clip_weights(backbone, folder / "best.safetensors")
         return backbone.eval()
 
-    def variants(self) -> dict[str, tuple[Task, ...] | None]:
+    def variants(self) -> dict[str, Tasks]:
         """What is compared: the start weights, then each set of tasks of the profile."""
-        return {BEFORE: None} | {variant_name(tasks): tasks for tasks in self.runs.itr.compared}
+        return {variant_name(tasks): tasks for tasks in (None, *self.runs.itr.compared)}
 
     # ------------------------------------------------------------------------------ measurement
 
@@ -93,14 +88,15 @@ class RelationStudy:
             raise ValueError(f"no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
         seeds = list(self.runs.itr.seeds if seeds is None else seeds)
         missing = [
-            cell
+            (tasks, seed, lacking)
             for tasks in self.variants().values()
             for seed in seeds
-            for cell in (_Cell(tasks, seed, protocol) for protocol in protocols)
-            if not self._stored(cell)
+            if (lacking := self._lacking(tasks, seed, protocols))
         ]
-        for cell in progress_bar(missing, desc="relations", show=self.experiment.progress):
-            append_rows(self.path, self._measure(cell), CLASSIFICATION)
+        for tasks, seed, lacking in progress_bar(
+            missing, desc="relations", show=self.experiment.progress
+        ):
+            append_rows(self.path, self._measure(tasks, seed, lacking), CLASSIFICATION)
         return self.rows(seeds, protocols)
 
     def rows(
@@ -109,7 +105,7 @@ class RelationStudy:
         """Stored rows of these very settings. Raises ResultsError if there are none."""
         seeds = list(self.runs.itr.seeds if seeds is None else seeds)
         hashes = {
-            config_hash(self._identity(_Cell(tasks, seed, protocol)))
+            config_hash(self._identity(tasks, seed, protocol))
             for tasks in self.variants().values()
             for seed in seeds
             for protocol in protocols
@@ -120,78 +116,88 @@ class RelationStudy:
             raise ResultsError(f"{self.path} has no rows of the present settings; measure first")
         return kept.reset_index(drop=True)
 
-    def _stored(self, cell: _Cell) -> bool:
+    def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
+        """The protocols without a stored row."""
         if not self.path.exists():
-            return False
-        stored = read_rows(self.path, CLASSIFICATION)
-        return bool((stored["config_hash"] == config_hash(self._identity(cell))).any())
+            return list(protocols)
+        stored = {*read_rows(self.path, CLASSIFICATION)["config_hash"]}
+        return [p for p in protocols if config_hash(self._identity(tasks, seed, p)) not in stored]
 
-    def _identity(self, cell: _Cell) -> dict[str, Any]:
+    def _identity(self, tasks: Tasks, seed: int, protocol: str) -> dict[str, Any]:
         start, itr = self.experiment.identity("zero-shot"), self.runs.itr
         towers = {"start": start}
-        if cell.tasks is not None:
-            towers = self.runs.identity(start, cell.seed, cell.tasks)
+        if tasks is not None:
+            towers = self.runs.identity(start, seed, tasks)
         return {
             "towers": towers,
-            "protocol": cell.protocol,
-            "seed": cell.seed,
+            "protocol": protocol,
+            "seed": seed,
             "labelled": data_fingerprint(self.runs.pairs("labelled")),
             "judged": data_fingerprint(self.runs.pairs("judged")),
-            "classifier": as_dict(itr.classifier) if cell.protocol == "fine-tuning" else None,
+            "classifier": as_dict(itr.classifier) if protocol == "fine-tuning" else None,
             "bootstrap": self.experiment.settings.bootstrap,
         }
 
-    def _measure(self, cell: _Cell) -> list[ClassificationRow]:
-        backbone = self.towers(cell.tasks, cell.seed)
-        start = time.perf_counter()
-        scores = self._judge(backbone, cell)
+    def _measure(
+        self, tasks: Tasks, seed: int, protocols: Iterable[str]
+    ) -> list[ClassificationRow]:
+        """The rows of one pretraining and seed, judged by each of `protocols`."""
         settings, judged = self.experiment.settings, self.runs.pairs("judged")
-        origin = provenance(
-            config=self._identity(cell),
-            seed=cell.seed,
-            data_fingerprint=data_fingerprint(judged),
-            device=next(backbone.parameters()).device,
-            wall_time_s=time.perf_counter() - start,
-        )
-        return [
-            ClassificationRow(
-                variant=BEFORE if cell.tasks is None else variant_name(cell.tasks),
-                dataset=settings.itr.judged.dataset,
-                split=settings.itr.judged.split,
-                protocol=cell.protocol,
-                label=label,
-                metric="weighted F1",
-                value=found.value,
-                low=found.low,
-                high=found.high,
-                n_train=0 if cell.protocol == "clusters" else len(self.runs.pairs("labelled")),
-                n_test=len(judged),
-                **origin,
+        true, rows = relation_classes(judged), []
+        backbone, start = self.towers(tasks, seed), time.perf_counter()
+        for protocol, predicted in self._predict(backbone, seed, protocols):
+            found = score(predicted, true, n_resamples=settings.bootstrap, seed=seed)
+            origin = provenance(
+                config=self._identity(tasks, seed, protocol),
+                seed=seed,
+                data_fingerprint=data_fingerprint(judged),
+                device=next(backbone.parameters()).device,
+                wall_time_s=time.perf_counter() - start,
             )
-            for label, found in scores.items()
-        ]
+            rows += [
+                ClassificationRow(
+                    variant=variant_name(tasks),
+                    dataset=settings.itr.judged.dataset,
+                    split=settings.itr.judged.split,
+                    protocol=protocol,
+                    label=label,
+                    metric="weighted F1",
+                    **f1._asdict(),
+                    n_train=0 if protocol == "clusters" else len(self.runs.pairs("labelled")),
+                    n_test=len(judged),
+                    **origin,
+                )
+                for label, f1 in found.items()
+            ]
+            start = time.perf_counter()
+        return rows
 
-    def _judge(self, backbone: Backbone, cell: _Cell) -> dict[str, Score]:
+    def _predict(
+        self, backbone: Backbone, seed: int, protocols: Iterable[str]
+    ) -> Iterator[tuple[str, Classes]]:
+        """Predicted classes of the judged pairs, protocol by protocol."""
         train, test = (self.runs.dataset(role) for role in ("labelled", "judged"))
         labels, true = relation_classes(train.pairs), relation_classes(test.pairs)
-        if cell.protocol == "linear probe":
-            embeddings = (pair_embeddings(backbone, data) for data in (train, test))
-            predicted = linear_probe(next(embeddings), labels, next(embeddings))
-        elif cell.protocol == "clusters":
-            predicted = zero_shot_clusters(pair_embeddings(backbone, test), true, seed=cell.seed)
-        else:
-            config = self.runs.itr.classifier
-            model = finetune_classifier(
-                backbone, train, labels, config, seed=cell.seed, progress=self.experiment.progress
-            )
-            predicted = classify(model, test)
-        settings = self.experiment.settings
-        return score(predicted, true, n_resamples=settings.bootstrap, seed=cell.seed)
+        frozen = pair_embeddings(backbone, test)
+        # fine-tuning changes the towers, so it comes last
+        for protocol in sorted(protocols, key=PROTOCOLS.index):
+            if protocol == "linear probe":
+                predicted = linear_probe(pair_embeddings(backbone, train), labels, frozen)
+            elif protocol == "clusters":
+                predicted = zero_shot_clusters(frozen, true, seed=seed)
+            else:
+                config = self.runs.itr.classifier
+                progress = self.experiment.progress
+                model = finetune_classifier(
+                    backbone, train, labels, config, seed=seed, progress=progress
+                )
+                predicted = classify(model, test)
+            yield protocol, predicted
 
 
-def variant_name(tasks: Sequence[Task]) -> str:
+def variant_name(tasks: Tasks) -> str:
     """A pretraining's name in rows and figures, e.g. ``ITR: cluster_image + contrast``."""
-    return f"ITR: {' + '.join(tasks)}"
+    return BEFORE if tasks is None else f"ITR: {' + '.join(tasks)}"
 
 
 # ------------------------------------------------------------------------------------------ tables

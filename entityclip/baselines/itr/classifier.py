@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from entityclip.backbone import Backbone
 from entityclip.baselines.itr.config import ClassifierConfig
-from entityclip.baselines.itr.scores import CLASSES, Labels
+from entityclip.baselines.itr.scores import CLASSES, Classes
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
@@ -42,7 +40,7 @@ class RelationClassifier(nn.Module):
 def finetune_classifier(
     backbone: Backbone,
     dataset: PairDataset,
-    labels: Labels,
+    labels: Classes,
     config: ClassifierConfig,
     *,
     seed: int,
@@ -76,9 +74,7 @@ def finetune_classifier(
 
 
 @torch.inference_mode()
-def classify(
-    model: RelationClassifier, dataset: PairDataset, *, batch_size: int = 256
-) -> dict[str, NDArray[np.int64]]:
+def classify(model: RelationClassifier, dataset: PairDataset, *, batch_size: int = 256) -> Classes:
     """The classes [N] that a fine-tuned classifier gives the pairs, label by label."""
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in CLASSES}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from entityclip.backbone import Backbone
 from entityclip.baselines.itr.clustering import cluster
-from entityclip.baselines.itr.scores import CLASSES, Labels
+from entityclip.baselines.itr.scores import CLASSES, Classes
 from entityclip.datasets.pair import PairDataset
 
 PROBE_C = 0.25  # inverse strength of the probe's L2 penalty, the authors'
@@ -35,9 +35,7 @@ def pair_embeddings(
     return torch.cat(found).numpy()
 
 
-def linear_probe(
-    train: NDArray[np.float32], labels: Labels, test: NDArray[np.float32]
-) -> dict[str, NDArray[np.int64]]:
+def linear_probe(train: NDArray[np.float32], labels: Classes, test: NDArray[np.float32]) -> Classes:
     """Predictions [M] for `test` [M, D] of a logistic regression a label, fit to `train` [N, D].
 
     A linear probe adds up what it reads off the text and what it reads off the picture; whether
@@ -54,9 +52,7 @@ def linear_probe(
     return predicted
 
 
-def zero_shot_clusters(
-    test: NDArray[np.float32], labels: Labels, *, seed: int
-) -> dict[str, NDArray[np.int64]]:
+def zero_shot_clusters(test: NDArray[np.float32], labels: Classes, *, seed: int) -> Classes:
     """Predictions [M] from k-means over `test` [M, D], as many clusters as a label has classes.
 
     Each cluster is named after the class that suits it best, which reads the labels of the very

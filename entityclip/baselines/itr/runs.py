@@ -38,7 +38,7 @@ class ITRRuns:
     def identity(
         self, start: dict[str, Any], seed: int, tasks: Sequence[Task] | None = None
     ) -> dict[str, Any]:
-        """What makes a pretraining this one and no other, `start` (of the start weights) included."""
+        """What makes a pretraining this one and no other; `start` tells of the start weights."""
         generated = self.config(seed, tasks).needs_generated
         return {
             "start": start,

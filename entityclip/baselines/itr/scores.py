@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from entityclip.datasets.record import Pair
 from entityclip.datasets.tweets import relation_labels
 from entityclip.metrics import as_clusters, resample_weights
 
-Labels = dict[str, NDArray[np.int64]]  # "text", "image", "combined": a class a pair, [N]
+Classes = dict[str, NDArray[np.int64]]  # "text", "image", "combined": a class a pair, [N]
 CLASSES = {"text": 2, "image": 2, "combined": 4}
 
 
@@ -24,7 +24,7 @@ class Score(NamedTuple):
     high: float
 
 
-def relation_classes(pairs: Sequence[Pair]) -> Labels:
+def relation_classes(pairs: Sequence[Pair]) -> Classes:
     """The labels of pairs: is the text represented, does the image add, and 2 · text + image.
 
     Raises ValueError naming the first pair without a label.
@@ -56,9 +56,7 @@ def weighted_f1(
     return total / weights.sum(axis=1)
 
 
-def score(
-    predicted: Mapping[str, NDArray[np.int64]], true: Labels, *, n_resamples: int, seed: int
-) -> dict[str, Score]:
+def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> dict[str, Score]:
     """Weighted F1 of each label, with percentile bootstrap intervals over the pairs.
 
     The intervals hold the luck of the pairs judged, not that of a training seed. Raises ValueError
