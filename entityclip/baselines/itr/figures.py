@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from entityclip.style import PAGE, PALETTE, wrap
+from entityclip.style import GREY, PAGE, PALETTE, wrap
 
 _LABELS = {"text": "text\nrepresented", "image": "image\nadds", "combined": "both\n(4 classes)"}
 _MARKERS = ("o", "s", "D", "^", "v", "P")
+_COLOURS = (GREY, *PALETTE)  # the start weights come first
 _COLUMN = 1.6  # inches of a picture's column
 
 
@@ -23,9 +24,9 @@ def plot_relation_scores(rows: pd.DataFrame) -> Figure:
 
     `rows` are `relations.RelationStudy.rows` of one data set. Raises ValueError for none.
     """
-    protocols, variants = rows["protocol"].unique(), list(rows["variant"].unique())
     if rows.empty:
         raise ValueError("nothing to show: no rows")
+    protocols, variants = rows["protocol"].unique(), list(rows["variant"].unique())
     figure, axes = plt.subplots(
         1, len(protocols), figsize=(PAGE, 2.9), sharey=True, squeeze=False, layout="constrained"
     )
@@ -36,7 +37,7 @@ def plot_relation_scores(rows: pd.DataFrame) -> Figure:
             for place, label in enumerate(_LABELS):
                 values = chosen.loc[chosen["label"] == label, "value"]
                 x = place + (i - (len(variants) - 1) / 2) * width
-                style = {"color": PALETTE[i % len(PALETTE)], "zorder": 3}
+                style = {"color": _COLOURS[i % len(_COLOURS)], "zorder": 3}
                 axis.scatter([x] * len(values), values, s=9, marker=_MARKERS[i % 6],
                              label=variant if place == 0 else None, **style)  # fmt: skip
                 axis.hlines(values.mean(), x - 0.4 * width, x + 0.4 * width, **style)
@@ -70,7 +71,7 @@ def plot_cams(
             axis.imshow(picture, interpolation="none")
             if maps is not None:
                 extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
-                axis.imshow(maps[column], cmap="inferno", alpha=0.6, vmin=0, vmax=1, extent=extent)
+                axis.imshow(maps[column], cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=extent)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     for axis, name in zip(axes[:, 0], ("picture", *cams), strict=True):
