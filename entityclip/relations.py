@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,20 @@ class RelationStudy:
 
     # ---------------------------------------------------------------------------------- towers
 
+    def pretrain(self, tasks: Sequence[Task], seed: int) -> Path:
+        """Pretrain the start weights by `tasks`, if not done yet; the run's folder."""
+        return self.runs.pretrain(
+            lambda: self.experiment.build("zero-shot").backbone,
+            self.experiment.identity("zero-shot"),
+            seed=seed,
+            tasks=tasks,
+        )
+
     def towers(self, tasks: Tasks, seed: int) -> Backbone:
         """The start weights (`tasks` None), or what ITR's pretraining makes of them."""
         backbone = self.experiment.build("zero-shot").backbone
         if tasks is not None:
-            folder = self.runs.pretrain(
-                lambda: self.experiment.build("zero-shot").backbone,
-                self.experiment.identity("zero-shot"),
-                seed=seed,
-                tasks=tasks,
-            )
+            folder = self.pretrain(tasks, seed)
             load_clip_weights(backbone, folder / "best.safetensors")
         return backbone.eval()
 

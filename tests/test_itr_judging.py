@@ -270,7 +270,7 @@ def test_unknown_protocols_and_missing_rows_are_named(study):
         study.measure(protocols=["probe"])
     with pytest.raises(ResultsError, match="no rows of the present settings"):
         study.rows([99])
-    with pytest.raises(ResultsError, match="row 1 lacks .*protocol"):
+    with pytest.raises(ResultsError, match=r"row 1 lacks .*protocol"):
         append_rows(study.path.with_name("x.jsonl"), [{"variant": "a"}], CLASSIFICATION)
 
 
