@@ -27,7 +27,7 @@ from entityclip.datasets.newsroom import (
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.tweets import relation_labels
 
-GOLDEN = "ff4bf5aff537ea45a128db1d93b0eb598d08161de94981a0be4471293dd25e57"
+GOLDEN = "0679ff02807d867259a7b6b384be646ad9ca589b09996d1e71a4141a71f0e4a3"
 FLAGS = re.compile(r"flag", re.IGNORECASE)
 
 

@@ -133,7 +133,7 @@ def generated_caption(pair: Pair | NewsroomPicture) -> str:
     """What a captioning model would say of the picture alone: all that is seen, nothing named."""
     facts = newsroom_facts(pair)
     picture = pair.image if isinstance(pair, Pair) else pair
-    rng = _rng(picture.split, picture.seed, picture.index, 3)
+    rng = _rng(picture.split, picture.seed, picture.index, 8)
     if _without_flags(picture):
         return wording.scene_caption(rng, facts.scene, facts.time)
     return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)

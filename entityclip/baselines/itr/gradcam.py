@@ -29,7 +29,8 @@ def grad_cams(backbone: Backbone, images: Tensor, texts: Tensor) -> NDArray[np.f
     """Maps [N, H, W] from 0 to 1 of what raises each picture's cosine similarity to its text.
 
     `images` [N, 3, H, W] are preprocessed, `texts` [N, L] token ids. Each map is scaled by its own
-    extremes: maps show where, not how much. Raises ImportError where grad-cam is missing.
+    extremes: maps show where, not how much. One is all 0 where no patch helps. Raises ImportError
+    where grad-cam is missing.
     """
     try:
         from pytorch_grad_cam import GradCAM
