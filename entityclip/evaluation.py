@@ -16,14 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from entityclip.datasets.broken import Broken
-from entityclip.datasets.decode import ImageError
-from entityclip.datasets.images import ImageTextDataset
-from entityclip.datasets.pair import Batch, PairDataset, data_fingerprint
+from entityclip.datasets.images import ImageTextDataset, whole_batch
+from entityclip.datasets.pair import PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
-from entityclip.results import DIRECTIONS, Row, measurement_rows, provenance
+from entityclip.results import DIRECTIONS, Provenance, Row, measurement_rows, provenance
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def encode_pairs(
     seen[first] = True
     texts, images, start = [], [], 0
     for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
-        _refuse_broken(batch)
+        batch = whole_batch(batch)
         new = seen[start : start + len(batch)]
         start += len(batch)
         texts.append(model.encode_text(batch.captions.to(device)).float())
@@ -102,15 +100,6 @@ def encode_pairs(
     # pictures were encoded in order of first appearance, `first` is in order of key
     order = first.argsort().argsort()
     return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
-
-
-def _refuse_broken(batch: Batch | list[Broken]) -> None:
-    broken = batch.broken if isinstance(batch, Batch) else batch
-    if broken:
-        raise ImageError(
-            f"{broken[0].problem}; evaluation needs every picture of the split: fetch it again, or "
-            "leave its pair out of the data"
-        )
 
 
 def retrieve(embeddings: Embeddings) -> Retrieval:
@@ -151,12 +140,28 @@ def evaluate_retrieval(
         device=next(model.parameters()).device,
         wall_time_s=time.perf_counter() - start,
     )
+    return retrieval, result_rows(
+        retrieval, origin, variant=variant, dataset_name=dataset_name, split=split,
+        bootstrap=bootstrap,
+    )  # fmt: skip
+
+
+def result_rows(
+    retrieval: Retrieval,
+    origin: Provenance,
+    *,
+    variant: str,
+    dataset_name: str,
+    split: str,
+    bootstrap: int = 1000,
+) -> list[Row]:
+    """A result row a metric and direction; `origin` is the run's `provenance`, seed included."""
     rows: list[Row] = []
     for direction, metrics in retrieval.metrics().items():
         intervals = bootstrap_interval(
             retrieval.ranks(direction),
             n_resamples=bootstrap,
-            seed=seed,
+            seed=origin["seed"],
             clusters=retrieval.clusters(direction),
         )
         rows += measurement_rows(
@@ -169,7 +174,7 @@ def evaluate_retrieval(
             provenance=origin,
             **retrieval.sizes(direction),
         )
-    return retrieval, rows
+    return rows
 
 
 class RankedPictures(NamedTuple):

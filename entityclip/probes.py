@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from entityclip.datasets.images import ImageTextDataset, whole_batch
 from entityclip.datasets.pair import Batch, PairDataset, data_fingerprint
 from entityclip.evaluation import Retrieval
 from entityclip.experiments import Experiment
@@ -35,12 +36,15 @@ _BATCH = 100
 
 @torch.inference_mode()
 def mixed_embeddings(
-    model: EntityCLIP, dataset: PairDataset, image_reads: Tensor, text_reads: Tensor
+    model: EntityCLIP,
+    dataset: PairDataset | ImageTextDataset,
+    image_reads: Tensor,
+    text_reads: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """V* and T*_moe of a split, [N, d] each and normalised, reading given pairs' explanations.
 
     `image_reads` and `text_reads` [N] say whose explanation (row) each side's experts attend to.
-    Raises ValueError for a model without explanation experts.
+    Raises ValueError for a model without explanation experts, ImageError for a broken picture.
     """
     if not model.config.explanation_experts:
         raise ValueError("the model has no explanation experts whose reading could be changed")
@@ -130,13 +134,16 @@ def _device(model: EntityCLIP) -> torch.device:
     return next(model.parameters()).device
 
 
-def _batches(dataset: PairDataset, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
+def _batches(
+    dataset: PairDataset | ImageTextDataset, device: torch.device
+) -> Iterator[tuple[Tensor, Batch]]:
     rows = torch.arange(len(dataset))
     parts = list(rows.split(_BATCH))
     if len(parts) > 1 and len(parts[-1]) == 1:  # a batch of one has no negatives
         parts[-2:] = [torch.cat(parts[-2:])]
     for part in parts:
-        yield part, dataset.collate([dataset[i] for i in part.tolist()]).to(device)
+        batch = whole_batch(dataset.collate([dataset[i] for i in part.tolist()]))
+        yield part, batch.to(device)
 
 
 def _recall_rows(

@@ -24,7 +24,7 @@ from entityclip.probes import measure_leak, measure_matching
 from entityclip.stored import ship_rows
 from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("entityclip.sweep")  # __name__ is __main__ when run as a command
 
 
 def sweep(
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--anew", action="store_true", help="ignore the rows that are shipped")
     parser.add_argument("--ship", action="store_true", help="merge the rows into figures/rows")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
     profile = load_profile(options.profile)
     settings = profile.settings
     work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}

@@ -22,6 +22,7 @@ from entityclip.datasets.pair import Pair, PairDataset
 from entityclip.evaluation import encode_pairs
 from entityclip.experiments import Experiment
 from entityclip.measure import measure
+from entityclip.probes import measure_leak, measure_matching
 from entityclip.report import log_table, read_log
 from entityclip.serving import SplitServer
 from entityclip.step_log import TrainingError
@@ -152,8 +153,9 @@ def test_five_percent_broken_stop_the_run(archive, weights, split):
     spoil(root, *(f"{split}{number}" for number in range(5)))
     with pytest.raises(TooManyBroken, match=r"of 100 pairs have .* more than the share 0\.01"):
         experiment(root, weights).finetune("clip")
-    [run] = (root.parent / "runs" / "smoke" / "checkpoints").iterdir()
-    assert not (run / "run.json").exists()
+    runs = root.parent / "runs" / "smoke" / "checkpoints"
+    assert len(list(runs.glob("*/log.jsonl"))) == 1
+    assert list(runs.glob("*/run.json")) == []
 
 
 def test_evaluation_raises_at_a_broken_picture_and_stores_no_row(archive, weights):
@@ -162,7 +164,13 @@ def test_evaluation_raises_at_a_broken_picture_and_stores_no_row(archive, weight
     whole = measure(base, ["zero-shot"], ["test"])["zero-shot", "test"]
     assert whole.sizes("text_to_image") == {"n_queries": 4, "n_candidates": 4}
     stored = (base.results / "retrieval.jsonl").read_bytes()
+    model = base.build("entityclip")
+    assert len(measure_matching(base, model, "entityclip", "test")) == 3
+    assert len(measure_leak(base, model, "entityclip", "test")) == 10
     spoil(root, "test2")
+    for probe in (measure_matching, measure_leak):
+        with pytest.raises(ImageError, match="pair 'test2'"):
+            probe(base, model, "entityclip", "test")
     for workers in (0, 2):
         with pytest.raises(ImageError, match=r"pair 'test2': .*imgs/test2\.jpg.*every picture"):
             measure(experiment(root, weights, workers=workers), ["zero-shot"], ["test"])

@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from entityclip.datasets.broken import Broken, BrokenPairs
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.decode import ImageError
-from entityclip.datasets.pair import Batch, Item, Pair, check_pairs, key63, split_preprocess
+from entityclip.datasets.pair import (
+    Batch,
+    Item,
+    Pair,
+    check_pairs,
+    key63,
+    split_preprocess,
+    tokenize_all,
+)
 from entityclip.datasets.pair import picture_tensor as to_tensor
 from entityclip.datasets.prepared import PreparedPairs
 
@@ -85,6 +93,13 @@ class ImageTextDataset(Dataset):
     def image_keys(self) -> Tensor:
         """All pairs' picture keys [n] int64, made when first asked for (some 10 s a million)."""
         return torch.tensor([key63(pair.image_key) for pair in self.pairs])
+
+    @cached_property
+    def explanations(self) -> Tensor | None:
+        """All pairs' explanations as tokens [n, L] int64, made when first asked for."""
+        if not self.with_explanations:
+            return None
+        return tokenize_all([str(pair.explanation) for pair in self.pairs], self._tokenize)
 
     def __getitem__(self, index: int) -> Item | Broken:
         """A row's picture, or why there is none."""
@@ -185,6 +200,20 @@ class ImageTextLoader:
                 yield batch
         if self.broken:
             _log.warning("%d pairs with a broken picture were left out", len(self.broken))
+
+
+def whole_batch(batch: Batch | list[Broken]) -> Batch:
+    """What `collate` gave, for evaluation, which must not lose a candidate in silence.
+
+    Raises ImageError naming pair and file for the first broken picture.
+    """
+    broken = batch.broken if isinstance(batch, Batch) else batch
+    if broken:
+        raise ImageError(
+            f"{broken[0].problem}; evaluation needs every picture of the split: fetch it again, or "
+            "leave its pair out of the data"
+        )
+    return batch
 
 
 def _side(preprocess: Callable[[Image.Image], Tensor]) -> int:

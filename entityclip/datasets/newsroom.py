@@ -5,7 +5,8 @@ no network, no files, and the same bytes in any process and any order.
 
 Each picture shows two countries' flags before a scene at a time of day. A fact is (two countries,
 scene); the entity splits share no fact, and a split repeats one only once it is exhausted. The
-generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day).
+generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day), nor do
+the relation splits, whose texts and pictures relate in different ways (`drawn.relations`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image, ImageFilter
 
 from entityclip.datasets.drawn import wording
 from entityclip.datasets.drawn.countries import COUNTRIES, Country
+from entityclip.datasets.drawn.relations import Relation, draw_relation, relation_text
 from entityclip.datasets.drawn.scenes import SCENES, backdrop
 from entityclip.datasets.drawn.stage import TIMES, flagpole
 from entityclip.datasets.record import Pair
@@ -27,10 +29,17 @@ from entityclip.datasets.record import Pair
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_VERSION = 1
 
-# split -> its share of the facts (entity splits) or of the combinations (generic splits)
+CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
+
+# split -> its share of the facts (entity splits) or of the combinations (generic and relations)
 _ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
 _GENERIC = {"generic": 0.8, "generic_val": 0.2}
-SPLITS = (*_ENTITY, *_GENERIC)
+RELATION_SPLITS = {"relation_unlabelled": 0.6, "relation_train": 0.2, "relation_test": 0.2}
+# split of several captions a picture -> the entity split whose pictures it describes
+_CAPTIONS = {"captions_train": "train", "captions_val": "val", "captions_test": "test"}
+SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS, *RELATION_SPLITS)
+# where a stream of random numbers stands here is its seed: new names go to the end
+_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise", *RELATION_SPLITS, "relations")
 
 _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
 
@@ -67,7 +76,8 @@ class NewsroomPicture:
         margin = image.width - size
         left, top = round(u[1] * margin), round(u[2] * margin)
         image = image.crop((left, top, left + size, top + size))
-        for country, x, v in zip(facts.countries, (0.28, 0.745), (u[4:9], u[9:14]), strict=True):
+        hung = () if _without_flags(self) else facts.countries
+        for country, x, v in zip(hung, (0.28, 0.745), (u[4:9], u[9:14]), strict=False):
             _hang(image, country, facts.time, x, v)
         image = image.filter(ImageFilter.BoxBlur(math.sqrt(size / 64) * (0.05 + 0.3 * u[3])))
         pixels = np.asarray(image, np.float32) * np.float32(0.92 + 0.14 * u[14])
@@ -80,8 +90,11 @@ class NewsroomPicture:
 def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Pair]:
     """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
 
-    Entity splits carry explanations; their `section` is the scene. Raises ValueError for an unknown
-    split, n < 1, a negative seed, or pictures below 32 pixels.
+    Entity splits carry explanations; their `section` is the scene. The `captions_` splits hold
+    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Labelled
+    relation splits carry the relation's label as `section`, which `tweets.relation_labels` takes
+    apart. Raises ValueError for an unknown split, n < 1, a negative seed, or pictures below 32
+    pixels.
     """
     _known(split)
     if n < 1:
@@ -90,12 +103,19 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
         raise ValueError(f"seed is {seed}; it must be an integer >= 0")
     if image_size < 32:
         raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    if split in _CAPTIONS:
+        base = _CAPTIONS[split]
+        pictures = range(math.ceil(n / CAPTIONS_A_PICTURE))
+        pairs = [_captions(NewsroomPicture(base, seed, i, image_size), split) for i in pictures]
+        return list(itertools.chain.from_iterable(pairs))[:n]
     return [_pair(NewsroomPicture(split, seed, index, image_size)) for index in range(n)]
 
 
 def newsroom_size(split: str) -> int:
     """How many pairs a split holds before a fact (for generic splits, a combination) repeats."""
     _known(split)
+    if split in _CAPTIONS:
+        return CAPTIONS_A_PICTURE * len(_table(0)[_CAPTIONS[split]])
     return len(_table(0)[split])
 
 
@@ -107,20 +127,79 @@ def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
     return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
 
 
+def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
+    """How text and picture of a relation split's pair relate, also where the label is not told.
+
+    Raises TypeError as `newsroom_facts` does and ValueError for a pair of another split.
+    """
+    newsroom_facts(pair)
+    picture = pair.image if isinstance(pair, Pair) else pair
+    if picture.split not in RELATION_SPLITS:
+        raise ValueError(
+            f"{picture.key} is of split {picture.split}; only {', '.join(RELATION_SPLITS)} relate "
+            "in different ways"
+        )
+    return draw_relation(_rng(picture.split, picture.seed, picture.index, 2))
+
+
+def generated_caption(pair: Pair | NewsroomPicture) -> str:
+    """What a captioning model would say of the picture alone: all that is seen, nothing named."""
+    facts = newsroom_facts(pair)
+    picture = pair.image if isinstance(pair, Pair) else pair
+    rng = _rng(picture.split, picture.seed, picture.index, 8)
+    if _without_flags(picture):
+        return wording.scene_caption(rng, facts.scene, facts.time)
+    return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)
+
+
+def _without_flags(picture: NewsroomPicture) -> bool:
+    return picture.split in RELATION_SPLITS and not newsroom_relation(picture).flags_shown
+
+
 def _pair(picture: NewsroomPicture) -> Pair:
     facts = newsroom_facts(picture)
     # texts draw from their own stream: which flag stands left tells nothing of the caption's order
     rng = _rng(picture.split, picture.seed, picture.index, 1)
     countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
-    explanation = None
-    if picture.split in _GENERIC:
+    explanation, section = None, facts.scene
+    if picture.split in RELATION_SPLITS:
+        relation = newsroom_relation(picture)
+        caption = relation_text(rng, relation, countries, facts.scene, facts.time)
+        section = None if picture.split == "relation_unlabelled" else relation.label
+    elif picture.split in _GENERIC:
         caption = wording.generic_caption(rng, countries, facts.scene, facts.time)
     else:
         capitals_only = picture.split == "test_longtail"
         caption = wording.entity_caption(rng, countries, facts.scene, capitals_only=capitals_only)
         explanation = wording.explanation(rng, countries)
     name = f"{picture.split}-{picture.seed}-{picture.index:06d}"
-    return Pair(name, picture, caption, explanation, section=facts.scene)
+    return Pair(name, picture, caption, explanation, section=section)
+
+
+def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
+    """A picture's captions of unequal information: two name, two describe, one says little."""
+    facts = newsroom_facts(picture)
+    group = f"{split}-{picture.seed}-{picture.index:06d}"
+    texts: list[str] = []
+    for number in range(CAPTIONS_A_PICTURE):
+        rng = _rng(picture.split, picture.seed, picture.index, 2 + number)
+        text = _caption(rng, facts, number)
+        while text in texts:  # few words describe a picture: say it otherwise
+            text = _caption(rng, facts, number)
+        texts.append(text)
+    return [
+        Pair(f"{group}#{number}", picture, text, group=group, section=facts.scene)
+        for number, text in enumerate(texts)
+    ]
+
+
+def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
+    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
+    if number < 2:
+        return wording.entity_caption(rng, countries, facts.scene, capitals_only=False)
+    if number < 4:
+        return wording.generic_caption(rng, countries, facts.scene, facts.time)
+    return wording.short_caption(rng, countries[0], facts.scene)
 
 
 def _facts(picture: NewsroomPicture, rng: np.random.Generator) -> Facts:
@@ -151,9 +230,11 @@ def _table(seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
         table[split], rest = rest[:count], rest[count:]
     table["train"] = rest
     seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
-    seen = [seen[row] for row in _rng("generic", seed, 0, 0).permutation(len(seen))]
-    count = round(_GENERIC["generic"] * len(seen))
-    table["generic"], table["generic_val"] = seen[:count], seen[count:]
+    for stream, shares in (("generic", _GENERIC), ("relations", RELATION_SPLITS)):
+        left = [seen[row] for row in _rng(stream, seed, 0, 0).permutation(len(seen))]
+        for split, share in shares.items():
+            count = round(share * len(seen))
+            table[split], left = left[:count], left[count:]
     return table
 
 
@@ -180,7 +261,7 @@ def _noise(size: int) -> np.ndarray:
 
 def _rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
     # numbers by name, never hash(): it differs from one process to the next
-    number = (*SPLITS, "facts", "generic", "noise").index(stream)
+    number = _STREAMS.index(stream)
     sequence = np.random.SeedSequence([NEWSROOM_VERSION, number, seed, index, purpose])
     return np.random.Generator(np.random.PCG64(sequence))
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from entityclip.datasets import DATASETS, LOADERS, newsroom
+from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.builder import Report
 from entityclip.datasets.decode import ImageError
+from entityclip.datasets.duplicates import Overlap, overlaps
+from entityclip.datasets.manifest import Entry
 from entityclip.datasets.pair import Pair
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class SplitSummary:
     names: np.ndarray  # [n] runs of capitalised words a caption, see `count_names`
     sizes: np.ndarray  # [m, 2] width and height in pixels of the readable pictures sampled
     broken: int  # of the pictures sampled
-    samples: list[Pair]
+    samples: list[Pair]  # up to 8 of those whose pictures are readable
+    loaded: Sequence[Pair]  # all of them
 
     def row(self) -> dict[str, float | int | str]:
         """This split's line of the table."""
@@ -101,6 +104,16 @@ def summary_table(summaries: Sequence[SplitSummary]) -> pd.DataFrame:
     return pd.DataFrame([summary.row() for summary in summaries])
 
 
+def shared_rows(summaries: Sequence[SplitSummary], entry: Entry) -> list[Overlap]:
+    """What the splits share that should share nothing; `entry` says which contain one another."""
+    separate = {
+        summary.split: summary.loaded
+        for summary in summaries
+        if not entry.splits[summary.split].contains_others
+    }
+    return overlaps(separate)
+
+
 def draw_summary(summaries: Sequence[SplitSummary]) -> Figure:
     """Histograms of caption lengths and names a caption, and picture sizes, one colour a split."""
     import matplotlib.pyplot as plt
@@ -126,9 +139,9 @@ def draw_summary(summaries: Sequence[SplitSummary]) -> Figure:
 
 
 def _load(dataset: str, split: str, root: Path | None, limit: int) -> tuple[Sequence[Pair], Report]:
-    if dataset == "newsroom":
-        size = newsroom.newsroom_size(split)
-        return newsroom.newsroom_pairs(split, min(limit, size)), Report(rows=size)
+    if dataset in DRAWN:
+        size = DRAWN[dataset].size(split)
+        return DRAWN[dataset].pairs(split, min(limit, size)), Report(rows=size)
     if root is None:
         raise ValueError(f"{dataset} needs the folder it lies in: give --root")
     return LOADERS[dataset](root, split)
@@ -139,12 +152,14 @@ def _summary(
 ) -> SplitSummary:
     order = np.random.default_rng(seed).permutation(len(pairs))
     chosen = [pairs[int(row)] for row in order[:limit]]
-    sizes, broken = [], 0
+    sizes, broken, samples = [], 0, []
     for pair in chosen[:pictures]:
         try:
             sizes.append(pair.load_image().size)
         except ImageError:
             broken += 1
+        else:
+            samples = [*samples, pair][:8]
     return SplitSummary(
         split,
         len(pairs),
@@ -153,5 +168,6 @@ def _summary(
         np.array([count_names(pair.caption) for pair in chosen]),
         np.array(sizes).reshape(-1, 2),
         broken,
-        chosen[:8],
+        samples,
+        pairs,
     )
