@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -47,6 +48,60 @@ def paired_difference(
     ]
     low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return Difference(float(each.mean()), float(low), float(high))
+
+
+def difference_table(
+    rank_rows: pd.DataFrame,
+    pairs: Iterable[tuple[str, str]],
+    metric: str = "R@1",
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """First minus second for pairs of variants, from stored ranks, over the seeds that both have.
+
+    `rank_rows` are the stored rows of kind "ranks". A row a pair, data set, split and direction:
+    `variant` ("a minus b"), `first`, `second`, `value`, `low`, `high`, `seeds`, `n_queries`. The 95
+    % interval is a paired bootstrap over queries and, with several seeds, over seeds too, which a
+    handful of seeds makes rather too narrow than too wide. A pair without a common seed has no row.
+    Raises ValueError where ranks of different data would be compared.
+    """
+    table, by_variant = [], dict(list(rank_rows.groupby("variant")))
+    nothing = rank_rows.iloc[:0]
+    for first, second in pairs:
+        keys = ["dataset", "split", "direction", "seed"]
+        both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
+        for names, group in both.groupby(keys[:3], sort=False):
+            if (group["data_fingerprint_x"] != group["data_fingerprint_y"]).any():
+                raise ValueError(f"{first} and {second} were measured on different data: {names}")
+            each = np.stack(
+                [
+                    _per_query(as_ranks(a), metric) - _per_query(as_ranks(b), metric)
+                    for a, b in zip(group["ranks_x"], group["ranks_y"], strict=True)
+                ]
+            )
+            cluster = as_clusters(group["clusters_x"].iloc[0], each.shape[1])
+            low, high = _interval(each, cluster, n_resamples, seed)
+            table.append(
+                dict(zip(keys, names, strict=False))
+                | {"variant": f"{first} minus {second}", "first": first, "second": second}
+                | {"metric": metric, "value": float(each.mean()), "low": low, "high": high}
+                | {"seeds": len(each), "n_queries": each.shape[1]}
+            )
+    return pd.DataFrame(table)
+
+
+def _interval(
+    each: NDArray[np.float64], cluster: NDArray[np.int64], n_resamples: int, seed: int
+) -> tuple[float, float]:
+    """95 % interval of the mean of differences [seeds, queries], both resampled."""
+    rng, drawn = np.random.default_rng(seed), []
+    for weights in resample_weights(cluster, n_resamples, rng):
+        of_seed = (weights @ each.T) / weights.sum(axis=1, keepdims=True)  # [resamples, seeds]
+        chosen = rng.integers(0, len(each), of_seed.shape)
+        drawn.append(np.take_along_axis(of_seed, chosen, axis=1).mean(axis=1))
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -42,20 +42,39 @@ class EntityCLIPConfig:
     eta_itm: float = 0.1  # weight of the GI-ITM loss
     reference_compat: bool = False  # attend to padding and pool negatives as the authors' code does
 
+    # ablations: the paper's choice is the default
+    matching: Literal["gated", "mean", "none"] = "gated"  # how GI-ITM fuses a pair's vectors
+    negatives: Literal["hard", "uniform"] = "hard"  # how GI-ITM's negatives are drawn
+    negative_explanation: Literal["own", "positive"] = "own"  # which one a negative text brings
+    shared_explanation_experts: bool = True  # False: the two sides have a set of weights each
+    mask_padding: bool = True  # False: experts also attend to what follows EOT
+
+    # beyond the paper
+    bridge: float = 0.0  # weight of ½·VTC(I*, E*) + ½·VTC(T*, E*), the explanation as a third view
+    crossed: bool = False  # V* with E against T* without, and the reverse: neither can copy E
+    detach_explanation: bool = False  # experts read E but don't train its encoding
+
     def __post_init__(self) -> None:
         for name in ("image_experts", "text_experts", "explanation_experts"):
             if not 0 <= getattr(self, name) <= 16:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 16")
         if self.heads < 1:
             raise ValueError(f"heads is {self.heads}; it must be at least 1")
-        for name in ("lambda_moe", "eta_itm"):
+        for name in ("lambda_moe", "eta_itm", "bridge"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
+        if self.crossed and not self.explanation_experts:
+            raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 
     @property
     def experts(self) -> int:
-        """How many experts there are; 0 means plain CLIP."""
+        """How many experts there are; 0 means no MMAE and no GI-ITM."""
         return self.image_experts + self.text_experts + self.explanation_experts
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether experts attend to what follows EOT, as in the authors' code."""
+        return self.reference_compat or not self.mask_padding
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class Pretraining(BaseModel):
 
     pairs: int = Field(gt=1)
     eval_pairs: int = Field(gt=1)
+    seed: int = Field(default=0, ge=0)  # not the run's: all seeds fine-tune one pretrained CLIP
     train: TrainConfig
 
 
@@ -123,12 +143,19 @@ class Settings(BaseModel):
     test_pairs: int | None = Field(default=None, gt=1)
     test_splits: list[str] = Field(default=["test"], min_length=1)
     pretraining: Pretraining | None = None
+    # what training reads: the data set's "own", those of the "knowledge-base", or a file of yours
+    # (a cache that `explain` wrote, or *.json in the authors' layout; {split} in it is replaced)
+    explanation_source: str = Field(default="own", min_length=1)
     # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
     # let the "caption" stand in (entityclip.explanations.policy says what follows from each)
     explanation_policy: Literal["use", "drop", "caption"] = "use"
+    max_broken: float = Field(default=0.01, ge=0, le=1)  # share of unreadable pictures to train on
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+    # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
+    main_seeds: list[int] = Field(default=[0], min_length=1)
+    ablation_seeds: list[int] = Field(default=[0], min_length=1)
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:

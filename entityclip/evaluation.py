@@ -16,7 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from entityclip.datasets.pair import PairDataset, data_fingerprint
+from entityclip.datasets.broken import Broken
+from entityclip.datasets.decode import ImageError
+from entityclip.datasets.images import ImageTextDataset
+from entityclip.datasets.pair import Batch, PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
@@ -66,10 +69,14 @@ class Retrieval:
 
 @torch.inference_mode()
 def encode_pairs(
-    model: EntityCLIP, dataset: PairDataset, *, batch_size: int = 256, workers: int = 0,
-    progress: bool = True,
+    model: EntityCLIP, dataset: PairDataset | ImageTextDataset, *, batch_size: int = 256,
+    workers: int = 0, progress: bool = True,
 ) -> Embeddings:  # fmt: skip
-    """Embed every caption and every distinct picture of `dataset` on the model's device."""
+    """Embed every caption and every distinct picture of `dataset` on the model's device.
+
+    Raises ImageError naming pair and file for a picture that cannot be read: leaving a candidate
+    out would change every number.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -85,6 +92,7 @@ def encode_pairs(
     seen[first] = True
     texts, images, start = [], [], 0
     for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
+        _refuse_broken(batch)
         new = seen[start : start + len(batch)]
         start += len(batch)
         texts.append(model.encode_text(batch.captions.to(device)).float())
@@ -94,6 +102,15 @@ def encode_pairs(
     # pictures were encoded in order of first appearance, `first` is in order of key
     order = first.argsort().argsort()
     return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
+
+
+def _refuse_broken(batch: Batch | list[Broken]) -> None:
+    broken = batch.broken if isinstance(batch, Batch) else batch
+    if broken:
+        raise ImageError(
+            f"{broken[0].problem}; evaluation needs every picture of the split: fetch it again, or "
+            "leave its pair out of the data"
+        )
 
 
 def retrieve(embeddings: Embeddings) -> Retrieval:
@@ -109,7 +126,7 @@ def retrieve(embeddings: Embeddings) -> Retrieval:
 
 def evaluate_retrieval(
     model: EntityCLIP,
-    dataset: PairDataset,
+    dataset: PairDataset | ImageTextDataset,
     *,
     variant: str,
     dataset_name: str,
@@ -117,6 +134,7 @@ def evaluate_retrieval(
     config: Any,
     seed: int,
     bootstrap: int = 1000,
+    workers: int = 0,
     progress: bool = True,
 ) -> tuple[Retrieval, list[Row]]:
     """Encode, rank and measure one split: its ranks, and a result row a metric and direction.
@@ -125,7 +143,7 @@ def evaluate_retrieval(
     where several captions share one); they hold no variance between training seeds.
     """
     start = time.perf_counter()
-    retrieval = retrieve(encode_pairs(model, dataset, progress=progress))
+    retrieval = retrieve(encode_pairs(model, dataset, workers=workers, progress=progress))
     origin = provenance(
         config=config,
         seed=seed,
@@ -166,7 +184,11 @@ class RankedPictures(NamedTuple):
 
 @torch.inference_mode()
 def best_pictures(
-    dataset: PairDataset, embeddings: Embeddings, ranks: Tensor, queries: Sequence[int], k: int = 5
+    dataset: PairDataset | ImageTextDataset,
+    embeddings: Embeddings,
+    ranks: Tensor,
+    queries: Sequence[int],
+    k: int = 5,
 ) -> list[RankedPictures]:
     """The k pictures that rank first for each of some query captions (pair numbers)."""
     similarity = embeddings.texts[list(queries)] @ embeddings.images.T

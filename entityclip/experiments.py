@@ -1,4 +1,4 @@
-"""The variants of the paper's tables as data, and the runs that train and measure them.
+"""The runs that train the variants of the tables.
 
 A run is found again by what it is: variant, seed, configuration and data. A finished one is never
 redone unless forced, an interrupted one goes on.
@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,35 +21,18 @@ import torch
 from entityclip.backbone import Backbone, create_backbone, load_clip_weights
 from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
+from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
-from entityclip.explanations.policy import check_pairs
+from entityclip.datasets.registry import LOADERS
+from entityclip.explanations.joining import training_pairs
+from entityclip.files import claimed
 from entityclip.model import EntityCLIP
 from entityclip.training import train
+from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, find_variant
 
 log = logging.getLogger(__name__)
-
-NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of a table: its name, what it asks, and how it differs from the profile's model."""
-
-    name: str
-    asks: str
-    model: dict[str, Any] = field(default_factory=dict)  # overrides of EntityCLIPConfig
-    finetuned: bool = True
-
-
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("zero-shot", "What does pretraining alone know of entities?", NO_EXPERTS, False),
-        Variant("clip", "What does fine-tuning on captions alone give?", NO_EXPERTS),
-        Variant("entityclip", "What do MMAE and GI-ITM add, reading explanations in training?"),
-    )
-}
 
 
 class _Run(NamedTuple):
@@ -65,7 +49,7 @@ class Experiment:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
-        self._datasets: dict[tuple[str, bool], PairDataset] = {}
+        self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
 
     # ------------------------------------------------------------------------------------ data
 
@@ -85,24 +69,43 @@ class Experiment:
                 image_size=settings.image_size,
                 root=Path(settings.data_root).expanduser() if settings.data_root else None,
             )
-            policy = settings.explanation_policy
-            if split in ("train", "val") and policy != "use":  # "use" leaves them as they are
-                pairs, report = check_pairs(pairs, policy)
-                log.info("%s %s: %s", settings.dataset, split, report)
+            source, policy = settings.explanation_source, settings.explanation_policy
+            # the data set's own under "use" stay as they are
+            if split in ("train", "val") and (source, policy) != ("own", "use"):
+                folder = self.profile.runs / "explanations"
+                pairs, report = training_pairs(
+                    pairs, source, policy, dataset=settings.dataset, split=split, folder=folder
+                )
+                level = logging.WARNING if report.failed else logging.INFO
+                log.log(
+                    level, "%s %s, explanations %s: %s", settings.dataset, split, source, report
+                )
             self._pairs[split] = pairs
         return self._pairs[split]
 
-    def dataset(self, split: str, *, explanations: bool = False) -> PairDataset:
-        """A split ready for the model; drawn pictures are kept in memory."""
-        key = (split, explanations)
+    def dataset(
+        self, split: str, *, explanations: bool = False, control: Explanations = "own"
+    ) -> PairDataset | ImageTextDataset:
+        """A split ready for the model: drawn pictures are kept in memory, files read when needed.
+
+        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
+        evaluation raises at the first. `control` puts something else in place of the explanations
+        (`entityclip.controls`).
+        """
+        key = (split, explanations, control)
         if key not in self._datasets:
-            self._datasets[key] = PairDataset(
-                self.pairs(split),
-                self.backbone.preprocess,
-                self.backbone.tokenize,
-                with_explanations=explanations,
-                cache=not isinstance(self.pairs(split)[0].image, Path),
-            )
+            pairs = self.pairs(split)
+            if control != "own":  # which would turn a table of a million rows into a list
+                pairs = replace_explanations(pairs, control, seed=self.seed)
+            made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
+            if self.settings.dataset in LOADERS:
+                self._datasets[key] = ImageTextDataset(
+                    *made_of, with_explanations=explanations, max_broken=self.settings.max_broken
+                )
+            else:
+                self._datasets[key] = PairDataset(
+                    *made_of, with_explanations=explanations, cache=True
+                )
         return self._datasets[key]
 
     @cached_property
@@ -114,11 +117,11 @@ class Experiment:
 
     def config(self, variant: str) -> EntityCLIPConfig:
         """The variant's model: the profile's, with the variant's overrides."""
-        return replace(self.settings.model, **_variant(variant).model)
+        return replace(self.settings.model, **find_variant(variant).model)
 
     def identity(self, variant: str) -> dict[str, Any]:
         """What makes a run of `variant` this run and no other: all of its settings and its data."""
-        settings, spec = self.settings, _variant(variant)
+        settings, spec = self.settings, find_variant(variant)
         start = as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
         identity = {
             "variant": variant,
@@ -135,6 +138,9 @@ class Experiment:
             identity["train_pairs"] = settings.train_pairs
             identity["val_pairs"] = settings.val_pairs
             identity["explanation_policy"] = settings.explanation_policy
+            if settings.explanation_source != "own":  # else the hashes of older runs would change
+                identity["explanation_source"] = settings.explanation_source
+            identity["explanations"] = spec.explanations
         return identity
 
     def build(self, variant: str) -> EntityCLIP:
@@ -148,7 +154,7 @@ class Experiment:
 
     def load(self, variant: str) -> EntityCLIP:
         """The variant with its best weights, trained first if no finished run is found."""
-        if not _variant(variant).finetuned:
+        if not find_variant(variant).finetuned:
             return self.build(variant).eval()
         folder = self.finetune(variant)
         model = self.build(variant)
@@ -163,8 +169,9 @@ class Experiment:
         pretraining = self.settings.pretraining
         if pretraining is None:
             raise ValueError(f"profile {self.profile.name} starts from pretrained weights")
+        seed = pretraining.seed
         identity = {
-            "seed": self.seed,
+            "seed": seed,
             "backbone": self.settings.backbone,
             "image_size": self.settings.image_size,
             "dataset": self.settings.dataset,
@@ -173,24 +180,23 @@ class Experiment:
         }
 
         def build() -> EntityCLIP:
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed)
             backbone = create_backbone(self.settings.backbone, image_size=self.settings.image_size)
             return EntityCLIP(backbone, EntityCLIPConfig(**NO_EXPERTS))
 
         splits = ("generic", "generic_val")
-        run = self._describe("pretraining", identity, splits, pretraining.train)
+        run = self._describe("pretraining", identity, splits, replace(pretraining.train, seed=seed))
         return self._run(run, build, force)
 
     def finetune(self, variant: str, *, force: bool = False) -> Path:
         """Fine-tune `variant` unless a finished run is there; the run's folder."""
-        if not _variant(variant).finetuned:
+        if not find_variant(variant).finetuned:
             raise ValueError(f"{variant} is not fine-tuned")
         return self._run(self._finetuning(variant), lambda: self.build(variant), force)
 
     def _finetuning(self, variant: str) -> _Run:
-        return self._describe(
-            variant, self.identity(variant), ("train", "val"), self.settings.finetuning
-        )
+        config = replace(self.settings.finetuning, seed=self.seed)
+        return self._describe(variant, self.identity(variant), ("train", "val"), config)
 
     def _describe(
         self, name: str, identity: dict[str, Any], splits: tuple[str, str], config: TrainConfig
@@ -198,12 +204,15 @@ class Experiment:
         """Name a run's folder after all that it depends on."""
         fingerprints = {f"{s}_data": data_fingerprint(self.pairs(s)) for s in splits}
         identity = {**identity, **fingerprints}
-        config = replace(config, seed=self.seed)
         hashed = config_hash({**identity, "train": as_dict(config)})
-        folder = self.profile.runs / "checkpoints" / f"{name}-seed{self.seed}-{hashed[:8]}"
+        folder = self.profile.runs / "checkpoints" / f"{name}-seed{config.seed}-{hashed[:8]}"
         return _Run(folder, identity, splits, config)
 
     def _run(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+        with self._claim(run.folder, wait=True):
+            return self._train(run, build, force)
+
+    def _train(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
         previous = run.folder.with_name(run.folder.name + ".previous")
         if force and run.folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -211,10 +220,26 @@ class Experiment:
         if (run.folder / "run.json").exists() and (run.folder / "best.safetensors").exists():
             return run.folder
         model = build()
-        sets = (self.dataset(s, explanations=model.needs_explanations) for s in run.splits)
+        reads, control = model.needs_explanations, run.identity.get("explanations", "own")
+        sets = (self.dataset(s, explanations=reads, control=control) for s in run.splits)
         train(model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress)
         shutil.rmtree(previous, ignore_errors=True)
         return run.folder
+
+    @staticmethod
+    def _claim(folder: Path, *, wait: bool) -> AbstractContextManager[bool]:
+        """Two processes never train one run: the second waits and finds it finished."""
+        return claimed(folder.with_name(folder.name + ".lock"), wait=wait)
+
+    def busy(self, variant: str) -> bool:
+        """Whether another process is training `variant` at this moment."""
+        with self._claim(self._finetuning(variant).folder, wait=False) as free:
+            return not free
+
+    def discard(self, variant: str) -> None:
+        """Delete a finished run's weights, not its record or log; it would be trained anew."""
+        for path in self._finetuning(variant).folder.glob("*.safetensors"):
+            path.unlink()
 
     # ---------------------------------------------------------------------------------- records
 
@@ -242,12 +267,6 @@ class Experiment:
             if variant.finetuned
         }
         return {name: path for name, path in logs.items() if path.exists()}
-
-
-def _variant(name: str) -> Variant:
-    if name not in VARIANTS:
-        raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    return VARIANTS[name]
 
 
 def device() -> torch.device:

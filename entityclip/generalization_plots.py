@@ -31,7 +31,7 @@ _SIDE_BY_SIDE = 10  # sections; larger matrices stand one above the other
 
 
 def plot_confusions(confusions: Mapping[str, pd.DataFrame]) -> Figure:
-    """Heat maps of `section_tables.confusions`, one a variant: colour is the share of a true section.
+    """Heat maps of `section_tables.confusions`, one a variant; colour: share of a true section.
 
     Counts stand in the cells, but for zeros. Raises ValueError for none.
     """

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from entityclip.config import EntityCLIPConfig
     from entityclip.model import Outputs
 
 
@@ -45,19 +46,43 @@ def itm_accuracy(logits: Tensor, valid: Tensor) -> Tensor:
     return (right & counted).sum() / counted.sum()
 
 
-def entityclip_loss(outputs: Outputs, lambda_moe: float, eta_itm: float) -> dict[str, Tensor]:
-    """Named scalar terms `loss`, `vtc` and, where the model has experts, `vtc_moe` and `itm`.
+def bridge_loss(outputs: Outputs) -> Tensor:
+    """The explanation as a third view, without experts: ½·VTC(I*, E*) + ½·VTC(T*, E*). Not in the
+    paper: a control, and the start of what may beat it.
+    """
+    scale, explanation = outputs.logit_scale, outputs.explanation
+    return (
+        vtc_loss(outputs.image, explanation, scale) + vtc_loss(outputs.text, explanation, scale)
+    ) / 2
 
-    `loss` is the weighted sum to minimise; the others are unweighted. `itm_accuracy` carries no
-    gradient.
+
+def moe_loss(outputs: Outputs) -> Tensor:
+    """VTC(V*, T*_moe); `crossed`, each side with E against the other side without it."""
+    scale = outputs.logit_scale
+    if outputs.image_plain is None:
+        return vtc_loss(outputs.image_moe, outputs.text_moe, scale)
+    return (
+        vtc_loss(outputs.image_moe, outputs.text_plain, scale)
+        + vtc_loss(outputs.image_plain, outputs.text_moe, scale)
+    ) / 2
+
+
+def entityclip_loss(outputs: Outputs, config: EntityCLIPConfig) -> dict[str, Tensor]:
+    """Named scalar terms `loss`, `vtc` and, where the model has them, `vtc_moe`, `itm`, `bridge`.
+
+    `loss` is the sum to minimise, weighted by the config's `lambda_moe`, `eta_itm` and `bridge`;
+    the others are unweighted. `itm_accuracy` carries no gradient.
     """
     terms = {"vtc": vtc_loss(outputs.image, outputs.text, outputs.logit_scale)}
     loss = terms["vtc"]
     if outputs.image_moe is not None:
-        terms["vtc_moe"] = vtc_loss(outputs.image_moe, outputs.text_moe, outputs.logit_scale)
-        loss = loss + lambda_moe * terms["vtc_moe"]
+        terms["vtc_moe"] = moe_loss(outputs)
+        loss = loss + config.lambda_moe * terms["vtc_moe"]
     if outputs.itm_logits is not None:
         terms["itm"] = itm_loss(outputs.itm_logits, outputs.itm_valid)
         terms["itm_accuracy"] = itm_accuracy(outputs.itm_logits, outputs.itm_valid)
-        loss = loss + eta_itm * terms["itm"]
+        loss = loss + config.eta_itm * terms["itm"]
+    if outputs.explanation is not None:
+        terms["bridge"] = bridge_loss(outputs)
+        loss = loss + config.bridge * terms["bridge"]
     return {"loss": loss, **terms}

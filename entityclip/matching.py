@@ -33,8 +33,10 @@ def same_pairs(captions: Tensor, image_keys: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def draw_hard_negatives(logits: Tensor, same: Tensor) -> Negatives:
+def draw_negatives(logits: Tensor, same: Tensor) -> Negatives:
     """Draw negatives from softmax(logits) [B, B] (rows: images), never where `same` [B, B].
+
+    The model's logits make them hard; constant logits make them uniform.
 
     The draw is the Gumbel-max form of a multinomial one: what is excluded has score -inf, not a
     probability that rounds to 0, so a pair is never its own negative; and nothing waits for a GPU.
@@ -47,14 +49,19 @@ def draw_hard_negatives(logits: Tensor, same: Tensor) -> Negatives:
 
 
 class GatedMatching(nn.Module):
-    """A gate fuses ALL vectors of a pair, given both pooled features; a linear head classifies."""
+    """A gate fuses ALL vectors of a pair, given both pooled features; a linear head classifies.
 
-    def __init__(self, width: int, vectors: int):
+    Without the gate (`gated=False`, an ablation) the fusion is their mean.
+    """
+
+    def __init__(self, width: int, vectors: int, *, gated: bool = True):
         super().__init__()
-        self.gate = Gate(2 * width, vectors)
+        self.gate = Gate(2 * width, vectors) if gated else None
         self.head = nn.Linear(width, 2)
 
     def forward(self, image: Tensor, text: Tensor, vectors: PairVectors) -> Tensor:
         """Logits [B, 2] (no match, match) from pooled features [B, d] and the pairs' vectors."""
-        fused = self.gate(torch.cat([image, text], dim=-1), torch.cat(tuple(vectors), dim=1))
-        return self.head(fused)
+        joined = torch.cat(tuple(vectors), dim=1)
+        if self.gate is None:
+            return self.head(joined.mean(dim=1))
+        return self.head(self.gate(torch.cat([image, text], dim=-1), joined))

@@ -1,106 +1,75 @@
-"""Measure an experiment's variants and read the stored measurements back.
-
-Rows go to ``results/*.jsonl`` of the profile: ``retrieval`` (a row a metric), ``differences``
-(paired, one model minus another) and ``pretraining``.
-"""
+"""Measure an experiment's variants: rows a metric, and the ranks behind them for paired tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import pandas as pd
+import torch
 
-from entityclip.comparison import paired_difference
-from entityclip.config import config_hash
-from entityclip.datasets.pair import data_fingerprint
+from entityclip.datasets.pair import key63
 from entityclip.evaluation import Retrieval, evaluate_retrieval
-from entityclip.experiments import VARIANTS, Experiment, device
+from entityclip.experiments import Experiment
 from entityclip.model import EntityCLIP
-from entityclip.results import (
-    DIRECTIONS,
-    ResultsError,
-    Row,
-    append_rows,
-    measurement_rows,
-    provenance,
-    read_rows,
-)
+from entityclip.results import DIRECTIONS, Row, append_rows
+from entityclip.stored import find_rows
 
 Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
 
 
-def measure(experiment: Experiment, variants: Iterable[str], splits: Iterable[str]) -> Ranks:
-    """Evaluate each variant on each split, training it first if need be, and store the rows."""
+def measure(
+    experiment: Experiment,
+    variants: Iterable[str],
+    splits: Iterable[str],
+    *,
+    shipped: bool = False,
+    force: bool = False,
+) -> Ranks:
+    """Ranks of each variant on each split; what is not stored is trained, evaluated and stored.
+
+    `shipped` also accepts the rows that the repository ships. `force` measures anew.
+    """
     splits, ranks = list(splits), {}
     for variant in variants:
-        model = experiment.load(variant)
+        missing = []
         for split in splits:
-            ranks[variant, split] = _measure(experiment, model, variant, split, "retrieval")
+            found = None if force else stored_ranks(experiment, variant, split, shipped=shipped)
+            if found is None:
+                missing.append(split)
+            else:
+                ranks[variant, split] = found
+        if missing:
+            model = experiment.load(variant)
+            for split in missing:
+                ranks[variant, split] = evaluate(experiment, model, variant, split)
     return ranks
+
+
+def stored_ranks(
+    experiment: Experiment, variant: str, split: str, *, shipped: bool = True
+) -> Retrieval | None:
+    """The ranks of an earlier measurement with this very seed, settings and data, if stored."""
+    rows = find_rows(experiment, "ranks", variants=[variant], shipped=shipped)
+    if rows.empty:
+        return None
+    rows = rows[(rows["split"] == split) & (rows["seed"] == experiment.seed)]
+    found = {row["direction"]: row["ranks"] for _, row in rows.iterrows()}
+    if set(found) != set(DIRECTIONS):
+        return None
+    keys = torch.tensor([key63(pair.image_key) for pair in experiment.pairs(split)])
+    image_of = keys.unique(return_inverse=True)[1]
+    return Retrieval(*(torch.tensor(found[d]) for d in DIRECTIONS), image_of)
 
 
 def measure_pretraining(experiment: Experiment) -> Retrieval:
     """Retrieval by generic captions on unseen pictures: is the small CLIP a CLIP at all?"""
     model = experiment.build("zero-shot")
-    return _measure(experiment, model, "zero-shot", "generic_val", "pretraining")
+    return evaluate(experiment, model, "zero-shot", "generic_val", "pretraining")
 
 
-def compare(experiment: Experiment, ranks: Ranks, first: str, second: str) -> pd.DataFrame:
-    """R@1 of `first` minus that of `second` on each split measured, paired, as stored rows."""
-    rows: list[Row] = []
-    for split in dict.fromkeys(split for _, split in ranks):
-        origin = provenance(
-            config={"first": experiment.identity(first), "second": experiment.identity(second)},
-            seed=experiment.seed,
-            data_fingerprint=data_fingerprint(experiment.pairs(split)),
-            device=device(),
-            wall_time_s=0.0,  # ranks are at hand
-        )
-        a, b = ranks[first, split], ranks[second, split]
-        for direction in DIRECTIONS:
-            difference = paired_difference(
-                a.ranks(direction),
-                b.ranks(direction),
-                n_resamples=experiment.settings.bootstrap,
-                seed=experiment.seed,
-                clusters=a.clusters(direction),
-            )
-            rows += measurement_rows(
-                {"R@1": difference.value},
-                {"R@1": (difference.low, difference.high)},
-                variant=f"{first} minus {second}",
-                dataset=experiment.settings.dataset,
-                split=split,
-                direction=direction,
-                provenance=origin,
-                **a.sizes(direction),
-            )
-    append_rows(experiment.results / "differences.jsonl", rows)
-    return pd.DataFrame(rows)
-
-
-def stored_rows(experiment: Experiment, kind: str = "retrieval") -> pd.DataFrame:
-    """Stored rows of the experiment's very settings; rows of other settings stay aside.
-
-    `kind` is "retrieval", "differences" or "pretraining". Raises ResultsError if there are none.
-    """
-    rows = read_rows(experiment.results / f"{kind}.jsonl")
-    configs = [experiment.identity(name) for name in VARIANTS]
-    if kind == "differences":
-        configs = [{"first": a, "second": b} for a in configs for b in configs]
-    kept = rows[rows["config_hash"].isin([config_hash(config) for config in configs])]
-    if kept.empty:
-        notebook = "03_train" if kind == "pretraining" else "04_retrieval"
-        raise ResultsError(
-            f"{experiment.results} has no {kind} rows of profile {experiment.profile.name}'s "
-            f"present settings; run notebook {notebook}"
-        )
-    return kept.reset_index(drop=True)
-
-
-def _measure(
-    experiment: Experiment, model: EntityCLIP, variant: str, split: str, kind: str
+def evaluate(
+    experiment: Experiment, model: EntityCLIP, variant: str, split: str, kind: str = "retrieval"
 ) -> Retrieval:
+    """Evaluate a model on one split and store its rows under `variant`."""
     retrieval, rows = evaluate_retrieval(
         model,
         experiment.dataset(split),
@@ -110,7 +79,25 @@ def _measure(
         config=experiment.identity(variant),
         seed=experiment.seed,
         bootstrap=experiment.settings.bootstrap,
+        workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
     )
-    append_rows(experiment.results / f"{kind}.jsonl", rows)
+    if kind == "retrieval":  # ranks first: who finds them skips the measurement
+        append_rows(experiment.results / f"{kind}.jsonl", rows)
+        append_rows(experiment.results / "ranks.jsonl", _with_ranks(rows, retrieval))
+    else:
+        append_rows(experiment.results / f"{kind}.jsonl", rows)
     return retrieval
+
+
+def _with_ranks(rows: list[Row], retrieval: Retrieval) -> list[dict]:
+    """The mean rank of each direction, beside it every query's rank and, if shared, its picture."""
+    out = []
+    for row in rows:
+        if row["metric"] == "MeanR":
+            clusters = retrieval.clusters(row["direction"])
+            shared = clusters is not None and len(clusters.unique()) < len(clusters)
+            ranks = retrieval.ranks(row["direction"]).tolist()
+            pictures = clusters.tolist() if shared else None
+            out.append({**row, "ranks": ranks, "clusters": pictures})
+    return out

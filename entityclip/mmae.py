@@ -126,13 +126,13 @@ class Gate(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, vectors)
 
-    def weights(self, features: Tensor) -> Tensor:
-        """Weight of each vector [B, vectors], given `features` [B, width]."""
-        return self.linear(features).softmax(dim=-1)
+    def weights(self, features: Tensor, first: int | None = None) -> Tensor:
+        """Weight of each vector [B, vectors], given `features` [B, width]; of the `first` few."""
+        return self.linear(features)[:, :first].softmax(dim=-1)
 
     def forward(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """Mix `vectors` [B, n, d] into [B, d]."""
-        return (self.weights(features)[:, None] @ vectors)[:, 0]
+        """Mix `vectors` [B, n, d] into [B, d]; fewer than the gate's are its first n."""
+        return (self.weights(features, vectors.shape[1])[:, None] @ vectors)[:, 0]
 
 
 class PairVectors(NamedTuple):
@@ -151,15 +151,28 @@ class PairVectors(NamedTuple):
 class MMAE(nn.Module):
     """The three expert groups and the two gates that mix an image's and a text's vectors.
 
-    The explanation experts are one set of weights, queried from CLS and from EOT.
+    The explanation experts are one set of weights, queried from CLS and from EOT. With
+    `shared=False` (an ablation) each side has a set: `explanation` the image's, `explanation_text`
+    the text's.
     """
 
-    def __init__(self, width: int, image: int, text: int, explanation: int, heads: int = 1):
+    def __init__(
+        self,
+        width: int,
+        image: int,
+        text: int,
+        explanation: int,
+        heads: int = 1,
+        *,
+        shared: bool = True,
+    ):
         super().__init__()
         self.width = width
         self.image = ExpertGroup(image, width, heads) if image else None
         self.text = ExpertGroup(text, width, heads) if text else None
         self.explanation = ExpertGroup(explanation, width, heads) if explanation else None
+        apart = explanation and not shared
+        self.explanation_text = ExpertGroup(explanation, width, heads) if apart else None
         self.image_gate = Gate(width, image + explanation) if image + explanation else None
         self.text_gate = Gate(width, text + explanation) if text + explanation else None
 
@@ -170,57 +183,85 @@ class MMAE(nn.Module):
         explanation: Tokens | None,
         negatives: Negatives | None = None,
         *,
-        reference_compat: bool = False,
+        masked: bool = True,
+        negative_explanation: str = "own",
+        reference_eot: bool = False,
     ) -> tuple[PairVectors, PairVectors | None, PairVectors | None]:
         """Expert vectors: true pairs, (image, negative text) pairs, (negative image, text) pairs.
 
-        A negative is another row of the batch, so its own vectors are
-        gathered. New work is only the image's CLS on its negative's explanation, and the negative
-        image's CLS on the explanation. `reference_compat` attends to padding and reads a negative
-        text at the POSITIVE text's EOT, as the authors' code does: then its vectors are new work.
+        A negative is another row of the batch, so its own vectors are gathered. New work is only
+        the image's CLS on its negative's explanation, and the negative image's CLS on the
+        explanation. Ablations: `masked=False` attends to padding; with `negative_explanation`
+        "positive" a negative text meets the image's own explanation; `reference_eot` reads a
+        negative text at the POSITIVE text's EOT, as the authors' code does.
         """
-        read = _Reader(image, text, explanation, masked=not reference_compat)
+        read = _Reader(image, text, explanation, masked=masked)
         x_image, x_text = normalize_tokens(image.pooled), normalize_tokens(text.pooled)
         image_vectors = read.image(self.image, image.pooled, x_image)
         text_vectors = read.text(self.text, text.pooled, x_text)
+        of_image = [_Query(image.pooled, x_image)]
+        of_text = [_Query(text.pooled, x_text)]
         if negatives is None:
-            rows = [(image.pooled, x_image, None), (text.pooled, x_text, None)]
-            on_image, on_text = read.explanation(self.explanation, rows)
+            (on_image,), (on_text,) = self._explain(read, of_image, of_text)
             return PairVectors(image_vectors, on_image, on_text, text_vectors), None, None
 
         other_text, other_image = negatives.text, negatives.image
-        rows = [
-            (image.pooled, x_image, None),
-            (text.pooled, x_text, None),
-            (image.pooled[other_image], x_image[other_image], None),
-            (image.pooled, x_image, other_text),
-        ]
-        if reference_compat:
+        brought = other_text if negative_explanation == "own" else None
+        of_image.append(_Query(image.pooled[other_image], x_image[other_image]))
+        if brought is not None:
+            of_image.append(_Query(image.pooled, x_image, brought))
+        row, x_row = text.pooled[other_text], x_text[other_text]
+        if reference_eot:
             row = text.tokens[other_text, text.at]
             x_row = normalize_tokens(row)
-            rows.append((row, x_row, other_text))
-        on_image, on_text, other_on_own, own_on_other, *compat = read.explanation(
-            self.explanation, rows
+        gathered = brought is not None and not reference_eot
+        if not gathered:
+            of_text.append(_Query(row, x_row, brought))
+        on_image, on_text = self._explain(read, of_image, of_text)
+        negative_text = (
+            read.text(self.text, row, x_row, other_text)
+            if reference_eot
+            else text_vectors[other_text]
         )
-        if reference_compat:
-            negative_text = read.text(self.text, row, x_row, other_text)
-            text_on_other = compat[0]
-        else:
-            negative_text, text_on_other = text_vectors[other_text], on_text[other_text]
         return (
-            PairVectors(image_vectors, on_image, on_text, text_vectors),
-            PairVectors(image_vectors, own_on_other, text_on_other, negative_text),
-            PairVectors(image_vectors[other_image], other_on_own, on_text, text_vectors),
+            PairVectors(image_vectors, on_image[0], on_text[0], text_vectors),
+            PairVectors(
+                image_vectors,
+                on_image[0] if brought is None else on_image[2],
+                on_text[0][other_text] if gathered else on_text[1],
+                negative_text,
+            ),
+            PairVectors(image_vectors[other_image], on_image[1], on_text[0], text_vectors),
         )
+
+    def _explain(
+        self, read: _Reader, of_image: list[_Query], of_text: list[_Query]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Explanation experts' vectors of queries from the image's side and from the text's."""
+        if self.explanation_text is not None:
+            return (
+                read.explanation(self.explanation, of_image),
+                read.explanation(self.explanation_text, of_text),
+            )
+        both = read.explanation(self.explanation, [*of_image, *of_text])
+        return both[: len(of_image)], both[len(of_image) :]
 
     def mix(self, image: Tokens, text: Tokens, vectors: PairVectors) -> tuple[Tensor, Tensor]:
         """V* and T*_moe, each [B, d]. A side without any expert keeps its pooled feature."""
         of_image = torch.cat([vectors.image, vectors.image_explanation], dim=1)
         of_text = torch.cat([vectors.text, vectors.text_explanation], dim=1)
         return (
-            self.image_gate(image.pooled, of_image) if self.image_gate else image.pooled,
-            self.text_gate(text.pooled, of_text) if self.text_gate else text.pooled,
+            self.image_gate(image.pooled, of_image) if of_image.shape[1] else image.pooled,
+            self.text_gate(text.pooled, of_text) if of_text.shape[1] else text.pooled,
         )
+
+
+class _Query(NamedTuple):
+    """Rows x [B, d], their normalised form, and whose explanation each reads (None: its own)."""
+
+    x: Tensor
+    x_hat: Tensor
+    rows: Tensor | None = None
 
 
 class _Reader:
@@ -252,21 +293,19 @@ class _Reader:
     ) -> Tensor:
         return group(x, x_hat, *self.keys("text", rows)) if group else self._empty
 
-    def explanation(
-        self, group: ExpertGroup | None, rows: list[tuple[Tensor, Tensor, Tensor | None]]
-    ) -> list[Tensor]:
-        """Run queries (x, x̂, whose explanation): one `attend` a set of keys, one `finish`."""
+    def explanation(self, group: ExpertGroup | None, queries: list[_Query]) -> list[Tensor]:
+        """Vectors [B, n, d] a query: one `attend` a set of keys, one `finish` for all."""
         if group is None:
-            return [self._empty] * len(rows)
-        batch, width = rows[0][0].shape
-        folded = group.fold_query(torch.cat([x_hat for _, x_hat, _ in rows])).split(batch)
-        contexts: list[Tensor | None] = [None] * len(rows)
-        for other in {id(own): own for _, _, own in rows}.values():
-            mine = [i for i, (_, _, own) in enumerate(rows) if own is other]
+            return [self._empty] * len(queries)
+        batch, width = queries[0].x.shape
+        folded = group.fold_query(torch.cat([query.x_hat for query in queries])).split(batch)
+        contexts: list[Tensor | None] = [None] * len(queries)
+        for rows in {id(query.rows): query.rows for query in queries}.values():
+            mine = [i for i, query in enumerate(queries) if query.rows is rows]
             context = group.attend(
-                torch.cat([folded[i] for i in mine], dim=1), *self.keys("explanation", other)
+                torch.cat([folded[i] for i in mine], dim=1), *self.keys("explanation", rows)
             )
             for i, part in zip(mine, context.chunk(len(mine), dim=1), strict=True):
                 contexts[i] = part
-        out = group.finish(torch.cat([x for x, _, _ in rows]), torch.cat(contexts))
-        return list(out.view(len(rows), batch, group.n, width))
+        out = group.finish(torch.cat([query.x for query in queries]), torch.cat(contexts))
+        return list(out.view(len(queries), batch, group.n, width))

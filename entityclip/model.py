@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from entityclip.backbone import Backbone, Tokens
 from entityclip.config import EntityCLIPConfig
 from entityclip.losses import entityclip_loss
-from entityclip.matching import GatedMatching, Negatives, draw_hard_negatives, same_pairs
+from entityclip.matching import GatedMatching, Negatives, draw_negatives, same_pairs
 from entityclip.mmae import MMAE, PairVectors
 
 
@@ -24,7 +24,9 @@ class Outputs:
     """What a training forward pass yields; features are normalised.
 
     `image`, `text` [B, d]; `logit_scale` []; `image_moe`, `text_moe` [B, d] (V* and T*_moe);
-    `itm_logits` [3, B, 2] with `itm_valid` [B]. Without experts the last four are None.
+    `itm_logits` [3, B, 2] with `itm_valid` [B]; `explanation` [B, d] (E*, for the bridge);
+    `image_plain`, `text_plain` [B, d] (V* and T* mixed without explanation experts, for `crossed`).
+    What the configuration leaves out is None.
     """
 
     image: Tensor
@@ -34,6 +36,9 @@ class Outputs:
     text_moe: Tensor | None = None
     itm_logits: Tensor | None = None
     itm_valid: Tensor | None = None
+    explanation: Tensor | None = None
+    image_plain: Tensor | None = None
+    text_plain: Tensor | None = None
 
 
 class EntityCLIP(nn.Module):
@@ -46,14 +51,17 @@ class EntityCLIP(nn.Module):
         self.mmae = self.matching = None
         if config.experts:
             counts = config.image_experts, config.text_experts, config.explanation_experts
-            self.mmae = MMAE(backbone.width, *counts, heads=config.heads)
-            vectors = config.image_experts + config.text_experts + 2 * config.explanation_experts
-            self.matching = GatedMatching(backbone.width, vectors)
+            shared = config.shared_explanation_experts
+            self.mmae = MMAE(backbone.width, *counts, heads=config.heads, shared=shared)
+            if config.matching != "none":
+                vectors = config.experts + config.explanation_experts  # E is read from both sides
+                gated = config.matching == "gated"
+                self.matching = GatedMatching(backbone.width, vectors, gated=gated)
 
     @property
     def needs_explanations(self) -> bool:
         """Whether training reads explanations at all."""
-        return self.config.explanation_experts > 0
+        return self.config.explanation_experts > 0 or self.config.bridge > 0
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised picture embeddings [B, d] for images [B, 3, H, W]."""
@@ -79,32 +87,45 @@ class EntityCLIP(nn.Module):
         if len(images) < 2:
             raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")
         if self.needs_explanations and explanations is None:
-            raise ValueError("the explanation experts need explanations, and the batch has none")
+            raise ValueError("this model trains on explanations, and the batch has none")
         image, text, explanation = self._encode(images, captions, explanations)
         outputs = Outputs(
             _unit(image.pooled),
             _unit(text.pooled),
             self.backbone.clip.logit_scale.exp(),
         )
+        if self.config.bridge:
+            outputs.explanation = _unit(explanation.pooled)
         if self.mmae is None:
             return outputs
-        if negatives is None:
-            logits = outputs.logit_scale.detach() * outputs.image.detach() @ outputs.text.detach().T
-            negatives = draw_hard_negatives(logits, same_pairs(captions, image_keys))
-        true, negative_text, negative_image = self.mmae(
-            image, text, explanation, negatives, reference_compat=self.config.reference_compat
+        if self.config.detach_explanation:
+            explanation = explanation._replace(tokens=explanation.tokens.detach())
+        if negatives is None and self.matching is not None:
+            negatives = self._draw(outputs, same_pairs(captions, image_keys))
+        true, *others = self.mmae(
+            image,
+            text,
+            explanation,
+            negatives,
+            masked=not self.config.sees_padding,
+            negative_explanation=self.config.negative_explanation,
+            reference_eot=self.config.reference_compat,
         )
-        mixed = self.mmae.mix(image, text, true)
-        outputs.image_moe, outputs.text_moe = (_unit(x) for x in mixed)
-        outputs.itm_logits = self._match(
-            image, text, negatives, true, negative_text, negative_image
-        )
-        outputs.itm_valid = negatives.valid
+        outputs.image_moe, outputs.text_moe = map(_unit, self.mmae.mix(image, text, true))
+        if self.config.crossed:
+            plain = true._replace(
+                image_explanation=true.image_explanation[:, :0],
+                text_explanation=true.text_explanation[:, :0],
+            )
+            outputs.image_plain, outputs.text_plain = map(_unit, self.mmae.mix(image, text, plain))
+        if self.matching is not None:
+            outputs.itm_logits = self._match(image, text, negatives, true, *others)
+            outputs.itm_valid = negatives.valid
         return outputs
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """The named terms of the objective; `loss` is what to minimise."""
-        return entityclip_loss(outputs, self.config.lambda_moe, self.config.eta_itm)
+        return entityclip_loss(outputs, self.config)
 
     def clip_state_dict(self) -> dict[str, Tensor]:
         """The two towers' weights, loadable into plain open_clip."""
@@ -114,10 +135,16 @@ class EntityCLIP(nn.Module):
         self, images: Tensor, captions: Tensor, explanations: Tensor | None
     ) -> tuple[Tokens, Tokens, Tokens | None]:
         image = self.backbone.image_tokens(images)
-        trim = not self.config.reference_compat  # their experts also see the padding up to 77
+        trim = not self.config.sees_padding
         if not self.needs_explanations:
             return image, self.backbone.text_tokens(captions, trim=trim), None
         return image, *self.backbone.texts_tokens(captions, explanations, trim=trim)
+
+    def _draw(self, outputs: Outputs, same: Tensor) -> Negatives:
+        image, text = outputs.image.detach(), outputs.text.detach()
+        if self.config.negatives == "uniform":
+            return draw_negatives(torch.zeros_like(same, dtype=image.dtype), same)
+        return draw_negatives(outputs.logit_scale.detach() * image @ text.T, same)
 
     def _match(
         self, image: Tokens, text: Tokens, negatives: Negatives, *pairs: PairVectors

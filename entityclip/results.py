@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 DIRECTIONS = ("text_to_image", "image_to_text")
-TASKS = (*DIRECTIONS, "image_to_section")  # what a row may have as its direction
+TASKS = (*DIRECTIONS, "pairs", "image_to_section")  # pairs: matched or not
 KEY = (
     *("variant", "dataset", "split", "direction", "metric"),
     *("seed", "config_hash", "data_fingerprint"),
@@ -165,20 +165,21 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_rows(path: str | Path) -> pd.DataFrame:
-    """All measurements of a JSONL file or of a folder's ``*.jsonl``, one a row, columns as in Row.
+def read_rows(*paths: str | Path) -> pd.DataFrame:
+    """All measurements of JSONL files or of folders' ``*.jsonl``, one a row, columns as in Row.
 
     Where a measurement (KEY) recurs, the row created last wins, and of equals the later line.
     Raises ResultsError for a line that is no row (file, line number and text are named) and where
     there is nothing to read.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     rows = [row for file in files if file.exists() for row in _read_file(file)]
     if not rows:
         raise ResultsError(
-            f"no result rows in {path}; run the evaluation first (notebooks/04_retrieval.ipynb, or "
-            "`make reproduce`)"
+            f"no result rows in {', '.join(map(str, paths))}; run the evaluation first "
+            "(notebooks/04_retrieval.ipynb, or `make reproduce`)"
         )
     frame = pd.DataFrame(rows)
     created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)

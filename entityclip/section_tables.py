@@ -1,4 +1,4 @@
-"""Stored rows of zero-shot sections as tables: confusion matrices, a row a section, a row a variant.
+"""Stored rows of zero-shot sections as tables: confusion matrices, and rows a section or a variant.
 
 Nothing here runs a model.
 """

@@ -18,7 +18,7 @@ class TrainingError(RuntimeError):
 
 
 class StepLog:
-    """``log.jsonl`` of a run: a row a step, a row a validation.
+    """``log.jsonl`` of a run: a row a step, a row a validation, a row for broken pictures.
 
     On a GPU rows wait in memory, `every` at a time, so that no step waits for its loss to arrive.
     """
@@ -54,11 +54,11 @@ class StepLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def truncate(self, step: int) -> None:
-        """Forget rows after `step`: the steps of a stopped run that will be done again."""
+    def truncate(self, step: int) -> list[dict[str, Any]]:
+        """Forget rows after `step`, which a stopped run does again; the rows that stay."""
         if not self.path.exists():
-            return
-        kept = []
+            return []
+        kept, rows = [], []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -66,4 +66,6 @@ class StepLog:
                 break  # the line a killed run was writing
             if row["step"] <= step:
                 kept.append(line + "\n")
+                rows.append(row)
         atomic_write_text(self.path, "".join(kept))
+        return rows

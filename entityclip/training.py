@@ -1,13 +1,14 @@
 """The training loop: one process or many through accelerate, resumable at any checkpoint.
 
 A run is a folder: ``last.safetensors`` (weights, optimizer, RNG, position), ``best.safetensors``
-(weights at the lowest validation loss), ``log.jsonl`` (a row a step, a row a validation) and, when
-finished, ``run.json``.
+(weights at the lowest validation loss), ``log.jsonl`` (a row a step, a row a validation, a row for
+pictures that cannot be read) and, when finished, ``run.json``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from entityclip.checkpoint import (
@@ -32,11 +32,16 @@ from entityclip.checkpoint import (
     write_checkpoint,
 )
 from entityclip.config import TrainConfig, as_dict
+from entityclip.datasets.broken import Broken
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
 from entityclip.results import atomic_write_text
+from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
+
+log = logging.getLogger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5
 
@@ -89,8 +94,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.O
 
 def train(
     model: EntityCLIP,
-    train_set: PairDataset,
-    val_set: PairDataset,
+    train_set: PairDataset | ImageTextDataset,
+    val_set: PairDataset | ImageTextDataset,
     config: TrainConfig,
     folder: Path,
     *,
@@ -100,8 +105,12 @@ def train(
     """Train `model` in place and leave a run in `folder`; goes on where an earlier call stopped.
 
     `identity` (anything JSON-ready, say data fingerprint and variant) is kept with the checkpoint;
-    a checkpoint of another identity or configuration is refused. Raises TrainingError for a split
-    smaller than a batch and for a loss that is not finite, CheckpointError for damaged files.
+    a checkpoint of another identity or configuration is refused. A pair of an `ImageTextDataset`
+    whose picture cannot be read is left out of its batch and listed, with what is wrong, in the log
+    and under ``broken`` in ``run.json``; validation leaves out the same pairs every epoch.
+
+    Raises TrainingError for a split smaller than a batch and for a loss that is not finite,
+    CheckpointError for damaged files, TooManyBroken above a dataset's share of broken pictures.
     """
     return _Trainer(model, train_set, val_set, config, folder, identity or {}, progress).run()
 
@@ -120,13 +129,16 @@ class _Trainer:
         self.config, self.folder, self.progress = config, folder, progress
         # through JSON, so that it compares equal to what a checkpoint hands back
         self.identity = json.loads(json.dumps({**identity, "train": as_dict(config)}))
-        self.sets = train_set, val_set
         # accelerate keeps one precision a process, and a notebook trains several models in one
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=_precision(config))
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare = self.accelerator.unwrap_model(self.model)
+        self.sets = {
+            split: SplitServer(pairs, workers=config.workers, device=self.accelerator.device)
+            for split, pairs in (("train", train_set), ("val", val_set))
+        }
         self.steps_per_epoch = len(train_set) // config.batch_size
         self.total = config.epochs * self.steps_per_epoch
         self.step = 0  # forward passes done
@@ -147,8 +159,10 @@ class _Trainer:
             self.folder, self.step, self.best["epoch"], self.best["val_loss"],
             self._spent(), resumed,
         )  # fmt: skip
+        broken = {split: served.broken.problems for split, served in self.sets.items()}
         record = {"identity": self.identity, "steps": self.step, **self.best,
-                  "wall_time_s": result.wall_time_s, "resumed_from": resumed}  # fmt: skip
+                  "wall_time_s": result.wall_time_s, "resumed_from": resumed,
+                  "broken": broken}  # fmt: skip
         atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
         return result
 
@@ -190,20 +204,19 @@ class _Trainer:
         self._save(improved)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        train_set, config = self.sets[0], self.config
-        batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)[skip:]
-        loader = DataLoader(
-            train_set,
-            batch_sampler=batches,
-            collate_fn=train_set.collate,
-            num_workers=config.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # an iterator draws its workers' seed: from here, not from the stream that draws
-            # negatives, or an epoch resumed in its middle would draw others
-            generator=torch.Generator().manual_seed(config.seed + epoch),
+        served, seed = self.sets["train"], self.config.seed
+        rows = epoch_batches(len(served), self.config.batch_size, seed, epoch)[skip:]
+        # the row names the step at hand, so that a resumed run, which repeats it, logs it anew
+        return served.batches(
+            rows, seed=seed + epoch, found=lambda new: self._found("train", self.step + 1, new)
         )
-        for batch in loader:
-            yield batch.to(self.accelerator.device, non_blocking=True)
+
+    def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
+        self.log.write({"step": step, "split": split, "broken": problems})
+        log.warning(
+            "%s, step %d: %d pairs with a broken picture left out, %d so far; %s lists them",
+            split, step, len(problems), len(self.sets[split].broken), self.log.path,
+        )  # fmt: skip
 
     def _step(self, batch: Batch) -> dict[str, Any]:
         """One forward and backward pass; the optimizer steps every `accumulate` of them."""
@@ -248,18 +261,20 @@ class _Trainer:
     def _validate(self) -> dict[str, float]:
         """Mean losses over the validation split's full batches; the same draws every epoch."""
         self.model.eval()
-        val_set = self.sets[1]
-        size = min(self.config.batch_size, len(val_set))
-        batches = [list(range(i, i + size)) for i in range(0, len(val_set) - size + 1, size)]
+        served, seed = self.sets["val"], self.config.seed
+        size = min(self.config.batch_size, len(served))
+        rows = [list(range(i, i + size)) for i in range(0, len(served) - size + 1, size)]
+        batches = served.batches(
+            rows, seed=seed, found=lambda new: self._found("val", self.step, new)
+        )
         sums: dict[str, Tensor] = {}
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
-            torch.manual_seed(self.config.seed)
-            for rows in batches:
-                batch = val_set.collate([val_set[i] for i in rows]).to(self.accelerator.device)
+            torch.manual_seed(seed)
+            for batch in batches:
                 for name, value in self._losses(batch).items():
                     sums[name] = sums.get(name, 0) + value
-        means = {f"val_{name}": (value / len(batches)).item() for name, value in sums.items()}
+        means = {f"val_{name}": (value / len(rows)).item() for name, value in sums.items()}
         if not math.isfinite(means["val_loss"]):
             raise TrainingError(
                 f"validation loss is {means['val_loss']} after step {self.step}; "
@@ -299,7 +314,10 @@ class _Trainer:
         if "rng.cuda" in tensors and self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"])
         self.step, self.best, self.elapsed = meta["step"], meta["best"], meta["elapsed"]
-        self.log.truncate(self.step)
+        for row in self.log.truncate(self.step):
+            found = row.get("broken", {}).items()
+            if found:
+                self.sets[row["split"]].broken.add([Broken(*item) for item in found])
         return self.step
 
     def _last_good(self) -> str:

@@ -7,7 +7,7 @@ equal it in loss and in every gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +44,41 @@ class Sides:
     explanation_padding: Tensor | None
 
 
+@dataclass
+class Choices:
+    """The objective's weights, the paper's choices and what ablations put in their place."""
+
+    lambda_moe: float = 0.1
+    eta_itm: float = 0.1
+    bridge: float = 0.0
+    reference_compat: bool = False  # pools negatives at the positive's EOT
+    matching: str = "gated"
+    negative_explanation: str = "own"
+    shared: bool = True
+    crossed: bool = False
+    detach: bool = False
+
+
 class LiteralEntityCLIP(nn.Module):
-    def __init__(self, width: int, image: int, text: int, explanation: int, heads: int):
+    def __init__(
+        self,
+        width: int,
+        image: int,
+        text: int,
+        explanation: int,
+        heads: int,
+        choices: Choices | None = None,
+    ):
         super().__init__()
+        self.choices = choices = choices or Choices()
         self.image = nn.ModuleList(Expert(width, heads) for _ in range(image))
         self.text = nn.ModuleList(Expert(width, heads) for _ in range(text))
         self.explanation = nn.ModuleList(Expert(width, heads) for _ in range(explanation))
+        self.explanation_text = (
+            self.explanation
+            if choices.shared
+            else nn.ModuleList(Expert(width, heads) for _ in range(explanation))
+        )
         self.image_gate = nn.Linear(width, image + explanation) if image + explanation else None
         self.text_gate = nn.Linear(width, text + explanation) if text + explanation else None
         self.fusion_gate = nn.Linear(2 * width, image + text + 2 * explanation)
@@ -60,13 +89,16 @@ class LiteralEntityCLIP(nn.Module):
         v = [e(s.image, s.image, None)[:, 0] for e in self.image]
         ve = [e(s.image, s.explanation, s.explanation_padding)[:, 0] for e in self.explanation]
         te = [
-            e(s.text, s.explanation, s.explanation_padding)[rows, s.eot] for e in self.explanation
+            e(s.text, s.explanation, s.explanation_padding)[rows, s.eot]
+            for e in self.explanation_text
         ]
         t = [e(s.text, s.text, s.text_padding)[rows, s.eot] for e in self.text]
         return v, ve, te, t
 
     def match(self, s: Sides) -> Tensor:
         v, ve, te, t = self.vectors(s)
+        if self.choices.matching == "mean":
+            return self.head(torch.stack([*v, *ve, *te, *t]).mean(0))
         pooled_text = s.text[torch.arange(len(s.text)), s.eot]
         weights = self.fusion_gate(torch.cat([s.image[:, 0], pooled_text], -1)).softmax(-1)
         fused = sum(weights[:, i : i + 1] * x for i, x in enumerate([*v, *ve, *te, *t]))
@@ -79,45 +111,61 @@ class LiteralEntityCLIP(nn.Module):
         negative_text: Tensor,
         negative_image: Tensor,
         has_negative: Tensor,
-        lambda_moe: float,
-        eta_itm: float,
-        compat: bool,
+        pooled_explanation: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Three terms and their weighted sum; `compat` pools negatives at the positive's EOT."""
+        """The terms and their weighted sum."""
+        choices = self.choices
         rows = torch.arange(len(s.image))
         pooled_image, pooled_text = s.image[:, 0], s.text[rows, s.eot]
+        if choices.detach:
+            s = replace(s, explanation=s.explanation.detach())
         v, ve, te, t = self.vectors(s)  # full pass 1
         mixed_image = mix(self.image_gate, pooled_image, [*v, *ve])
         mixed_text = mix(self.text_gate, pooled_text, [*t, *te])
+        terms = {"vtc": contrast(pooled_image, pooled_text, logit_scale)}
+        if choices.crossed:
+            plain_image = mix(self.image_gate, pooled_image, v)
+            plain_text = mix(self.text_gate, pooled_text, t)
+            terms["vtc_moe"] = 0.5 * contrast(mixed_image, plain_text, logit_scale)
+            terms["vtc_moe"] += 0.5 * contrast(plain_image, mixed_text, logit_scale)
+        else:
+            terms["vtc_moe"] = contrast(mixed_image, mixed_text, logit_scale)
+        loss = terms["vtc"] + choices.lambda_moe * terms["vtc_moe"]
+        if choices.matching != "none":
+            terms["itm"] = self.itm(s, negative_text, negative_image, has_negative)
+            loss = loss + choices.eta_itm * terms["itm"]
+        if choices.bridge:
+            terms["bridge"] = 0.5 * contrast(pooled_image, pooled_explanation, logit_scale)
+            terms["bridge"] += 0.5 * contrast(pooled_text, pooled_explanation, logit_scale)
+            loss = loss + choices.bridge * terms["bridge"]
+        return {"loss": loss, **terms}
 
+    def itm(
+        self, s: Sides, negative_text: Tensor, negative_image: Tensor, has_negative: Tensor
+    ) -> Tensor:
         def pick(x: Tensor | None, rows: Tensor) -> Tensor | None:
             return None if x is None else x[rows]
 
+        own = self.choices.negative_explanation == "own"
+        brought = negative_text if own else torch.arange(len(s.image))
         other_text = Sides(
             s.image,
             s.text[negative_text],
             pick(s.text_padding, negative_text),
-            s.eot if compat else s.eot[negative_text],
-            s.explanation[negative_text],
-            pick(s.explanation_padding, negative_text),
+            s.eot if self.choices.reference_compat else s.eot[negative_text],
+            s.explanation[brought],
+            pick(s.explanation_padding, brought),
         )
-        other_image = Sides(
-            s.image[negative_image], s.text, s.text_padding, s.eot, s.explanation,
-            s.explanation_padding,
-        )  # fmt: skip
+        other_image = replace(s, image=s.image[negative_image])
         itm = itm_term(self.match(s), 1, torch.ones_like(has_negative))  # full pass 2
         itm = itm + itm_term(self.match(other_text), 0, has_negative)  # full pass 3
-        itm = (itm + itm_term(self.match(other_image), 0, has_negative)) / 3  # full pass 4
-        vtc = contrast(pooled_image, pooled_text, logit_scale)
-        vtc_moe = contrast(mixed_image, mixed_text, logit_scale)
-        loss = vtc + lambda_moe * vtc_moe + eta_itm * itm
-        return {"loss": loss, "vtc": vtc, "vtc_moe": vtc_moe, "itm": itm}
+        return (itm + itm_term(self.match(other_image), 0, has_negative)) / 3  # full pass 4
 
 
 def mix(gate: nn.Linear | None, pooled: Tensor, vectors: list[Tensor]) -> Tensor:
-    if gate is None:
+    if not vectors:
         return pooled
-    weights = gate(pooled).softmax(-1)
+    weights = gate(pooled)[:, : len(vectors)].softmax(-1)  # fewer than the gate's: its first ones
     return sum(weights[:, i : i + 1] * x for i, x in enumerate(vectors))
 
 

@@ -246,7 +246,7 @@ def broken_dataset(root, kinds, count=100):
     def tokenize(texts):
         return torch.tensor([[len(text)] for text in texts])
 
-    return ImageTextDataset(pairs, preprocess, tokenize)
+    return ImageTextDataset(pairs, preprocess, tokenize, max_broken=0.2)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -271,7 +271,7 @@ def test_what_is_no_file_is_a_named_error_and_does_not_block(kind, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_broken_picture_crashes_a_worker(workers, tmp_path):
     dataset = broken_dataset(tmp_path, list(BROKEN))
-    loader = ImageTextLoader(dataset, 10, workers=workers, max_broken=0.2)
+    loader = ImageTextLoader(dataset, 10, workers=workers)
     served = [name for batch in loader for name in batch.ids]
     wrong = {f"p{number * 7 + 3}" for number in range(len(BROKEN))}
     assert set(loader.broken) == wrong

@@ -215,7 +215,13 @@ def other(value):
     if isinstance(value, tuple):
         return (0.5, *value[1:])
     if isinstance(value, str):
-        return {"adam": "adamw", "auto": "fp32"}[value]
+        return {
+            "adam": "adamw",
+            "auto": "fp32",
+            "gated": "mean",
+            "hard": "uniform",
+            "own": "positive",
+        }[value]
     return 2.0 if value is None else value + 1
 
 

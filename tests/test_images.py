@@ -13,8 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from entityclip.datasets import load_pairs
+from entityclip.datasets.broken import TooManyBroken
 from entityclip.datasets.decode import ImageError, decode
-from entityclip.datasets.images import ImageTextDataset, ImageTextLoader, TooManyBroken
+from entityclip.datasets.images import ImageTextDataset, ImageTextLoader
 from entityclip.datasets.pair import Pair, PairDataset
 from tests.fixtures import layouts
 from tests.fixtures.pictures import draw, jpeg, save
@@ -223,17 +224,18 @@ def test_more_than_the_share_stops_the_run(workers, tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(b"")
     with pytest.raises(TooManyBroken, match=r"2 of 100 pairs .* share 0\.01 .*(?s:.*)42\.jpg"):
         list(ImageTextLoader(dataset, 10, workers=workers))
-    assert len(list(ImageTextLoader(dataset, 10, max_broken=0.02))) == 10
+    made_of = dataset.pairs, PREPROCESS, tokenize
+    allowed = ImageTextDataset(*made_of, max_broken=0.02)
+    assert len(list(ImageTextLoader(allowed, 10))) == 10
     with pytest.raises(ImageError, match="pair 'p7'"):
-        list(ImageTextLoader(ImageTextDataset(dataset.pairs, PREPROCESS, tokenize,
-                                              on_broken="raise"), 10))  # fmt: skip
+        list(ImageTextLoader(ImageTextDataset(*made_of, on_broken="raise"), 10))
 
 
 def test_a_batch_of_broken_pictures_only_is_passed_over(tmp_path):
-    dataset = make(tmp_path, 6)
+    dataset = make(tmp_path, 6, max_broken=0.5)
     for number in (2, 3):
         (tmp_path / f"{number}.jpg").write_bytes(b"")
-    loader = ImageTextLoader(dataset, 2, max_broken=0.5)
+    loader = ImageTextLoader(dataset, 2)
     assert [batch.ids for batch in loader] == [["p0", "p1"], ["p4", "p5"]]
     assert set(loader.broken) == {"p2", "p3"}
 
@@ -245,6 +247,7 @@ def test_wrong_use_is_said(tmp_path):
         ([pair, pair], {}, "1 repeated pair ids: a"),
         ([pair], {"with_explanations": True}, "1 of 1 pairs lack an explanation"),
         ([pair], {"decoding": "fast"}, "decoding is 'fast'"),
+        ([pair], {"max_broken": 1.5}, r"max_broken is 1\.5"),
     ):
         with pytest.raises(ValueError, match=message):
             ImageTextDataset(pairs, PREPROCESS, tokenize, **options)
@@ -253,8 +256,6 @@ def test_wrong_use_is_said(tmp_path):
     dataset = ImageTextDataset([pair], PREPROCESS, tokenize)
     with pytest.raises(IndexError, match="row 1 of a dataset of 1 pairs"):
         dataset[1]
-    with pytest.raises(ValueError, match=r"max_broken is 1\.5"):
-        ImageTextLoader(dataset, 1, max_broken=1.5)
 
 
 def test_it_serves_a_plain_data_loader_too(tmp_path):

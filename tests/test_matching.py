@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from entityclip.matching import draw_hard_negatives, same_pairs
+from entityclip.matching import draw_negatives, same_pairs
 
 
 def captions(*ids):
@@ -17,7 +17,7 @@ def test_a_pair_is_never_its_own_negative_even_with_equal_logits():
         torch.manual_seed(seed)
         for scale in (0.0, 100.0):
             # the pair itself scores highest by far, as after training
-            negatives = draw_hard_negatives(scale * torch.eye(5), same)
+            negatives = draw_negatives(scale * torch.eye(5), same)
             assert (negatives.text != torch.arange(5)).all()
             assert (negatives.image != torch.arange(5)).all()
             assert negatives.valid.all()
@@ -28,16 +28,16 @@ def test_repeated_captions_and_pictures_are_no_negatives_of_each_other():
     assert same.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     for seed in range(100):
         torch.manual_seed(seed)
-        negatives = draw_hard_negatives(torch.zeros(4, 4), same)
+        negatives = draw_negatives(torch.zeros(4, 4), same)
         for drawn in (negatives.text, negatives.image):
             assert not same[torch.arange(4), drawn].any()
 
 
 def test_a_pair_without_any_negative_is_marked():
     same = same_pairs(captions(1, 1, 1), None)
-    assert not draw_hard_negatives(torch.zeros(3, 3), same).valid.any()
+    assert not draw_negatives(torch.zeros(3, 3), same).valid.any()
     same = same_pairs(captions(1, 1, 2), torch.tensor([5, 6, 7]))
-    assert draw_hard_negatives(torch.zeros(3, 3), same).valid.all()
+    assert draw_negatives(torch.zeros(3, 3), same).valid.all()
 
 
 def test_draws_follow_the_softmax_of_rows_and_columns():
@@ -48,7 +48,7 @@ def test_draws_follow_the_softmax_of_rows_and_columns():
     texts, images = torch.zeros(3, 3), torch.zeros(3, 3)
     rows = torch.arange(3)
     for _ in range(draws):
-        negatives = draw_hard_negatives(logits, same)
+        negatives = draw_negatives(logits, same)
         texts[rows, negatives.text] += 1
         images[rows, negatives.image] += 1
     masked = logits.masked_fill(same, -torch.inf)
@@ -59,5 +59,5 @@ def test_draws_follow_the_softmax_of_rows_and_columns():
 
 def test_the_draw_carries_no_gradient():
     logits = torch.zeros(3, 3, requires_grad=True)
-    negatives = draw_hard_negatives(logits, torch.eye(3, dtype=torch.bool))
+    negatives = draw_negatives(logits, torch.eye(3, dtype=torch.bool))
     assert not negatives.text.requires_grad

@@ -77,7 +77,7 @@ def test_batches_too_small_to_contrast_are_refused(backbone, batch, size):
 
 def test_missing_explanations_are_refused(backbone, batch):
     model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1))
-    with pytest.raises(ValueError, match="need explanations"):
+    with pytest.raises(ValueError, match="trains on explanations"):
         model(*batch[:2])
 
 

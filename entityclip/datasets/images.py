@@ -1,14 +1,15 @@
 """Serve large sets of picture files: texts tokenised on the way, broken pictures left out.
 
 `PairDataset` holds a split's tokens in memory and stops at a broken picture, which suits the drawn
-newsroom and evaluation. `ImageTextDataset` starts at once on a million pairs and goes on past what
-is broken, up to a share. Both give the same `Batch`, bit for bit.
+newsroom. `ImageTextDataset` starts at once on a million pairs and goes on past what is broken, up
+to a share. Both give the same `Batch`, bit for bit.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -16,17 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from entityclip.datasets.broken import Broken, BrokenPairs
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.decode import ImageError
-from entityclip.datasets.pair import Batch, Broken, Item, Pair, check_pairs, key63, split_preprocess
+from entityclip.datasets.pair import Batch, Item, Pair, check_pairs, key63, split_preprocess
 from entityclip.datasets.pair import picture_tensor as to_tensor
 from entityclip.datasets.prepared import PreparedPairs
 
 _log = logging.getLogger(__name__)
-
-
-class TooManyBroken(ImageError):
-    """More pictures than the set share cannot be read; the message lists some of them."""
 
 
 class ImageTextDataset(Dataset):
@@ -42,10 +40,12 @@ class ImageTextDataset(Dataset):
             lets libjpeg shrink JPEGs of at least 3 times the model's side while it decodes: faster
             for training, and pixels differ by a few levels; never use it for reported evaluation.
         on_broken: ``skip`` leaves a broken picture out of its batch and lists it in
-            ``batch.broken``; ``raise`` raises ImageError, as evaluation needs (one row a pair).
+            ``batch.broken``; ``raise`` raises ImageError, for where every pair must give a row.
+        max_broken: the largest share of the pairs that whoever serves them may skip.
 
-    Serve it with `ImageTextLoader`, which counts what was skipped. Raises ValueError for no pairs,
-    repeated ids, missing explanations, and ``draft`` without a preprocess of known size.
+    Serve it with `ImageTextLoader`, or train on it (`training.train`): both count what was skipped
+    and stop above the share. Raises ValueError for no pairs, repeated ids, missing explanations,
+    a share that is none, and ``draft`` without a preprocess of known size.
     """
 
     def __init__(
@@ -57,12 +57,15 @@ class ImageTextDataset(Dataset):
         with_explanations: bool = False,
         decoding: Literal["exact", "draft"] = "exact",
         on_broken: Literal["skip", "raise"] = "skip",
+        max_broken: float = 0.01,
     ) -> None:
         if decoding not in ("exact", "draft") or on_broken not in ("skip", "raise"):
             raise ValueError(
                 f"decoding is {decoding!r}, on_broken {on_broken!r}; they must be exact or draft, "
                 "skip or raise"
             )
+        if not 0 <= max_broken <= 1:
+            raise ValueError(f"max_broken is {max_broken}; it is a share, from 0 to 1")
         if not len(pairs):
             raise ValueError("empty split: there is no pair to serve")
         # loaders keep ids of a table unique; a million pairs are not built only to look again
@@ -70,13 +73,18 @@ class ImageTextDataset(Dataset):
             check_pairs(pairs, with_explanations)
         self.pairs = pairs
         self.with_explanations = with_explanations
-        self.on_broken = on_broken
+        self.on_broken, self.max_broken = on_broken, max_broken
         self._tokenize = tokenize
         self._geometry, self._normalize = split_preprocess(preprocess)
         self._draft_to = _side(preprocess) if decoding == "draft" else None
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @cached_property
+    def image_keys(self) -> Tensor:
+        """All pairs' picture keys [n] int64, made when first asked for (some 10 s a million)."""
+        return torch.tensor([key63(pair.image_key) for pair in self.pairs])
 
     def __getitem__(self, index: int) -> Item | Broken:
         """A row's picture, or why there is none."""
@@ -116,7 +124,7 @@ class ImageTextDataset(Dataset):
 
 
 class ImageTextLoader:
-    """Batches of an `ImageTextDataset`; stops the run when too many pictures are broken.
+    """Batches of an `ImageTextDataset`; stops when more than its `max_broken` are broken.
 
     Args:
         dataset: what to serve.
@@ -127,10 +135,9 @@ class ImageTextLoader:
             process's own generators, which the caller seeds.
         workers: processes that decode.
         pin_memory: page-locked batches for a GPU; None: where CUDA is available.
-        max_broken: the largest share of the dataset's pairs that may be broken.
 
     `broken` maps the ids left out so far, over all epochs, to what is wrong with their pictures.
-    Iterating raises TooManyBroken once more than ``max_broken * len(dataset)`` pairs are.
+    Iterating raises TooManyBroken (see `BrokenPairs.add`).
     """
 
     def __init__(
@@ -143,13 +150,10 @@ class ImageTextLoader:
         seed: int = 0,
         workers: int = 0,
         pin_memory: bool | None = None,
-        max_broken: float = 0.01,
     ) -> None:
-        if not 0 <= max_broken <= 1:
-            raise ValueError(f"max_broken is {max_broken}; it is a share, from 0 to 1")
-        self.dataset, self.max_broken, self.seed = dataset, max_broken, seed
-        self.broken: dict[str, str] = {}
+        self.dataset, self.seed = dataset, seed
         self.epoch = 0
+        self._left_out = BrokenPairs(len(dataset), dataset.max_broken)
         self._generator = torch.Generator()
         self._loader = DataLoader(
             dataset,
@@ -167,26 +171,20 @@ class ImageTextLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    @property
+    def broken(self) -> dict[str, str]:
+        """Id → problem of each pair left out so far."""
+        return self._left_out.problems
+
     def __iter__(self) -> Iterator[Batch]:
         self._generator.manual_seed((self.seed << 20) + self.epoch)
         self.epoch += 1
         for batch in self._loader:
-            broken = batch.broken if isinstance(batch, Batch) else batch
-            self._count(broken)
+            self._left_out.add(batch.broken if isinstance(batch, Batch) else batch)
             if isinstance(batch, Batch):
                 yield batch
         if self.broken:
             _log.warning("%d pairs with a broken picture were left out", len(self.broken))
-
-    def _count(self, broken: list[Broken]) -> None:
-        self.broken.update((item.id, item.problem) for item in broken)
-        if len(self.broken) > self.max_broken * len(self.dataset):
-            shown = "\n  ".join(list(self.broken.values())[:10])
-            raise TooManyBroken(
-                f"{len(self.broken)} of {len(self.dataset)} pairs have a broken picture, more than "
-                f"the share {self.max_broken:g} that is allowed; fetch them again, or raise "
-                f"max_broken. The first:\n  {shown}"
-            )
 
 
 def _side(preprocess: Callable[[Image.Image], Tensor]) -> int:

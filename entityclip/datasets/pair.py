@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from entityclip.datasets.broken import Broken
 from entityclip.datasets.decode import ImageError
 from entityclip.datasets.record import Pair, Picture, data_fingerprint
 
@@ -33,13 +34,6 @@ __all__ = [
 ]
 
 _TOKENIZE_CHUNK = 4096
-
-
-class Broken(NamedTuple):
-    """A pair that was left out since its picture cannot be read."""
-
-    id: str
-    problem: str
 
 
 @dataclass

@@ -1,0 +1,122 @@
+"""Train and measure the variants of the tables over several seeds, from the command line.
+
+Example::
+
+    python -m entityclip.sweep --profile demo --tables main controls --seeds 0 1 2
+
+What is measured already, with the same settings and data, is skipped; what was interrupted goes on.
+Start the command twice, with OMP_NUM_THREADS=1, and two processes share the work. `--ship` merges
+the rows into ``figures/rows/<profile>``, which tables and figures are redrawn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from entityclip.config import load_profile
+from entityclip.experiments import Experiment
+from entityclip.measure import evaluate, stored_ranks
+from entityclip.model import EntityCLIP
+from entityclip.probes import measure_leak, measure_matching
+from entityclip.stored import ship_rows
+from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
+
+log = logging.getLogger(__name__)
+
+
+def sweep(
+    experiments: Sequence[Experiment],
+    variants: Iterable[str],
+    *,
+    shipped: bool = True,
+    keep: Iterable[str] = ("clip", "entityclip"),
+) -> None:
+    """Train and measure each variant under each experiment (one a seed), seeds outermost.
+
+    Weights of variants other than `keep` are deleted once measured. `shipped` accepts rows that
+    the repository ships as done. Variants that another process is training are left to it.
+    """
+    for experiment in experiments:
+        for name in variants:
+            # without fine-tuning, seeds differ in nothing
+            if experiment is not experiments[0] and not find_variant(name).finetuned:
+                continue
+            measure_variant(experiment, name, shipped=shipped, keep=name in keep)
+
+
+def measure_variant(
+    experiment: Experiment, name: str, *, shipped: bool = True, keep: bool = True
+) -> bool:
+    """Train and measure one variant with all its probes; False if that was done, or is being."""
+    splits = splits_of(experiment, name)
+    missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
+    spec = find_variant(name)
+    if not missing or (spec.finetuned and experiment.busy(name)):
+        return False
+    log.info("seed %d: %s", experiment.seed, name)
+    model = experiment.load(name)
+    if spec.finetuned:
+        _probe(experiment, model, name)
+    for split in missing:
+        evaluate(experiment, model, name, split)
+    if spec.finetuned and not keep:
+        experiment.discard(name)
+    return True
+
+
+def splits_of(experiment: Experiment, name: str) -> list[str]:
+    """Where a variant is measured: candidates of the search on val, and only on val at first."""
+    tested = any(name in rows for table, rows in TABLES.items() if table != "search")
+    val = ["val"] if name in TABLES["search"] else []
+    return val + (experiment.settings.test_splits if tested else [])
+
+
+def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
+    """What the tables on the experts ask, on the first test split that has explanations."""
+    split = experiment.settings.test_splits[0]
+    if model.needs_explanations and not all(p.explanation for p in experiment.pairs(split)):
+        log.warning("%s has no explanations: nothing is asked of %s's experts", split, name)
+        return
+    if name in LEAK:
+        measure_leak(experiment, model, name, split)
+    if model.matching is not None and name in TABLES["ablation_gi_itm"]:
+        measure_matching(experiment, model, name, split)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; ``--help`` says how."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m entityclip.sweep", description=__doc__, formatter_class=formatter
+    )
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=[])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the profile's")
+    parser.add_argument("--keep", nargs="*", default=["clip", "entityclip"],
+                        help="variants whose weights stay")  # fmt: skip
+    parser.add_argument("--anew", action="store_true", help="ignore the rows that are shipped")
+    parser.add_argument("--ship", action="store_true", help="merge the rows into figures/rows")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    profile = load_profile(options.profile)
+    settings = profile.settings
+    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
+    if "main" in work:
+        work["main"] = (settings.main_seeds, TABLES["main"])
+    work["chosen by name"] = (settings.ablation_seeds, options.variants)
+    for seeds, names in work.values():
+        experiments = [
+            Experiment(replace(profile, seed=seed), progress=False)
+            for seed in options.seeds or seeds
+        ]
+        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
+    if options.ship:
+        log.info("shipped: %s", ship_rows(Experiment(profile)))
+
+
+if __name__ == "__main__":
+    main()
