@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entityclip.config import config_hash
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.evaluation import encode_pairs
 from entityclip.experiments import Experiment
@@ -131,7 +132,7 @@ class SectionResult:
 
 def classify_sections(
     model: EntityCLIP,
-    dataset: PairDataset,
+    dataset: PairDataset | ImageTextDataset,
     *,
     templates: Sequence[str] = TEMPLATES,
     progress: bool = True,
@@ -172,7 +173,7 @@ def section_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 def evaluate_sections(
     model: EntityCLIP,
-    dataset: PairDataset,
+    dataset: PairDataset | ImageTextDataset,
     *,
     variant: str,
     dataset_name: str,
