@@ -11,8 +11,8 @@
 Each of ours takes turns with plain (A B A B …, with the same workers) on parts of the pictures, so
 that whatever else the machine does disturbs both alike; the ratio is the median over the turns, and
 its spread is printed. The ratio of processor seconds is what a machine with nothing else to do
-gives, since both are bound by it. Files come from the page cache, so this measures decoding, not the disk.
-The issue's goals are 1.2 x plain from originals (training may draft) and 2 x from the copy.
+gives, since both are bound by it. Files come from the page cache, so this measures decoding, not
+the disk. Goals: 1.2 x plain from originals (training may draft), 2 x from the prepared copy.
 """
 
 from __future__ import annotations
