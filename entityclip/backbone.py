@@ -66,10 +66,17 @@ class Backbone(nn.Module):
         valid = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
         return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
 
-    def text_tokens(self, text: Tensor, *, trim: bool = True) -> Tokens:
+    def text_tokens(
+        self,
+        text: Tensor,
+        *,
+        trim: bool = True,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tokens:
         """Encode token ids [B, context_length]; L is the longest real sequence if `trim`.
 
-        Trimming changes no number: causal attention never lets EOT see what follows it.
+        Trimming changes no number: causal attention never lets EOT see what follows it. `change`
+        maps the token embeddings [B, L, width] before positions are added (AsCL's wrong texts).
         """
         clip = self.clip
         at = self.eot(text)
@@ -77,7 +84,10 @@ class Backbone(nn.Module):
             text = text[:, : int(at.max()) + 1]
         length = text.shape[1]
         mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
-        x = clip.token_embedding(text) + clip.positional_embedding[:length]
+        embeddings = clip.token_embedding(text)
+        if change is not None:
+            embeddings = change(embeddings)
+        x = embeddings + clip.positional_embedding[:length]
         tokens = clip.ln_final(clip.transformer(x, attn_mask=mask)) @ clip.text_projection
         valid = torch.arange(length, device=text.device) <= at[:, None]
         return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)

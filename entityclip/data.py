@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entityclip.config import REPOSITORY
-from entityclip.datasets import DATASETS, LOADERS
+from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest, record_pairs
 from entityclip.results import atomic_write_text
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(DATASETS[options.dataset])
         print(f"{options.dataset} has no split {unknown[0]!r}; there are {known}", file=sys.stderr)
         return 2
-    if options.root is None and options.dataset != "newsroom":
+    if options.root is None and options.dataset not in DRAWN:
         print(f"{options.dataset} lies in files: give --root PATH", file=sys.stderr)
         return 2
     try:
@@ -88,8 +88,8 @@ def _summary(options: argparse.Namespace, entry: Entry) -> int:
 def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     from entityclip.datasets.prepare import PrepareOptions, prepare
 
-    if options.dataset == "newsroom":
-        raise ValueError("the newsroom is drawn at any size; there is nothing to prepare")
+    if options.dataset in DRAWN:
+        raise ValueError(f"{options.dataset} is drawn at any size; there is nothing to prepare")
     tables = []
     for split in options.splits or DATASETS[options.dataset]:
         if options.splits or not entry.splits[split].contains_others:

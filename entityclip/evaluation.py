@@ -21,7 +21,7 @@ from entityclip.datasets.pair import PairDataset, data_fingerprint
 from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
-from entityclip.results import DIRECTIONS, Row, measurement_rows, provenance
+from entityclip.results import DIRECTIONS, Provenance, Row, measurement_rows, provenance
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,28 @@ def evaluate_retrieval(
         device=next(model.parameters()).device,
         wall_time_s=time.perf_counter() - start,
     )
+    return retrieval, result_rows(
+        retrieval, origin, variant=variant, dataset_name=dataset_name, split=split,
+        bootstrap=bootstrap,
+    )  # fmt: skip
+
+
+def result_rows(
+    retrieval: Retrieval,
+    origin: Provenance,
+    *,
+    variant: str,
+    dataset_name: str,
+    split: str,
+    bootstrap: int = 1000,
+) -> list[Row]:
+    """A result row a metric and direction; `origin` is the run's `provenance`, seed included."""
     rows: list[Row] = []
     for direction, metrics in retrieval.metrics().items():
         intervals = bootstrap_interval(
             retrieval.ranks(direction),
             n_resamples=bootstrap,
-            seed=seed,
+            seed=origin["seed"],
             clusters=retrieval.clusters(direction),
         )
         rows += measurement_rows(
@@ -158,7 +174,7 @@ def evaluate_retrieval(
             provenance=origin,
             **retrieval.sizes(direction),
         )
-    return retrieval, rows
+    return rows
 
 
 class RankedPictures(NamedTuple):

@@ -26,7 +26,7 @@ from entityclip.datasets import load_pairs
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.datasets.registry import LOADERS
-from entityclip.explanations.policy import check_pairs
+from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
 from entityclip.training import train
@@ -69,10 +69,17 @@ class Experiment:
                 image_size=settings.image_size,
                 root=Path(settings.data_root).expanduser() if settings.data_root else None,
             )
-            policy = settings.explanation_policy
-            if split in ("train", "val") and policy != "use":  # "use" leaves them as they are
-                pairs, report = check_pairs(pairs, policy)
-                log.info("%s %s: %s", settings.dataset, split, report)
+            source, policy = settings.explanation_source, settings.explanation_policy
+            # the data set's own under "use" stay as they are
+            if split in ("train", "val") and (source, policy) != ("own", "use"):
+                folder = self.profile.runs / "explanations"
+                pairs, report = training_pairs(
+                    pairs, source, policy, dataset=settings.dataset, split=split, folder=folder
+                )
+                level = logging.WARNING if report.failed else logging.INFO
+                log.log(
+                    level, "%s %s, explanations %s: %s", settings.dataset, split, source, report
+                )
             self._pairs[split] = pairs
         return self._pairs[split]
 
@@ -134,6 +141,8 @@ class Experiment:
             identity["train_pairs"] = settings.train_pairs
             identity["val_pairs"] = settings.val_pairs
             identity["explanation_policy"] = settings.explanation_policy
+            if settings.explanation_source != "own":  # else the hashes of older runs would change
+                identity["explanation_source"] = settings.explanation_source
             identity["explanations"] = spec.explanations
             if settings.train_decoding != "exact":  # drawn pictures, and runs before it, know none
                 identity["train_decoding"] = settings.train_decoding

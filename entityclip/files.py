@@ -16,15 +16,30 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 
 
+def open_to_append(path: Path) -> int:
+    """A file descriptor to read and append with; the file is made as needed."""
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """A file descriptor to read and append with, made as needed, locked against other processes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    """`open_to_append`, locked against other processes, for one use."""
+    descriptor = open_to_append(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)  # and so unlocks
+
+
+@contextlib.contextmanager
+def lock(descriptor: int) -> Iterator[None]:
+    """Lock a file that stays open against whoever else has opened it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
@@ -47,11 +62,11 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) -> None:
-    """Append all of `payload` to a `locked` file or, raising OSError (a full disk), none of it.
+    """Append all of `payload` to a locked file or, raising OSError (a full disk), none of it.
 
     Without `sync` it survives the death of this process, but not of the machine.
     """
-    before = os.fstat(descriptor).st_size
+    written = 0
     try:
         written = os.write(descriptor, payload)  # one write: readers see whole rows
         if written != len(payload):
@@ -59,12 +74,13 @@ def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) ->
         if sync:
             os.fsync(descriptor)
     except OSError:
-        os.ftruncate(descriptor, before)  # under the lock, so nobody else's rows are lost
+        # under the lock, so nobody else's rows are lost
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
         raise
 
 
 def mend_tail(descriptor: int, path: Path) -> None:
-    """Make a `locked` JSONL file end in a whole line.
+    """Make a locked JSONL file end in a whole line.
 
     A torn last line, left by a killed process, is moved to ``<name>.torn`` with a warning; a whole
     row that only lacks its newline gets it.

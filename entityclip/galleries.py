@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 
+from entityclip.page import GAP, axes_at, blank_page, line_height, show_picture, text_height, write
 from entityclip.style import GREEN, GREY, PAGE, VERMILLION, wrap
-
-_LINE = 1.25  # line height, of the font size
-_GAP = 0.12  # inches between pictures
-_PIXELS = 320  # a photograph is shrunk to this, enough at 200 dpi
-_POINT = 1 / 72  # inch
 
 Pair = tuple[str, str | None, Image.Image]  # caption, explanation, picture
 Retrieved = tuple[str, Sequence[Image.Image], int | None, Image.Image, int]
@@ -28,7 +22,7 @@ def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
     """
     if not items or columns < 1:
         raise ValueError(f"nothing to show: {len(items)} items in {columns} columns")
-    size = (PAGE - _GAP * (columns + 1)) / columns
+    size = (PAGE - GAP * (columns + 1)) / columns
     captions = [wrap(caption, size, 7.0, 5, "bold") for caption, _, _ in items]
     explanations = [wrap(text or "", size, 6.5, 9) for _, text, _ in items]
     rows = [
@@ -37,19 +31,19 @@ def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
     # a row is as high as its longest text needs
     heights = [
         size
-        + 2.5 * _GAP
-        + max(_height(captions[i], 7.0) + _height(explanations[i], 6.5) for i in row)
+        + 2.5 * GAP
+        + max(text_height(captions[i], 7.0) + text_height(explanations[i], 6.5) for i in row)
         for row in rows
     ]
-    figure = plt.figure(figsize=(PAGE, sum(heights) + _GAP))
-    top = _GAP
+    figure = blank_page(PAGE, sum(heights) + GAP)
+    top = GAP
     for row, height in zip(rows, heights, strict=True):
         for column, i in enumerate(row):
-            left, below = _GAP + column * (size + _GAP), top + size + _GAP * 0.6
-            _picture(_axes_at(figure, left, top, size), items[i][2])
-            _write(figure, left, below, captions[i], fontsize=7.0, fontweight="bold")
-            below += _height(captions[i], 7.0) + 0.03
-            _write(figure, left, below, explanations[i], fontsize=6.5, color="0.35")
+            left, below = GAP + column * (size + GAP), top + size + GAP * 0.6
+            show_picture(axes_at(figure, left, top, size, size), items[i][2])
+            write(figure, left, below, captions[i], fontsize=7.0, fontweight="bold")
+            below += text_height(captions[i], 7.0) + 0.03
+            write(figure, left, below, explanations[i], fontsize=6.5, color="0.35")
         top += height
     return figure
 
@@ -70,12 +64,12 @@ def plot_retrieval_gallery(queries: Sequence[Retrieved]) -> Figure:
     shown = max(len(pictures) for _, pictures, _, _, _ in queries)
     text = 1.55
     extra = any(true is None for _, _, true, _, _ in queries)
-    gaps = _GAP * (shown + 2 + 3 * extra)
+    gaps = GAP * (shown + 2 + 3 * extra)
     size = (PAGE - text - gaps) / (shown + extra)
     height = size + 0.32
-    figure = plt.figure(figsize=(PAGE, height * len(queries) + _GAP))
+    figure = blank_page(PAGE, height * len(queries) + GAP)
     for i, query in enumerate(queries):
-        _query(figure, query, top=_GAP + i * height, size=size, text=text, shown=shown)
+        _query(figure, query, top=GAP + i * height, size=size, text=text, shown=shown)
     return figure
 
 
@@ -84,53 +78,18 @@ def _query(
 ) -> None:
     caption, pictures, true, answer, rank = query
     head = 0.17
-    lines = int((size + head - 0.2) / (7.0 * _LINE * _POINT))
+    lines = int((size + head - 0.2) / line_height(7.0))
     caption = wrap(caption, text, 7.0, max(1, lines))
-    _write(figure, _GAP, top + head, caption, fontsize=7.0)
-    below = top + head + _height(caption, 7.0) + 0.05
-    _write(figure, _GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
+    write(figure, GAP, top + head, caption, fontsize=7.0)
+    below = top + head + text_height(caption, 7.0) + 0.05
+    write(figure, GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
     for place, picture in enumerate(pictures):
         frame = GREEN if place == true else VERMILLION if place == 0 else None
         sign = " ✓" if place == true else " ✗" if place == 0 else ""
-        axis = _axes_at(figure, text + _GAP * (place + 2) + size * place, top + head, size)
-        _picture(axis, picture, frame)
+        axis = axes_at(figure, text + GAP * (place + 2) + size * place, top + head, size, size)
+        show_picture(axis, picture, frame)
         axis.set_title(f"{place + 1}{sign}", fontsize=7, color=frame or GREY, pad=3)
     if true is None:
-        axis = _axes_at(figure, text + _GAP * (shown + 4) + size * shown, top + head, size)
-        _picture(axis, answer, GREEN)
+        axis = axes_at(figure, text + GAP * (shown + 4) + size * shown, top + head, size, size)
+        show_picture(axis, answer, GREEN)
         axis.set_title(f"{rank} ✓", fontsize=7, color=GREEN, pad=3)
-
-
-def _axes_at(figure: Figure, left: float, top: float, size: float) -> Axes:
-    """Square axes at a place in inches from the figure's upper left corner."""
-    width, height = figure.get_size_inches()
-    return figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
-
-
-def _picture(axis: Axes, picture: Image.Image, frame: str | None = None) -> None:
-    picture = picture.convert("RGB")
-    if max(picture.size) > _PIXELS:
-        picture = ImageOps.contain(picture, (_PIXELS, _PIXELS), Image.Resampling.LANCZOS)
-    # own pixels, not resampled again: a drawn 64 px picture stays small in the file
-    axis.imshow(picture, interpolation="none")
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
-
-
-def _write(figure: Figure, left: float, top: float, text: str, **style: object) -> None:
-    width, height = figure.get_size_inches()
-    # parse_math: captions hold dollar signs
-    figure.text(
-        left / width,
-        1 - top / height,
-        text,
-        va="top",
-        linespacing=_LINE,
-        parse_math=False,
-        **style,
-    )
-
-
-def _height(text: str, points: float) -> float:
-    return (text.count("\n") + 1) * points * _LINE * _POINT if text else 0.0

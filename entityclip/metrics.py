@@ -10,7 +10,7 @@ chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -69,6 +69,27 @@ def retrieval_ranks(
             similarity = (queries[rows].float() @ padded)[:, :n_candidates]
             _refuse_non_finite(similarity, start)
             ranks[rows] = _ranks_of_rows(similarity, rows, groups).cpu()
+    return ranks
+
+
+@torch.no_grad()
+def similarity_ranks(
+    similarity: Tensor, positives: tuple[Tensor, Tensor], *, chunk: int | None = None
+) -> Tensor:
+    """`retrieval_ranks` of given similarities [Nq, Nc], for scores that are no dot product.
+
+    `positives` is (query_groups [Nq], candidate_groups [Nc]). Same tie rule, same errors; returns
+    int64 [Nq] on the CPU.
+    """
+    if similarity.ndim != 2 or 0 in similarity.shape:
+        raise ValueError(f"similarities have shape {tuple(similarity.shape)}; expected [Nq, Nc]")
+    groups = _check_positives(positives, similarity, similarity.T)
+    chunk = chunk or max(_ROWS_AT_ONCE, _AT_ONCE["cpu"] // similarity.shape[1])
+    ranks = torch.empty(len(similarity), dtype=torch.int64)
+    for start in range(0, len(similarity), chunk):
+        rows = slice(start, min(start + chunk, len(similarity)))
+        _refuse_non_finite(similarity[rows], start)
+        ranks[rows] = _ranks_of_rows(similarity[rows], rows, groups).cpu()
     return ranks
 
 
@@ -162,6 +183,14 @@ def retrieval_metrics(ranks: Tensor | ArrayLike) -> dict[str, float]:
     """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100 in percent, MedR, MeanR."""
     values = as_ranks(ranks)
     return recall_at_k(values) | {"MedR": median_rank(values), "MeanR": mean_rank(values)}
+
+
+def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """RSUM: the sum of R@1, R@5 and R@10 over both directions, at most 600.
+
+    `metrics` are those of each direction, as ``Retrieval.metrics()`` gives.
+    """
+    return sum(found[f"R@{k}"] for found in metrics.values() for k in (1, 5, 10))
 
 
 def as_ranks(ranks: Tensor | ArrayLike) -> NDArray[np.int64]:

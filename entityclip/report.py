@@ -7,18 +7,36 @@ goes to `save_table`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from entityclip.ablation_plots import (
+    describe_leak,
+    forest_table,
+    leak_table,
+    matching_table,
+    plot_doses,
+    plot_leak,
+    plot_matching,
+)
+from entityclip.attention_plots import (
+    ReadPair,
+    SeenPicture,
+    plot_patch_attention,
+    plot_word_attention,
+    read_pairs,
+)
+from entityclip.forest import plot_forest
 from entityclip.galleries import plot_gallery, plot_retrieval_gallery
+from entityclip.gate_plots import gate_table, plot_gates
 from entityclip.metrics import METRICS
+from entityclip.seed_curves import plot_seed_curves, seed_curves
+from entityclip.sheets import Sheet, save_sheet, sheet_latex, sheet_markdown
+from entityclip.space_plots import plot_space, space_numbers, space_table
 from entityclip.style import (
     COLUMN,
     DIRECTIONS,
@@ -27,6 +45,7 @@ from entityclip.style import (
     PALETTE,
     SPLITS,
     VARIANTS,
+    Marks,
     apply_style,
     in_order,
     label,
@@ -34,37 +53,66 @@ from entityclip.style import (
     preview,
     save_figure,
     save_table,
+    variant_legend,
 )
 from entityclip.tables import (
-    Log,
-    log_table,
-    read_log,
+    reported_cells,
     reported_values,
     retrieval_markdown,
+    retrieval_sheet,
     retrieval_table,
 )
+from entityclip.training_logs import log_table, read_log
+from entityclip.training_plots import plot_training_curves
+from entityclip.variant_differences import describe_differences, difference_sheet
 
 __all__ = [
+    "ReadPair",
+    "SeenPicture",
+    "Sheet",
     "apply_style",
+    "describe_differences",
+    "describe_leak",
+    "difference_sheet",
+    "forest_table",
+    "gate_table",
+    "leak_table",
     "log_table",
+    "matching_table",
+    "plot_doses",
+    "plot_forest",
     "plot_gallery",
+    "plot_gates",
+    "plot_leak",
     "plot_lengths",
+    "plot_matching",
+    "plot_patch_attention",
     "plot_recall_curves",
     "plot_retrieval",
     "plot_retrieval_gallery",
+    "plot_seed_curves",
+    "plot_space",
     "plot_training_curves",
+    "plot_word_attention",
     "preview",
     "read_log",
+    "read_pairs",
+    "reported_cells",
     "reported_values",
     "retrieval_markdown",
+    "retrieval_sheet",
     "retrieval_table",
     "save_figure",
+    "save_sheet",
     "save_table",
+    "seed_curves",
+    "sheet_latex",
+    "sheet_markdown",
+    "space_numbers",
+    "space_table",
 ]
 
-Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 _SHOWN = ("R@1", "R@5", "R@10")
-_TERMS = {"vtc": "VTC", "vtc_moe": "VTC of the experts", "itm": "GI-ITM"}
 _RECALLS = tuple(metric for metric in METRICS if metric.startswith("R@"))
 
 
@@ -91,7 +139,7 @@ def plot_retrieval(table: pd.DataFrame) -> Figure:
             _intervals(axes[i, j], chosen, variants)
             axes[i, j].set_title(_title(split, direction), loc="left")
         axes[i, 0].set_ylabel("recall (%)")
-    _legend(figure, variants)
+    variant_legend(figure, variants)
     return figure
 
 
@@ -113,39 +161,7 @@ def plot_recall_curves(rows: pd.DataFrame, direction: str = "text_to_image") -> 
         _curves(axis, table[table["split"] == split], variants)
         axis.set_title(_title(split, direction), loc="left")
     axes[0, 0].set_ylabel("recall@K (%)")
-    _legend(figure, variants)
-    return figure
-
-
-def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc") -> Figure:
-    """One loss term in training and in validation, and the other terms where a log has any.
-
-    `logs` holds `read_log`, or the log's path, by variant. `term` is what all variants share and so
-    may be compared. Training shows each step faintly and a running median; a ring marks the epoch
-    whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
-    logs and for a log without the term.
-    """
-    read = {
-        name: read_log(log) if isinstance(log, str | Path) else log for name, log in logs.items()
-    }
-    lacking = [name for name, (steps, _) in read.items() if term not in steps]
-    if lacking or not read:
-        raise ValueError(f"no {term!r} in the logs of {', '.join(lacking) or 'nothing'}")
-    variants = marks(in_order(pd.Series(list(read)), VARIANTS))
-    others = [
-        name for name in _TERMS if name != term and any(name in steps for steps, _ in read.values())
-    ]
-    figure, axes = plt.subplots(1, 3 if others else 2, figsize=(PAGE, 2.7), layout="constrained")
-    for variant, (colour, marker) in variants.items():
-        steps, validations = read[variant]
-        axes[0].plot(steps["step"], steps[term], color=colour, alpha=0.25, linewidth=0.6)
-        axes[0].plot(steps["step"], _smooth(steps[term]), color=colour)
-        _validation(axes[1], validations, term, colour, marker)
-        for name, dashes in zip(others, ("-", "--"), strict=False):
-            if name in steps:
-                axes[2].plot(steps["step"], _smooth(steps[name]), color=colour, linestyle=dashes)
-    _name_terms(axes, term, others)
-    _legend(figure, variants)
+    variant_legend(figure, variants)
     return figure
 
 
@@ -161,38 +177,6 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
     axis.set(xlabel="tokens", ylabel="texts", xlim=(0, longest * 1.03))
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return figure
-
-
-def _validation(axis: Axes, rows: pd.DataFrame, term: str, colour: str, marker: str) -> None:
-    if rows.empty:
-        return
-    name = f"val_{term}" if f"val_{term}" in rows else "val_loss"
-    axis.plot(rows["epoch"], rows[name], color=colour, marker=marker)
-    kept = rows.loc[rows["val_loss"].idxmin()]
-    axis.plot(
-        *(kept["epoch"], kept[name]),
-        marker="o",
-        markersize=10,
-        markerfacecolor="none",
-        markeredgecolor=colour,
-    )
-
-
-def _name_terms(axes: np.ndarray, term: str, others: list[str]) -> None:
-    axes[0].set(xlabel="step", ylabel=_TERMS.get(term, term))
-    axes[0].set_title("Training", loc="left")
-    axes[1].set(xlabel="epoch")
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes[1].set_title("Validation (ring: kept)", loc="left")
-    if others:
-        axes[2].set(xlabel="step")
-        axes[2].set_title("Further terms, training", loc="left")
-        handles = [
-            Line2D([], [], color="0.3", linestyle=dashes, label=_TERMS[name])
-            for name, dashes in zip(others, ("-", "--"), strict=False)
-        ]
-        axes[2].legend(handles=handles, loc="upper right")
 
 
 def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
@@ -243,24 +227,8 @@ def _numbers(row: pd.Series, metrics: tuple[str, ...]) -> list[np.ndarray]:
     ]
 
 
-def _smooth(values: pd.Series) -> pd.Series:
-    # a median: one bad batch should not look like a trend
-    window = max(1, len(values) // 25)
-    return values.rolling(window, center=True, min_periods=1).median()
-
-
 def _title(split: str, direction: str) -> str:
     return f"{label(split, SPLITS)}, {label(direction, DIRECTIONS)}"
-
-
-def _legend(figure: Figure, variants: Marks) -> None:
-    lines = [
-        Line2D(
-            [], [], color=colour, marker=marker, label=label(variant, VARIANTS).replace("$", r"\$")
-        )
-        for variant, (colour, marker) in variants.items()
-    ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
 
 
 def _check(table: pd.DataFrame) -> None:

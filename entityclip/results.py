@@ -24,12 +24,14 @@ __all__ = [
     "COLUMNS",
     "DIRECTIONS",
     "KEY",
+    "TASKS",
     "Provenance",
     "ResultsError",
     "Row",
     "append_rows",
     "atomic_write_bytes",
     "atomic_write_text",
+    "find_rows",
     "git_commit",
     "measurement_rows",
     "peak_memory_mb",
@@ -38,7 +40,8 @@ __all__ = [
 ]
 
 DIRECTIONS = ("text_to_image", "image_to_text")
-TASKS = (*DIRECTIONS, "pairs")  # pairs: matched or not
+# what a row may have as its direction; "pairs" are matched or not
+TASKS = (*DIRECTIONS, "image_to_section", "pairs")
 KEY = (
     *("variant", "dataset", "split", "direction", "metric"),
     *("seed", "config_hash", "data_fingerprint"),
@@ -183,6 +186,14 @@ def read_rows(*paths: str | Path) -> pd.DataFrame:
     created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)
     frame = frame.loc[created.sort_values(kind="stable").index]
     return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
+
+def find_rows(path: str | Path, **wanted: Any) -> pd.DataFrame:
+    """`read_rows` whose columns have these values; no rows where the file is not there yet."""
+    if not Path(path).exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    rows = read_rows(path)
+    return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 
 def _read_file(path: Path) -> list[dict[str, Any]]:

@@ -18,21 +18,27 @@ import PIL.Image
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 from entityclip.results import atomic_write_bytes, atomic_write_text
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"
+HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks it
 PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#0072B2")
 _MARKERS = ("s", "D", "^", "v", "P", "X")
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
 _FIXED = {"zero-shot": (GREY, "o"), "clip": ("#0072B2", "s"), "entityclip": (VERMILLION, "D")}
 
+Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
+
 VARIANTS = {
     "zero-shot": "CLIP, zero-shot",
     "clip": "CLIP, fine-tuned",
     "entityclip": "EntityCLIP",
+    "bridge": "CLIP + bridge",
+    "bridge-entityclip": "EntityCLIP + bridge",
 }
 SPLITS = {
     "test": "Test",
@@ -96,18 +102,33 @@ def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     return {v: _FIXED.get(v) or spare[v] for v in variants}
 
 
+def variant_legend(figure: Figure, variants: Marks) -> None:
+    """A legend of the variants below the figure."""
+    lines = [
+        Line2D(
+            [], [], color=colour, marker=marker, label=label(variant, VARIANTS).replace("$", r"\$")
+        )
+        for variant, (colour, marker) in variants.items()
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
+
+
+def text_width(text: str, points: float, weight: str = "normal") -> float:
+    """Inches that a line of text takes as set, by the font's own widths."""
+    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
 def wrap(text: str, inches: float, points: float, lines: int, weight: str = "normal") -> str:
     """Text in at most `lines` lines that fit `inches` as set, "…" where it was cut.
 
     Widths are the font's own, so that capitals and East Asian text fit too; words longer than a
     line are broken.
     """
-    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
     narrow = int(inches * 72 / (points * 0.2)) + 1  # more letters never fit
 
     def fits(line: str) -> bool:
-        width = text_to_path.get_text_width_height_descent(line[:narrow], font, False)[0]
-        return len(line) < narrow and width <= inches * 72
+        return len(line) < narrow and text_width(line[:narrow], points, weight) <= inches
 
     wrapped = [""]
     for word in text.split():
@@ -149,23 +170,29 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def preview(figure: Figure, width: int = 680, quality: int = 75) -> Any:
-    """The figure as a JPEG for a notebook's page, `width` pixels wide; the saved file stays sharp.
+    """The figure small, for a notebook's page, `width` pixels wide; the saved file stays sharp.
 
-    A gallery of pictures weighs a fraction of its PNG this way. Closes the figure, so that the
-    notebook does not show it a second time.
+    Pictures become a JPEG, a chart a PNG of 64 colours: each weighs a fraction of the full PNG.
+    Closes the figure, so that the notebook does not show it a second time.
     """
     import IPython.display  # what notebooks alone need
 
-    for axis in figure.axes:
-        for picture in axis.images:
-            picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
+    pictures = [picture for axis in figure.axes for picture in axis.images]
+    for picture in pictures:
+        picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
     sharp, small = io.BytesIO(), io.BytesIO()
     figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
     plt.close(figure)
     with PIL.Image.open(sharp) as page:  # drawn large, then shrunk: text keeps its proportions
         page = page.convert("RGB").resize((width, round(width * page.height / page.width)))
-        page.save(small, "jpeg", quality=quality)
-    return IPython.display.Image(small.getvalue(), format="jpeg", width=width)
+        if pictures:
+            page.save(small, "jpeg", quality=quality)
+        else:
+            # an octree keeps rare colours, which a median cut would blend into the frequent ones
+            page = page.quantize(64, PIL.Image.Quantize.FASTOCTREE, dither=PIL.Image.Dither.NONE)
+            page.save(small, "png", optimize=True)
+    kind = "jpeg" if pictures else "png"
+    return IPython.display.Image(small.getvalue(), format=kind, width=width)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:

@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from entityclip.config import load_profile
 from entityclip.experiments import Experiment
 from entityclip.measure import evaluate, stored_ranks
+from entityclip.model import EntityCLIP
 from entityclip.probes import measure_leak, measure_matching
 from entityclip.stored import ship_rows
 from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("entityclip.sweep")  # __name__ is __main__ when run as a command
 
 
 def sweep(
@@ -49,7 +51,7 @@ def measure_variant(
     experiment: Experiment, name: str, *, shipped: bool = True, keep: bool = True
 ) -> bool:
     """Train and measure one variant with all its probes; False if that was done, or is being."""
-    splits = experiment.settings.test_splits
+    splits = splits_of(experiment, name)
     missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
     spec = find_variant(name)
     if not missing or (spec.finetuned and experiment.busy(name)):
@@ -65,7 +67,14 @@ def measure_variant(
     return True
 
 
-def _probe(experiment: Experiment, model, name: str) -> None:
+def splits_of(experiment: Experiment, name: str) -> list[str]:
+    """Where a variant is measured: candidates of the search on val, and only on val at first."""
+    tested = any(name in rows for table, rows in TABLES.items() if table != "search")
+    val = ["val"] if name in TABLES["search"] else []
+    return val + (experiment.settings.test_splits if tested else [])
+
+
+def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
     """What the tables on the experts ask, on the first test split that has explanations."""
     split = experiment.settings.test_splits[0]
     if model.needs_explanations and not all(p.explanation for p in experiment.pairs(split)):
@@ -86,21 +95,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=[])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=[])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the profile's")
     parser.add_argument("--keep", nargs="*", default=["clip", "entityclip"],
                         help="variants whose weights stay")  # fmt: skip
     parser.add_argument("--anew", action="store_true", help="ignore the rows that are shipped")
     parser.add_argument("--ship", action="store_true", help="merge the rows into figures/rows")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    names = [name for table in options.tables for name in TABLES[table]] + options.variants
-    experiments = [
-        Experiment(load_profile(options.profile, seed=seed), progress=False)
-        for seed in options.seeds
-    ]
-    sweep(experiments, dict.fromkeys(names), shipped=not options.anew, keep=options.keep)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
+    profile = load_profile(options.profile)
+    settings = profile.settings
+    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
+    if "main" in work:
+        work["main"] = (settings.main_seeds, TABLES["main"])
+    work["chosen by name"] = (settings.ablation_seeds, options.variants)
+    for seeds, names in work.values():
+        experiments = [
+            Experiment(replace(profile, seed=seed), progress=False)
+            for seed in options.seeds or seeds
+        ]
+        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
     if options.ship:
-        log.info("shipped: %s", ship_rows(experiments[0]))
+        log.info("shipped: %s", ship_rows(Experiment(profile)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Stored result rows, training logs and the papers' own numbers as tables."""
+"""Stored result rows and the papers' own numbers as tables."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
@@ -11,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from entityclip.config import config_hash
 from entityclip.metrics import METRICS
 from entityclip.results import ResultsError
+from entityclip.sheets import Cell, Mark, Sheet, sheet_markdown, standings
 from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, in_order, label
 
-log = logging.getLogger(__name__)
-
-Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
+_PRINTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 _GROUP = ["dataset", "split", "variant", "direction"]
 
 
@@ -35,7 +33,7 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     Raises ResultsError where rows of different data, or of one seed under different settings, would
     be set side by side.
     """
-    _refuse_mixtures(rows)
+    refuse_mixtures(rows)
     table = []
     for names, group in rows.groupby(_GROUP, sort=False):
         seeds = group["seed"].nunique()
@@ -53,28 +51,59 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     return _sorted(pd.DataFrame(table))
 
 
-def retrieval_markdown(table: pd.DataFrame) -> str:
-    """`retrieval_table` as a Markdown table, "76.7 [72.5, 80.8]" where there is an interval."""
-    metrics = ["R@1", "R@5", "R@10", "MedR", "MeanR"]
+def retrieval_sheet(
+    table: pd.DataFrame, reported: pd.DataFrame | None = None, *, marked: bool = True
+) -> Sheet:
+    """`retrieval_table` as printed: best and second of each split, direction and metric `marked`.
+
+    An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
+    With `reported` (`reported_values`) there is a last column "Reported", empty where no source
+    gives a value.
+    """
     several = table["dataset"].nunique() > 1
-    header = [*(["Dataset"] if several else []), "Split", "Direction", "Variant", *metrics]
-    first_number = len(header) - len(metrics)
-    lines = [header, ["---" if i < first_number else "--:" for i in range(len(header))]]
-    for _, row in table.iterrows():
-        names = [
-            *([row["dataset"]] if several else []),
-            label(row["split"], SPLITS),
-            label(row["direction"], DIRECTIONS),
-            label(row["variant"], VARIANTS),
+    names = [*(["Dataset"] if several else []), "Split", "Direction", "Variant"]
+    said = None if reported is None else reported_cells(table, reported)
+    blocks = [
+        [
+            [*_names(row, several), *cells, *([] if said is None else [said[at]])]
+            for (at, row), cells in zip(group.iterrows(), _cells(group, marked), strict=True)
         ]
-        lines.append([*(name.replace("|", "\\|") for name in names), *_cells(row, metrics)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        for _, group in table.groupby(["dataset", "split", "direction"], sort=False)
+    ]
+    header = [*names, *_PRINTED, *([] if said is None else ["Reported"])]
+    return Sheet(header, blocks, len(names))
+
+
+def retrieval_markdown(table: pd.DataFrame) -> str:
+    """`retrieval_table` as a Markdown table in which nothing is marked."""
+    return sheet_markdown(retrieval_sheet(table, marked=False))
+
+
+def reported_cells(table: pd.DataFrame, reported: pd.DataFrame) -> pd.Series:
+    """What papers report for each row of `retrieval_table`: "R@1 12.5, R@5 30.1", or nothing.
+
+    A value of `reported_values` belongs to a row if its `row` is the variant's name and its
+    `column` reads "<dataset> <split> <direction> <metric>", such as "n24news test text_to_image
+    R@1": the numbers of other data never stand beside ours. Its `table` is the paper's own.
+    """
+    known = reported.dropna(subset="value").set_index(["row", "column"])["value"]
+    if not known.index.is_unique:
+        twice = known.index[known.index.duplicated()][0]
+        raise ResultsError(f"two reported values for {twice[0]}, {twice[1]}; keep one source")
+
+    def said(row: pd.Series) -> str:
+        place = f"{row['dataset']} {row['split']} {row['direction']}"
+        found = {m: known.get((row["variant"], f"{place} {m}")) for m in METRICS}
+        return ", ".join(f"{m} {value:g}" for m, value in found.items() if value is not None)
+
+    return pd.Series([said(row) for _, row in table.iterrows()], index=table.index, dtype=str)
 
 
 def reported_values(path: str | Path) -> pd.DataFrame:
     """The papers' own numbers, each with its place: columns paper, table, row, column, value.
 
     No file gives an empty table, and a value nobody could read stays blank: none is ever invented.
+    `reported_cells` says how a value finds its place.
     Raises ResultsError naming the line for a value without its place, a double or no number.
     """
     columns = ["paper", "table", "row", "column", "value"]
@@ -99,58 +128,8 @@ def reported_values(path: str | Path) -> pd.DataFrame:
     return frame.assign(value=values)
 
 
-def read_log(path: str | Path) -> Log:
-    """A run's ``log.jsonl`` as (steps, validations), a row each, a column a logged number.
-
-    A step logged twice, as after a resume, counts as logged last. Rows that list broken pictures
-    are passed over. The line a running or killed run was still writing is left out with a warning;
-    any other line that is no log row raises ResultsError naming it.
-    """
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines.pop():
-        log.warning("%s: its last line is incomplete and left out", path)
-    found: dict[str, dict[int, Any]] = {"loss": {}, "val_loss": {}, "broken": {}}
-    for number, line in enumerate(lines, start=1):
-        kind, row = _log_row(line, f"{path}, line {number}")
-        found[kind][row["step"]] = row
-    steps, validations = (
-        pd.DataFrame([rows[step] for step in sorted(rows)] or {"epoch": [], "step": [], kind: []})
-        for kind, rows in found.items()
-        if kind != "broken"
-    )
-    return steps, validations
-
-
-def log_table(logs: Mapping[str, str | Path]) -> pd.DataFrame:
-    """The numbers behind the training curves: a row a step or validation, a column a number.
-
-    `logs` holds each variant's ``log.jsonl``. Speeds are left out: they are the machine's.
-    """
-    parts = [
-        part.assign(variant=name)
-        for name, path in logs.items()
-        for part in read_log(path)
-        if not part.empty
-    ]
-    table = pd.concat(parts, ignore_index=True).drop(columns="pairs_per_s", errors="ignore")
-    first = ["variant", "step", "epoch"]
-    return table[first + [column for column in table if column not in first]]
-
-
-def _log_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if isinstance(row, dict) and "step" in row:
-        for kind in ("loss", "val_loss", "broken"):
-            if kind in row and ("epoch" in row or kind == "broken"):
-                return kind, row
-    raise ResultsError(f"{where} is neither a step nor a validation: {line[:200]!r}")
-
-
-def _refuse_mixtures(rows: pd.DataFrame) -> None:
+def refuse_mixtures(rows: pd.DataFrame) -> None:
+    """Raise ResultsError for rows of different data, or of a variant under different settings."""
     for (dataset, split), group in rows.groupby(["dataset", "split"]):
         found = group.groupby("data_fingerprint")["variant"].unique()
         if len(found) > 1:
@@ -183,11 +162,19 @@ def _summary(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
     if len(values) == 1:
         low, high = rows[["low", "high"]].astype(float).iloc[0]
         return values[0], low, high
-    mean = values.mean()
-    half = _t_quantile(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     bounds = (0, 100) if metric.startswith("R@") else (1, np.inf)
-    low, high = np.clip([mean - half, mean + half], *bounds)
+    mean, low, high = mean_over_seeds(values)
+    low, high = np.clip([low, high], *bounds)
     return mean, low, high
+
+
+def mean_over_seeds(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean of a value a seed and its 95 % interval by Student's t; NaN ends for a single seed."""
+    mean = values.mean()
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    half = _t_quantile(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def _t_quantile(degrees: int) -> float:
@@ -215,10 +202,47 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _cells(row: pd.Series, metrics: list[str]) -> list[str]:
-    cells = []
-    for metric in metrics:
-        value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
-        cell = "" if np.isnan(value) else f"{value:.1f}"
-        cells.append(cell if not cell or np.isnan(low) else f"{cell} [{low:.1f}, {high:.1f}]")
-    return cells
+def _names(row: pd.Series, several: bool) -> list[str]:
+    """What a row of a printed table is called."""
+    return [
+        *([row["dataset"]] if several else []),
+        label(row["split"], SPLITS),
+        label(row["direction"], DIRECTIONS),
+        label(row["variant"], VARIANTS),
+    ]
+
+
+def _cells(group: pd.DataFrame, marked: bool) -> list[list[Cell]]:
+    """The printed metrics of each row of one split and direction."""
+    columns = []
+    for metric in _PRINTED:
+        # as printed: what looks equal is marked equally
+        marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
+        columns.append(
+            [
+                number_cell(
+                    *row[[metric, f"{metric}_low", f"{metric}_high"]],
+                    mark if marked else "",
+                    over_seeds=row["interval"] == "t over seeds",
+                )
+                for (_, row), mark in zip(group.iterrows(), marks, strict=True)
+            ]
+        )
+    return [list(cells) for cells in zip(*columns, strict=True)]
+
+
+def number_cell(
+    value: float, low: float, high: float, mark: Mark = "", *, over_seeds: bool, sign: str = ""
+) -> Cell:
+    """A value to one decimal with its interval: "± half" if it is symmetric and over seeds.
+
+    `sign` "+" shows a difference's sign. NaN gives an empty cell, or one without interval.
+    """
+    if np.isnan(value):
+        return Cell()
+    text = f"{value:{sign}.1f}"
+    if np.isnan(low):
+        return Cell(text, mark=mark)
+    if over_seeds and np.isclose(high - value, value - low):
+        return Cell(text, f"± {high - value:.1f}", mark)
+    return Cell(text, f"[{low:{sign}.1f}, {high:{sign}.1f}]", mark)

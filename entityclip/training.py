@@ -254,8 +254,7 @@ class _Trainer:
         return self.elapsed + time.perf_counter() - self.start
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = self.model(batch.images, batch.captions, batch.explanations, batch.image_keys)
-        return self.bare.losses(outputs)
+        return self.bare.losses(self.model(**batch.inputs()))
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from entityclip.comparison import difference_table
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.datasets.pair import Pair, PairDataset
 from entityclip.evaluation import best_pictures, encode_pairs, retrieve
-from entityclip.experiments import VARIANTS, Experiment
-from entityclip.measure import compare, measure, measure_pretraining, stored_rows
+from entityclip.experiments import Experiment
+from entityclip.measure import measure, measure_pretraining
 from entityclip.model import EntityCLIP
 from entityclip.results import ResultsError
+from entityclip.stored import find_rows, stored_rows
 
 TINY = {
     "train_pairs": 16,
@@ -46,7 +48,8 @@ def files(folder):
 
 def test_all_variants_are_trained_measured_and_compared(runs):
     first = experiment()
-    ranks = measure(first, VARIANTS, ["test"])
+    variants = ["zero-shot", "clip", "entityclip"]
+    ranks = measure(first, variants, ["test"])
     rows = stored_rows(first)
     # 3 variants, 2 directions, 7 metrics
     assert len(rows) == 42
@@ -55,15 +58,14 @@ def test_all_variants_are_trained_measured_and_compared(runs):
     assert rows["config_hash"].nunique() == 3
     assert set(rows["n_candidates"]) == {8}
     shown = rows.set_index(["variant", "direction", "metric"])["value"]
-    for variant in VARIANTS:
+    for variant in variants:
         recall = (ranks[variant, "test"].image_to_text == 1).float().mean().item() * 100
         assert shown[variant, "image_to_text", "R@1"] == pytest.approx(recall)
 
-    differences = compare(first, ranks, "entityclip", "clip")
-    stored = stored_rows(first, "differences")
-    assert stored["value"].tolist() == differences["value"].tolist()
-    expected = shown["entityclip", "text_to_image", "R@1"] - shown["clip", "text_to_image", "R@1"]
-    assert stored["value"][0] == pytest.approx(expected)
+    differences = difference_table(stored_rows(first, "ranks"), [("entityclip", "clip")])
+    for direction, row in differences.set_index("direction").iterrows():
+        expected = shown["entityclip", direction, "R@1"] - shown["clip", direction, "R@1"]
+        assert row["value"] == pytest.approx(expected)
 
     # a second process finds everything finished, and measures the same
     before = files(runs / "smoke" / "checkpoints")
@@ -73,6 +75,23 @@ def test_all_variants_are_trained_measured_and_compared(runs):
         again["entityclip", "test"].text_to_image, ranks["entityclip", "test"].text_to_image
     )
     assert len(stored_rows(experiment())) == 42
+
+
+def test_what_is_stored_is_not_measured_again(runs, monkeypatch):
+    first = measure(experiment(), ["clip"], ["test"])
+    monkeypatch.setattr(Experiment, "load", lambda *_: pytest.fail("measured again"))
+    again = measure(experiment(), ["clip"], ["test"])
+    for direction in ("text_to_image", "image_to_text"):
+        assert torch.equal(
+            again["clip", "test"].ranks(direction), first["clip", "test"].ranks(direction)
+        )
+    assert torch.equal(again["clip", "test"].image_of, first["clip", "test"].image_of)
+    # of another seed, other data or after deletion there is nothing
+    assert len(find_rows(experiment(seed=1), "ranks")) == 2  # rows of all seeds are found …
+    with pytest.raises(pytest.fail.Exception):
+        measure(experiment(seed=1), ["clip"], ["test"])  # … but only its own count as done
+    assert find_rows(experiment(data_seed=1), "ranks").empty
+    assert find_rows(experiment(test_pairs=6), "ranks").empty
 
 
 def test_other_settings_seeds_and_data_are_other_runs(runs):

@@ -130,6 +130,46 @@ def test_each_check(text, reason, expected):
     assert failed_checks(text, CAPTION, DEFAULT_PROMPT, reason) == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A: In a news story, the caption reads: “Obama meets Merkel.”",
+        "A: Obama is tall. B: Merkel is not.",
+        "Answer 1: Obama is tall.",
+        "**Explanation:** Obama is tall.",
+        "In a news story, the caption reads that Obama is tall.",
+        "The people, places, and organisations named in the caption are Obama and Merkel.",
+        "People, places, and events: Obama, tall.",
+        "Obama and Merkel, who are both named in this caption, are tall.",
+        "A news headline that appears to be about Obama.",
+        "The headline says that Obama is tall.",
+    ],
+)
+def test_what_small_models_open_with(text):
+    assert failed_checks(text, CAPTION, DEFAULT_PROMPT, "stop") == ("opener",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In 1962, Barack Obama's parents lived in Hawaii.",
+        "In a news conference, Obama stood in a dark suit.",
+        "In the photographer's hometown of Berlin the towers are grey.",
+        "According to the constitution, Obama is the commander in chief.",
+        "A captain of the guard stands beside Obama.",
+        "Answering critics: Obama raises both hands.",
+        "The people of Berlin wear coats; Obama is a tall man.",
+        "The statement's author, Merkel, wears a blazer.",
+        "The headline act in Berlin is Obama's speech.",
+        "Here in Berlin, Merkel wears a blazer.",
+        "Merkel, a chemist by training, wears a blazer; her party's colour is black. "
+        "Nothing more of the caption can be said.",
+    ],
+)
+def test_good_openings_are_left_alone(text):
+    assert "opener" not in failed_checks(text, CAPTION, DEFAULT_PROMPT, "stop")
+
+
 def test_names_and_their_other_forms():
     assert entity_words(CAPTION) == {"barack", "obama", "angela", "merkel", "berlin"}
     assert entity_words("Envoys from Nairobi wait") == {"nairobi"}

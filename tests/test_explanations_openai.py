@@ -220,10 +220,34 @@ def test_closing_early_stops_the_work():
         )
         next(answers)
         answers.close()
+        time.sleep(0.1)  # what was sent before may still be on its way through the server
         asked = server.asked.total()
         time.sleep(0.2)
         assert server.asked.total() == asked < 500
         assert not [t for t in threading.enumerate() if t.name == "openai-chat"]
+
+
+def test_batches_hold_every_answer_once_and_all_that_are_there():
+    prompts = [f"<caption>\n{n}\n</caption>" for n in range(60)]
+    with FakeServer() as server:
+        llm = chat(server.url)
+        batches = llm.complete_in_batches(prompts, Sampling())
+        first = next(batches)
+        while server.answered.total() < 60:
+            time.sleep(0.005)
+        time.sleep(0.2)  # the rest gathers meanwhile
+        rest = list(batches)
+        assert len(rest) == 1
+        singles = dict(llm.complete(prompts, Sampling()))
+    assert all([first, *rest])
+    assert sorted(index for batch in [first, *rest] for index, _ in batch) == list(range(60))
+    assert dict(answer for batch in [first, *rest] for answer in batch) == singles
+
+
+def test_the_request_says_nothing_of_this_machine():
+    with FakeServer() as server:
+        list(chat(server.url).complete(["<caption>\na\n</caption>"], Sampling()))
+    assert b"stainless" not in server.headers[0].lower()
 
 
 def test_the_request_has_one_user_message_and_the_sampling(tmp_path):

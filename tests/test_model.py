@@ -82,8 +82,8 @@ def test_missing_explanations_are_refused(backbone, batch):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="heads=3 does not divide"):
-        ExpertGroup(2, 128, heads=3)
+    with pytest.raises(ValueError, match="heads=5 does not divide"):
+        ExpertGroup(2, 96, heads=5)
 
 
 def test_hand_computed_losses():

@@ -201,7 +201,7 @@ def test_the_fingerprint_follows_every_field_the_order_and_the_file(photo, tmp_p
 
 
 def test_load_pairs_says_what_exists():
-    with pytest.raises(ValueError, match="unknown dataset 'nope'; there are newsroom, n24news"):
+    with pytest.raises(ValueError, match="unknown dataset 'nope'; there are newsroom, newsroom-b"):
         load_pairs("nope", "train")
     with pytest.raises(ValueError, match=r"newsroom has no split 'dev'; there are train, val"):
         load_pairs("newsroom", "dev")

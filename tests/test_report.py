@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import logging
 import os
@@ -14,26 +15,43 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from entityclip.evaluation import RankedPictures
+from entityclip.embedding_space import plane
+from entityclip.evaluation import Embeddings, RankedPictures
+from entityclip.forest import COLUMNS
 from entityclip.metrics import METRICS
 from entityclip.report import (
+    ReadPair,
+    SeenPicture,
     apply_style,
+    difference_sheet,
+    gate_table,
     log_table,
+    plot_forest,
     plot_gallery,
+    plot_gates,
     plot_lengths,
+    plot_patch_attention,
     plot_recall_curves,
     plot_retrieval,
     plot_retrieval_gallery,
+    plot_seed_curves,
+    plot_space,
     plot_training_curves,
+    plot_word_attention,
+    preview,
     read_log,
     reported_values,
     retrieval_markdown,
+    retrieval_sheet,
     retrieval_table,
     save_figure,
+    save_sheet,
     save_table,
+    seed_curves,
 )
 from entityclip.results import ResultsError
 from entityclip.style import GREEN, VERMILLION, marks, wrap
@@ -497,6 +515,13 @@ def test_wrap_keeps_words_whole_and_lines_few(text):
 # -------------------------------------------------------------------------------- the same bytes
 
 
+def fixed_plane():
+    x = np.sin(np.arange(48.0)).reshape(2, 6, 4)
+    images, texts = torch.tensor(x / np.linalg.norm(x, axis=-1, keepdims=True))
+    rows = torch.arange(6)
+    return plane(Embeddings(texts, images, rows, rows), ["harbour", "match", None] * 2)
+
+
 def draw_everything(folder):
     """Every kind of output, from fixed inputs."""
     folder = Path(folder)
@@ -505,14 +530,34 @@ def draw_everything(folder):
     rows = make_rows()
     log = make_log(folder / "log.jsonl", terms=("vtc", "itm"))
     pictures = [picture(c) for c in ("red", "green", "blue")]
-    save_table(retrieval_table(rows), folder, "table")
+    table = retrieval_table(rows)
+    lines = [("a", "A", "Test", 2.0, 0.5, 3.5, 3), ("b", "B", "Test", 1.0, -1.0, 3.0, 3)]
+    differences = pd.DataFrame(lines, columns=list(COLUMNS))
+    weights = np.linspace(0, 0.3, 4)
+    read = ReadPair("a caption", pictures[0], ["the", "flag", "of", "ghana"], weights, weights)
+    seen = SeenPicture("a caption", pictures[0], weights.reshape(1, 2, 2))
+    gates = gate_table(
+        pd.DataFrame({"gate": "image", "expert": ["image 1", "image 2"] * 2, "weight": weights})
+    )
+    curves = seed_curves({"clip": [log, log]})
+    for name, part in {"table": table, "differences": differences, "gates": gates}.items():
+        save_table(part, folder, name)
+    save_table(curves, folder, "curves")
+    save_sheet(retrieval_sheet(table), folder, "retrieval_table")
+    save_sheet(difference_sheet(differences, "CLIP"), folder, "difference_table")
     for name, figure in {
-        "retrieval": plot_retrieval(retrieval_table(rows)),
+        "retrieval": plot_retrieval(table),
         "recall": plot_recall_curves(rows),
         "training": plot_training_curves({"clip": log}),
         "lengths": plot_lengths({"caption": [1, 2, 2]}, 77),
         "pairs": plot_gallery([("a caption", "an explanation", pictures[0])]),
         "found": plot_retrieval_gallery([("a caption", pictures, 1, pictures[1], 2)]),
+        "forest": plot_forest(differences),
+        "words": plot_word_attention([read]),
+        "patches": plot_patch_attention([seen]),
+        "gates": plot_gates(gates),
+        "seeds": plot_seed_curves(curves),
+        "space": plot_space({"CLIP": fixed_plane()}),
     }.items():
         save_figure(figure, folder, name)
         plt.close(figure)
@@ -522,7 +567,7 @@ def draw_everything(folder):
 
 def test_the_same_data_give_the_same_bytes_in_any_process(tmp_path):
     first = draw_everything(tmp_path / "a")
-    assert len(first) == 13  # six figures in two formats, one table
+    assert len(first) == 32  # twelve figures and two tables in two formats, four tables as CSV
     assert draw_everything(tmp_path / "b") == first
     script = "import sys; from tests.test_report import draw_everything as d; print(d(sys.argv[1]))"
     done = subprocess.run(
@@ -580,3 +625,14 @@ def test_the_table_behind_the_curves_holds_every_step_and_validation(tmp_path):
     assert table["variant"].tolist() == ["clip"] * 3 + ["entityclip"] * 3
     assert table["loss"].dropna().tolist() == [2.0, 1.0] * 2
     assert table["val_loss"].dropna().tolist() == [1.5] * 2
+
+
+def test_previews_are_small_and_of_the_kind_that_fits():
+    chart = preview(plot_lengths({"caption": [1, 2, 2]}, 77), width=340)
+    assert (chart.format, chart.data[:4]) == ("png", b"\x89PNG")
+    with Image.open(io.BytesIO(chart.data)) as page:
+        assert page.width == 340
+        assert min(page.convert("RGB").getpixel((0, 0))) > 250  # white, also on a dark page
+    pictures = preview(plot_gallery([("a caption", None, picture("red"))]))
+    assert (pictures.format, pictures.data[:2]) == ("jpeg", b"\xff\xd8")
+    assert plt.get_fignums() == []

@@ -6,7 +6,7 @@ The names load on first use: explaining captions needs the drawn newsroom's fact
 from importlib import import_module
 from typing import Any
 
-_HOME = {"DATASETS": "registry", "LOADERS": "registry", "load_pairs": "registry"}
+_HOME = dict.fromkeys(("DATASETS", "DRAWN", "LOADERS", "load_pairs"), "registry")
 __all__ = sorted(_HOME)
 
 

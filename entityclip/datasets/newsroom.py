@@ -27,10 +27,15 @@ from entityclip.datasets.record import Pair
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_VERSION = 1
 
+CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
+
 # split -> its share of the facts (entity splits) or of the combinations (generic splits)
 _ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
 _GENERIC = {"generic": 0.8, "generic_val": 0.2}
-SPLITS = (*_ENTITY, *_GENERIC)
+# split of several captions a picture -> the entity split whose pictures it describes
+_CAPTIONS = {"captions_train": "train", "captions_val": "val", "captions_test": "test"}
+SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS)
+_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise")  # their order is part of each seed
 
 _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
 
@@ -80,8 +85,9 @@ class NewsroomPicture:
 def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Pair]:
     """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
 
-    Entity splits carry explanations; their `section` is the scene. Raises ValueError for an unknown
-    split, n < 1, a negative seed, or pictures below 32 pixels.
+    Entity splits carry explanations; their `section` is the scene. The `captions_` splits hold
+    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Raises
+    ValueError for an unknown split, n < 1, a negative seed, or pictures below 32 pixels.
     """
     _known(split)
     if n < 1:
@@ -90,12 +96,19 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
         raise ValueError(f"seed is {seed}; it must be an integer >= 0")
     if image_size < 32:
         raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    if split in _CAPTIONS:
+        base = _CAPTIONS[split]
+        pictures = range(math.ceil(n / CAPTIONS_A_PICTURE))
+        pairs = [_captions(NewsroomPicture(base, seed, i, image_size), split) for i in pictures]
+        return list(itertools.chain.from_iterable(pairs))[:n]
     return [_pair(NewsroomPicture(split, seed, index, image_size)) for index in range(n)]
 
 
 def newsroom_size(split: str) -> int:
     """How many pairs a split holds before a fact (for generic splits, a combination) repeats."""
     _known(split)
+    if split in _CAPTIONS:
+        return CAPTIONS_A_PICTURE * len(_table(0)[_CAPTIONS[split]])
     return len(_table(0)[split])
 
 
@@ -121,6 +134,32 @@ def _pair(picture: NewsroomPicture) -> Pair:
         explanation = wording.explanation(rng, countries)
     name = f"{picture.split}-{picture.seed}-{picture.index:06d}"
     return Pair(name, picture, caption, explanation, section=facts.scene)
+
+
+def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
+    """A picture's captions of unequal information: two name, two describe, one says little."""
+    facts = newsroom_facts(picture)
+    group = f"{split}-{picture.seed}-{picture.index:06d}"
+    texts: list[str] = []
+    for number in range(CAPTIONS_A_PICTURE):
+        rng = _rng(picture.split, picture.seed, picture.index, 2 + number)
+        text = _caption(rng, facts, number)
+        while text in texts:  # few words describe a picture: say it otherwise
+            text = _caption(rng, facts, number)
+        texts.append(text)
+    return [
+        Pair(f"{group}#{number}", picture, text, group=group, section=facts.scene)
+        for number, text in enumerate(texts)
+    ]
+
+
+def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
+    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
+    if number < 2:
+        return wording.entity_caption(rng, countries, facts.scene, capitals_only=False)
+    if number < 4:
+        return wording.generic_caption(rng, countries, facts.scene, facts.time)
+    return wording.short_caption(rng, countries[0], facts.scene)
 
 
 def _facts(picture: NewsroomPicture, rng: np.random.Generator) -> Facts:
@@ -180,7 +219,7 @@ def _noise(size: int) -> np.ndarray:
 
 def _rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
     # numbers by name, never hash(): it differs from one process to the next
-    number = (*SPLITS, "facts", "generic", "noise").index(stream)
+    number = _STREAMS.index(stream)
     sequence = np.random.SeedSequence([NEWSROOM_VERSION, number, seed, index, purpose])
     return np.random.Generator(np.random.PCG64(sequence))
 

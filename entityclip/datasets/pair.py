@@ -46,10 +46,17 @@ class Batch:
     explanations: Tensor | None  # [B, L] int64
     image_keys: Tensor  # [B] int64; equal if and only if the picture is the same
     groups: list[str | None]
+    others: Tensor | None = None  # [B, L] int64, another caption of each picture (captions.py)
     broken: list[Broken] = field(default_factory=list)  # asked for but left out (ImageTextDataset)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What a model's forward pass reads, by argument name."""
+        names = ["images", "captions", "explanations", "image_keys"]
+        names += ["others"] if self.others is not None else []
+        return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -60,14 +67,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        explanations = None if self.explanations is None else change(self.explanations)
-        return replace(
-            self,
-            images=change(self.images),
-            captions=change(self.captions),
-            explanations=explanations,
-            image_keys=change(self.image_keys),
-        )
+        tensors = {name: value for name, value in self.inputs().items() if value is not None}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
 
 class Item(NamedTuple):

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from entityclip.datasets import goodnews, karpathy, n24news, newsroom, tweets, visualnews
+from entityclip.datasets import (
+    goodnews,
+    karpathy,
+    n24news,
+    newsroom,
+    newsroom_b,
+    tweets,
+    visualnews,
+)
 from entityclip.datasets.builder import Report
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.pair import Pair
@@ -15,6 +24,7 @@ from entityclip.datasets.prepared import use_prepared
 # data set -> its splits
 DATASETS: dict[str, tuple[str, ...]] = {
     "newsroom": newsroom.SPLITS,
+    "newsroom-b": newsroom_b.SPLITS,
     "n24news": n24news.SPLITS,
     "visualnews": visualnews.SPLITS,
     "goodnews": goodnews.SPLITS,
@@ -22,6 +32,19 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "mscoco": karpathy.MSCOCO_SPLITS,
     "tweets": tweets.RELATION_SPLITS,
     "twitter100k": tweets.TWITTER100K_SPLITS,
+}
+
+
+class Drawn(NamedTuple):
+    """A data set that is drawn on the spot and needs no files."""
+
+    pairs: Callable[..., list[Pair]]  # (split, n, seed=, image_size=)
+    size: Callable[[str], int]  # pairs of a split before one repeats a fact
+
+
+DRAWN = {
+    "newsroom": Drawn(newsroom.newsroom_pairs, newsroom.newsroom_size),
+    "newsroom-b": Drawn(newsroom_b.newsroom_b_pairs, newsroom_b.newsroom_b_size),
 }
 
 # every data set that lies in files: (root, split, limit=, seed=) -> pairs and what was left out
@@ -51,11 +74,11 @@ def load_pairs(
     Args:
         dataset: a key of `DATASETS`.
         split: one of that data set's splits.
-        limit: how many pairs at most. The drawn newsroom has no end: it repeats facts with other
-            pictures and words once ``newsroom.newsroom_size(split)`` is passed.
-        seed: what the drawn newsroom draws, or which subset `limit` takes.
-        image_size: side of the drawn newsroom's pictures in pixels; real data keep their own size.
-        root: where the data lie; the drawn newsroom needs none.
+        limit: how many pairs at most. The drawn newsrooms have no end: they repeat facts with other
+            pictures and words once ``DRAWN[dataset].size(split)`` is passed.
+        seed: what a drawn newsroom draws, or which subset `limit` takes.
+        image_size: side of a drawn newsroom's pictures in pixels; real data keep their own size.
+        root: where the data lie; the drawn newsrooms need none.
         prepared: a folder that ``python -m entityclip.data prepare`` made, to take the pictures
             from; pairs whose picture is not in it are left out and logged.
 
@@ -69,11 +92,11 @@ def load_pairs(
         raise ValueError(f"{dataset} has no split {split!r}; there are {known}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; ask for at least one pair")
-    if dataset == "newsroom":
+    if dataset in DRAWN:
         if prepared is not None:
-            raise ValueError("the newsroom is drawn at any size; it has no prepared copy")
-        count = limit or newsroom.newsroom_size(split)
-        return newsroom.newsroom_pairs(split, count, seed=seed, image_size=image_size)
+            raise ValueError(f"{dataset} is drawn at any size; it has no prepared copy")
+        count = limit or DRAWN[dataset].size(split)
+        return DRAWN[dataset].pairs(split, count, seed=seed, image_size=image_size)
     if root is None:
         raise ValueError(f"{dataset} needs the folder it lies in: set `data_root`")
     pairs, report = LOADERS[dataset](Path(root), split, limit=limit, seed=seed)

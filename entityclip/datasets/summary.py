@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from entityclip.datasets import DATASETS, LOADERS, newsroom
+from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.builder import Report
 from entityclip.datasets.decode import ImageError
 from entityclip.datasets.duplicates import Overlap, overlaps
@@ -141,9 +141,9 @@ def draw_summary(summaries: Sequence[SplitSummary]) -> Figure:
 
 
 def _load(dataset: str, split: str, root: Path | None, limit: int) -> tuple[Sequence[Pair], Report]:
-    if dataset == "newsroom":
-        size = newsroom.newsroom_size(split)
-        return newsroom.newsroom_pairs(split, min(limit, size)), Report(rows=size)
+    if dataset in DRAWN:
+        size = DRAWN[dataset].size(split)
+        return DRAWN[dataset].pairs(split, min(limit, size)), Report(rows=size)
     if root is None:
         raise ValueError(f"{dataset} needs the folder it lies in: give --root")
     return LOADERS[dataset](root, split)

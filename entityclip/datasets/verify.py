@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from entityclip.datasets import DATASETS, LOADERS, newsroom
+from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.decode import decode
 from entityclip.datasets.duplicates import overlaps
@@ -78,7 +78,7 @@ def verify(
     Args:
         dataset: a key of `DATASETS`.
         entry: what the manifest says of it.
-        root: where it lies; the drawn newsroom has none.
+        root: where it lies; the drawn newsrooms have none.
         splits: which to check; None: every split whose files are there.
         record: JSON file of checksums, written at the first call and compared with later.
         workers: threads that decode (Pillow decodes outside Python's lock).
@@ -88,9 +88,9 @@ def verify(
     A problem ends up in the result and raises nothing, so that one call shows all of them.
     """
     result = Verification(dataset)
-    if dataset == "newsroom":
+    if dataset in DRAWN:
         for split in splits or DATASETS[dataset]:
-            count = newsroom.newsroom_size(split)
+            count = DRAWN[dataset].size(split)
             _compare(result, entry, split, {"rows": count, "pairs": count})
         return result
     if root is None or not root.is_dir():

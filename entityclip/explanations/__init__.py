@@ -7,7 +7,8 @@
 `explain` asks only for what the cache lacks, each distinct caption once, so an interrupted
 extraction goes on when called again. Files: `prompts` what is asked, `llm` the protocol of all
 back-ends, `knowledge`, `openai_chat` and `local` the back-ends, `cache` the rows, `checks` what is
-marked, `policy` what training makes of the marks, `authors` other projects' files, `scaling` what
+marked, `policy` what training makes of the marks, `joining` which explanations it reads, `authors`
+other projects' files, `keys` what keeps keys out of notebooks, `scaling` what
 100,000 captions cost.
 """
 
@@ -43,9 +44,10 @@ _HOME = {
     "import_authors": "authors",
     "merge_caches": "cache",
     "neutralise": "prompts",
-    "refuse_keys": "openai_chat",
+    "refuse_keys": "keys",
     "shard": "extraction",
     "to_frame": "authors",
+    "training_pairs": "joining",
 }
 __all__ = sorted(_HOME)
 

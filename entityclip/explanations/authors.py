@@ -70,7 +70,7 @@ def import_authors(
 
     Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
     """
-    texts = _read(Path(path), layout)
+    texts = read_authors(path, layout)
     names = [picture_name(pair, layout) for pair in pairs]
     source = Source(model, "authors", None)
     keys = cache_keys((pair.caption for pair in pairs), source)
@@ -138,7 +138,12 @@ def _name(path: str, layout: Layout, where: str) -> str:
     return name if layout == "n24news" else name.removesuffix(".jpg")
 
 
-def _read(path: Path, layout: Layout) -> dict[str, str]:
+def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
+    """An explanations file of the authors: `picture_name` → text, stripped.
+
+    Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
+    """
+    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

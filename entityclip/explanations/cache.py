@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entityclip.explanations.llm import Sampling
-from entityclip.files import append, locked, mend_tail
+from entityclip.files import append, lock, mend_tail, open_to_append
 
 _HEAD = b'{"key": "'
 _KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
@@ -91,10 +91,15 @@ class ExplanationCache:
         self._index: dict[bytes, int] = {}  # key -> where its line starts
         self._end, self._lines, self._synced = 0, 0, time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path) as descriptor:
-            mend_tail(descriptor, self.path)
-        self._file = self.path.open("rb")
-        self.refresh()
+        self._descriptor = open_to_append(self.path)
+        self._file = self.path.open("rb")  # another: appending moves the place to read from
+        try:
+            with lock(self._descriptor):
+                mend_tail(self._descriptor, self.path)
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> ExplanationCache:
         return self
@@ -111,8 +116,9 @@ class ExplanationCache:
     def close(self) -> None:
         """Flush to disk and close; appending afterwards is an error."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
             self._file.close()
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
 
     def refresh(self) -> None:
         """Index the whole lines that were appended since, by whichever process."""
@@ -126,9 +132,12 @@ class ExplanationCache:
                 key = bytes.fromhex(line[_KEY].decode("ascii"))
             except ValueError as error:
                 raise self._error(line, "starts with no key of 32 hex digits") from error
-            self._index.setdefault(key, self._end)
-            self._end += len(line)
-            self._lines += 1
+            self._add(key, line)
+
+    def _add(self, key: bytes, line: bytes) -> None:
+        self._index.setdefault(key, self._end)
+        self._end += len(line)
+        self._lines += 1
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The keys without a row, each once, in order of their first place."""
@@ -139,16 +148,21 @@ class ExplanationCache:
 
         A row survives the death of this process at once, of the machine within 5 s or on `close`.
         """
-        with locked(self.path) as descriptor:
-            mend_tail(descriptor, self.path)
-            self.refresh()
-            fresh = {key: row for key, row in reversed(rows) if key not in self._index}
-            payload = b"".join(encode_row(key, row) for key, row in reversed(fresh.items()))
-            if payload:
-                due = time.monotonic() - self._synced > _SYNC_S
-                append(descriptor, payload, self.path, sync=due)
-                self._synced = time.monotonic() if due else self._synced
+        if not rows:
+            return 0
+        # encoded before the lock; the first row of a key counts
+        encoded = {key: encode_row(key, row) for key, row in reversed(rows)}
+        with lock(self._descriptor):
+            if os.fstat(self._descriptor).st_size != self._end:  # others have appended
+                mend_tail(self._descriptor, self.path)
                 self.refresh()
+            fresh = [(k, line) for k, line in reversed(encoded.items()) if k not in self._index]
+            if fresh:
+                due = time.monotonic() - self._synced > _SYNC_S
+                append(self._descriptor, b"".join(line for _, line in fresh), self.path, sync=due)
+                self._synced = time.monotonic() if due else self._synced
+                for key, line in fresh:
+                    self._add(key, line)
         return len(fresh)
 
     def read(self, key: bytes) -> Explanation | None:

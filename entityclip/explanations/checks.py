@@ -19,7 +19,7 @@ CHECKS = {
     "empty": "no text, or no letter in it",
     "refusal": "the model declines or speaks of itself as a model",
     "prompt_echo": "eight words in a row of the prompt's own wording, or its delimiters",
-    "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is'",
+    "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is', 'A:'",
     "repetition": "a run of five words comes three times, or repeats make up 30 % of the text",
     "cut": "stopped by the token limit (imported texts: ends without a sentence's end)",
     "copied": "80 % or more of its words stand in runs of three copied from the caption",
@@ -41,7 +41,13 @@ _OPENER = re.compile(
     r"|(?:the|this|that|given|provided|your) (?:\w+ ){0,2}"
     r"(?:caption|photo|photograph|image|picture|text|sentence|explanation|description)\b"
     r"|(?:in|based on|according to) (?:the|this) (?:\w+ )?(?:caption|image|picture|photo)\b"
-    r"|(?:caption|explanation|answer|output|response)\s*:"
+    r"|(?:the|this|an?) (?:news )?headline (?:that|which|is|says|reads|mentions)\b"
+    # whose turn it is: "A:", "Answer 1:"
+    r"|(?:a|q|caption|explanation|description|answer|output|response|assistant) ?\d* ?:"
+    # "In a news story, the caption reads", "The people and places named in the caption are"
+    r"|(?:\S+\s+){1,14}?(?:the|this|that|your) (?:news )?caption\b"
+    # the prompt's list
+    r"|(?:the )?people, places?,"
 )
 _ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 # capitalised, yet no names: days, months, titles, and what sentences start with

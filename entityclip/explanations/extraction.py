@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from entityclip.explanations.cache import (
     text_sha,
 )
 from entityclip.explanations.checks import check_counts, failed_checks
-from entityclip.explanations.llm import LLM, Completion, LLMError, Sampling
+from entityclip.explanations.llm import LLM, Completion, LLMError, OffersBatches, Sampling
 from entityclip.explanations.prompts import DEFAULT_PROMPT, Prompt
 
 log = logging.getLogger(__name__)
@@ -157,40 +157,62 @@ def _round(
     job: _Job, wanted: dict[bytes, Pair], cache: ExplanationCache, advance: Callable[[int], object]
 ) -> dict[bytes, Explanation]:
     errors, again = {}, {}
-    for key, row in _ask(job, wanted, attempts=1):
-        if row.finish_reason == "error":
-            errors[key] = row
-        elif row.ok or job.sampling.temperature == 0:
-            cache.append([(key, row)])
-        else:
-            again[key] = row
-            continue
-        advance(1)
-    for key, second in _ask(job, {key: wanted[key] for key in again}, attempts=2):
-        first = again[key]
-        better = second.finish_reason != "error" and len(second.checks) < len(first.checks)
-        cache.append([(key, second if better else replace(first, attempts=2))])
-        advance(1)
+    for rows in _ask(job, wanted, attempts=1):
+        done = []
+        for key, row in rows:
+            if row.finish_reason == "error":
+                errors[key] = row
+            elif row.ok or job.sampling.temperature == 0:
+                done.append((key, row))
+            else:
+                again[key] = row
+        cache.append(done)
+        advance(sum(key not in again for key, _ in rows))
+    for rows in _ask(job, {key: wanted[key] for key in again}, attempts=2):
+        cache.append([(key, _better(again[key], second)) for key, second in rows])
+        advance(len(rows))
     return errors
+
+
+def _better(first: Explanation, second: Explanation) -> Explanation:
+    """The one of two answers that is kept: the second only if it fails fewer checks."""
+    if second.finish_reason != "error" and len(second.checks) < len(first.checks):
+        return second
+    return replace(first, attempts=2)
 
 
 def _ask(
     job: _Job, wanted: dict[bytes, Pair], attempts: int
-) -> Iterator[tuple[bytes, Explanation]]:
+) -> Iterator[list[tuple[bytes, Explanation]]]:
+    """Ask for all that is wanted; as many rows at once as the back-end has at hand."""
     keys, pairs = list(wanted), list(wanted.values())
     sampling = job.sampling if attempts == 1 else job.sampling.again()
     prompts = [job.prompt.render(pair.caption) for pair in pairs]
     due = set(range(len(keys)))
     if not due:
         return
-    with closing(job.llm.complete(prompts, sampling)) as answers:  # type: ignore[type-var]
-        for index, completion in answers:
-            if index not in due:
-                raise LLMError(f"{job.llm.model} answered position {index} twice or unasked")
-            due.remove(index)
-            yield keys[index], job.row(pairs[index], completion, attempts)
+    with closing(_batches(job.llm, prompts, sampling)) as batches:
+        for batch in batches:
+            rows = []
+            for index, completion in batch:
+                if index not in due:
+                    raise LLMError(f"{job.llm.model} answered position {index} twice or unasked")
+                due.remove(index)
+                rows.append((keys[index], job.row(pairs[index], completion, attempts)))
+            yield rows
     if due:
         raise LLMError(f"{job.llm.model} left {len(due)} of {len(keys)} prompts unanswered")
+
+
+def _batches(
+    llm: LLM, prompts: list[str], sampling: Sampling
+) -> Generator[list[tuple[int, Completion]], None, None]:
+    if isinstance(llm, OffersBatches):
+        yield from llm.complete_in_batches(prompts, sampling)
+    else:
+        with closing(llm.complete(prompts, sampling)) as answers:  # type: ignore[type-var]
+            for answer in answers:
+                yield [answer]
 
 
 def _report(rows: list[Explanation]) -> None:

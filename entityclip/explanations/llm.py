@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
 
@@ -37,6 +37,11 @@ class Sampling:
         """The same under another seed, for the one retry of an answer that failed a check."""
         return replace(self, seed=self.seed + _RETRY_SEED)
 
+    def before(self) -> Sampling:
+        """What `again` was called on; itself if it is no retry's."""
+        retry = self.seed >= _RETRY_SEED
+        return replace(self, seed=self.seed - _RETRY_SEED) if retry else self
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -61,6 +66,17 @@ class LLM(Protocol):
         finish_reason "error" with an empty text. Raises LLMError when nothing can be answered; what
         came before stays valid. Closing the iterator stops the work.
         """
+        ...
+
+
+@runtime_checkable
+class OffersBatches(Protocol):
+    """A language model that tells which answers are there at once, so that they are stored so."""
+
+    def complete_in_batches(
+        self, prompts: Sequence[str], sampling: Sampling
+    ) -> Iterator[list[tuple[int, Completion]]]:
+        """`LLM.complete` in lists, none empty; no list waits for an answer that is not there."""
         ...
 
 

@@ -5,55 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import os
 import queue
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from entityclip.explanations.chat_answers import Passing, read_completion, retry_after
+from entityclip.explanations.keys import refuse_keys
 from entityclip.explanations.llm import Completion, LLMError, Sampling
 
-_KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
-_KEY_NAME = re.compile(r"(?:^|_)(?:api_?key|key|secret|password|access_token|auth)$", re.IGNORECASE)
 _CONFIGURATION = {  # answers that repeating cannot change and that no caption is to blame for
     401: "it wants a key: set OPENAI_API_KEY in the environment",
     403: "the key in OPENAI_API_KEY may not use this model",
     404: "it knows no such model or path: base_url usually ends in /v1",
 }
+# What the client tells of this machine: no server needs it, and it is 9 of 17 headers, each of
+# which is copied and encoded several times a request.
+_ABOUT_THIS_MACHINE = tuple(
+    f"X-Stainless-{name}"
+    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+)
+_ABOUT_THIS_REQUEST = ("x-stainless-retry-count", "x-stainless-read-timeout")
 _REFUSED_IN_A_ROW = 50  # then it is not the captions
-_MAX_RETRY_AFTER_S = 300.0
-
-
-class _Passing(Exception):
-    """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
-
-    def __init__(self, what: str, retry_after: float | None = None):
-        super().__init__(what)
-        self.retry_after = retry_after
-
-
-def refuse_keys(parameters: Mapping[str, Any]) -> None:
-    """Raise ValueError if a notebook's or profile's parameters hold an API key.
-
-    Parameters are stored in notebooks and run records. The message names the parameter, never its
-    value.
-    """
-    for name, value in parameters.items():
-        if isinstance(value, Mapping):
-            refuse_keys(value)
-        elif isinstance(value, str) and value.strip():
-            login = "://" in value and (urlsplit(value).password or "key=" in value.lower())
-            if _KEY_NAME.search(name) or _KEY_LIKE.match(value.strip()) or login:
-                raise ValueError(
-                    f"parameter {name!r} seems to hold a key; parameters are saved with the "
-                    "notebook. Clear it, and set OPENAI_API_KEY in the environment instead"
-                )
 
 
 @dataclass
@@ -111,12 +88,28 @@ class OpenAIChat:
             raise ValueError("timeout_s, patience_s and backoff_s are seconds above 0")
         self.model, self._urls, self._concurrency = model, urls, concurrency
         self._timeout_s, self._patience_s, self._backoff_s = timeout_s, patience_s, backoff_s
-        _library()
+        openai, _ = _library()
+        self._options = {
+            "headers": dict.fromkeys(_ABOUT_THIS_REQUEST, openai.omit),
+            "idempotency_key": "unused",  # else it draws one from the system for each request
+        }
 
     def complete(
         self, prompts: Sequence[str], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         """See `LLM.complete`; as they finish."""
+        with contextlib.closing(self.complete_in_batches(prompts, sampling)) as batches:
+            for batch in batches:
+                yield from batch
+
+    def complete_in_batches(
+        self, prompts: Sequence[str], sampling: Sampling
+    ) -> Generator[list[tuple[int, Completion]], None, None]:
+        """`complete`, with all that is there at once in a list.
+
+        For a caller who stores answers: one write, and one change of threads, for each list instead
+        of each answer.
+        """
         answers: queue.SimpleQueue[tuple[int, Completion] | BaseException | None] = (
             queue.SimpleQueue()
         )
@@ -141,10 +134,8 @@ class OpenAIChat:
         # an answer leaves hundreds of objects; looking for cycles so often takes 30 % of the CPU
         gc.set_threshold(100_000, *collections[1:])
         try:
-            while (answer := answers.get()) is not None:
-                if isinstance(answer, BaseException):
-                    raise answer
-                yield answer
+            while batch := _at_hand(answers):
+                yield batch
         finally:
             gc.set_threshold(*collections)
             with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
@@ -178,8 +169,9 @@ class OpenAIChat:
             base_url=url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             max_retries=0,  # tenacity's task
-            timeout=self._timeout_s,
-            http_client=openai.DefaultAioHttpClient(),  # half the CPU of the default
+            timeout=None,  # _request's task
+            http_client=openai.DefaultAioHttpClient(timeout=None),  # half the CPU of the default
+            default_headers=dict.fromkeys(_ABOUT_THIS_MACHINE, openai.omit),
         )
 
     async def _ask(
@@ -190,29 +182,22 @@ class OpenAIChat:
         sampling: Sampling,
         progress: _Progress,
     ) -> Completion:
-        _, tenacity = _library()
         began = time.monotonic()
-        pause = tenacity.wait_random_exponential(multiplier=self._backoff_s, max=60)
-
-        def wait(state: Any) -> float:
-            error = state.outcome.exception()
-            after = error.retry_after
-            # jitter on top: all the workers were told the same
-            return pause(state) if after is None else after + pause(state) / 10
-
-        attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
-            stop=tenacity.stop_after_delay(self._patience_s),
-            wait=wait,
-            reraise=True,
-        )
         try:
-            async for attempt in attempts:
+            return await self._request(clients[index % len(clients)], prompt, sampling, progress)
+        except Passing as error:
+            first = (
+                error  # rare, so only now tenacity's loop: it would take its CPU of every prompt
+            )
+        try:
+            async for attempt in self._attempts(began):
                 with attempt:
                     number = attempt.retry_state.attempt_number - 1
+                    if number == 0:
+                        raise first
                     client = clients[(index + number) % len(clients)]
                     completion = await self._request(client, prompt, sampling, progress)
-        except _Passing as error:
+        except Passing as error:
             if progress.last_answer < began:
                 raise LLMError(
                     f"{self.model}: no server answered for {self._patience_s:.0f} s (last: "
@@ -220,6 +205,23 @@ class OpenAIChat:
                 ) from None
             return Completion("", "error", self.model)
         return completion
+
+    def _attempts(self, began: float) -> Any:
+        """Attempts to loop over until `patience_s` after `began`, with pauses between them."""
+        _, tenacity = _library()
+        pause = tenacity.wait_random_exponential(multiplier=self._backoff_s, max=60)
+
+        def wait(state: Any) -> float:
+            after = state.outcome.exception().retry_after
+            # jitter on top: all the workers were told the same
+            return pause(state) if after is None else after + pause(state) / 10
+
+        return tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(Passing),
+            stop=lambda state: time.monotonic() - began >= self._patience_s,
+            wait=wait,
+            reraise=True,
+        )
 
     async def _request(
         self, client: Any, prompt: str, sampling: Sampling, progress: _Progress
@@ -241,21 +243,22 @@ class OpenAIChat:
                         "seed": sampling.seed,
                     },
                     cast_to=httpx2.Response,
+                    options=self._options,
                 )
-            completion = _completion(response.content)
+            completion = read_completion(response.content)
         except TimeoutError:
-            raise _Passing(f"no answer within {self._timeout_s:g} s") from None
+            raise Passing(f"no answer within {self._timeout_s:g} s") from None
         except openai.APIStatusError as error:
             return self._refusal(error.status_code, error.response.headers, progress)
         except openai.APIConnectionError as error:  # also its own timeout
-            raise _Passing(type(error).__name__) from None
+            raise Passing(type(error).__name__) from None
         progress.last_answer, progress.refused = time.monotonic(), 0
         return completion
 
     def _refusal(self, status: int, headers: Mapping[str, str], progress: _Progress) -> Completion:
         # the body is left alone: servers repeat the prompt in it
         if status in (408, 409, 429) or status >= 500:
-            raise _Passing(f"HTTP {status}", _retry_after(headers))
+            raise Passing(f"HTTP {status}", retry_after(headers))
         if status in _CONFIGURATION:
             raise LLMError(f"{self.model}: HTTP {status}; {_CONFIGURATION[status]}")
         progress.refused += 1
@@ -267,29 +270,19 @@ class OpenAIChat:
         return Completion("", "error", self.model)
 
 
-def _completion(content: bytes) -> Completion:
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        text, reason = choice["message"]["content"], choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):
-        raise _Passing("an answer that is no chat completion") from None
-    if not isinstance(text, str | None):
-        raise _Passing("an answer whose content is no text")
-    return Completion(text or "", str(reason or "stop"), str(body.get("model", "")))
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from a number or an HTTP date; None if absent or neither."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
+def _at_hand(answers: queue.SimpleQueue) -> list[tuple[int, Completion]]:
+    """Wait for an answer and take those behind it; none are left if the list is empty."""
+    batch = []
+    while not batch or not answers.empty():
+        answer = answers.get()
+        if answer is None or isinstance(answer, BaseException):
+            if batch:
+                answers.put(answer)  # for the next call
+            elif answer is not None:
+                raise answer
+            break
+        batch.append(answer)
+    return batch
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:

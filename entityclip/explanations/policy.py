@@ -26,6 +26,11 @@ class PolicyReport:
     captions: int  # pairs whose caption stands in for their explanation
     checks: dict[str, int] = field(default_factory=dict)  # failures by name; a row may have several
 
+    @property
+    def failed(self) -> bool:
+        """Whether any pair's explanation failed a check or is missing."""
+        return bool(self.checks)
+
     def __str__(self) -> str:
         failed = ", ".join(f"{name} {n}" for name, n in self.checks.items()) or "none"
         return (

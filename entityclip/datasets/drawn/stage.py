@@ -11,13 +11,32 @@ from entityclip.datasets.drawn.canvas import Canvas
 from entityclip.datasets.drawn.countries import Country
 
 TIMES = ("day", "sunset", "night")
+TIMES_B = ("dawn", "rain", "dusk")  # of the drawn newsroom's style B
+_LAMPS_ON = frozenset({"night", "dusk"})
 _SKY = {  # colours at the top and at the horizon
     "day": ((88, 158, 226), (206, 230, 246)),
     "sunset": ((92, 66, 132), (252, 160, 84)),
     "night": ((8, 12, 36), (38, 48, 88)),
+    "dawn": ((150, 132, 176), (250, 214, 178)),
+    "rain": ((104, 112, 116), (168, 174, 172)),
+    "dusk": ((16, 50, 62), (178, 92, 104)),
 }
-_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (0.95, 0.78, 0.7), "night": (0.4, 0.43, 0.58)}
-_CLOTH_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.9, 0.84), "night": (0.74, 0.76, 0.86)}
+_LIGHT = {
+    "day": (1.0, 1.0, 1.0),
+    "sunset": (0.95, 0.78, 0.7),
+    "night": (0.4, 0.43, 0.58),
+    "dawn": (1.0, 0.9, 0.84),
+    "rain": (0.74, 0.78, 0.78),
+    "dusk": (0.52, 0.46, 0.52),
+}
+CLOTH_LIGHT = {
+    "day": (1.0, 1.0, 1.0),
+    "sunset": (1.0, 0.9, 0.84),
+    "night": (0.74, 0.76, 0.86),
+    "dawn": (1.0, 0.95, 0.88),
+    "rain": (0.86, 0.88, 0.88),
+    "dusk": (0.84, 0.76, 0.78),
+}
 COATS = ("35495e", "7a3b3b", "4f6d4a", "8a6d3b", "5b4a7a", "2f6f73", "444444", "a0522d")
 SKIN = ("f1c9a5", "c68642", "8d5524", "e0ac69", "5c3a21")
 
@@ -36,8 +55,8 @@ class Stage(Canvas):
         return colours[int(self.rng.integers(len(colours)))]
 
     def window(self, left: float, top: float, right: float, bottom: float, dark: str) -> None:
-        """A pane, lit from inside at night."""
-        if self.time == "night":
+        """A pane, lit from inside when it is dark."""
+        if self.time in _LAMPS_ON:
             self.lamps.box(left, top, right, bottom, "f6d27a")
         else:
             self.box(left, top, right, bottom, dark)
@@ -70,7 +89,7 @@ def flagpole(country: Country, time: str, width: int) -> Image.Image:
     cloth = np.asarray(country.flag.draw(width), np.float32)
     height = cloth.shape[0]
     folds = 1 + 0.07 * np.sin(np.linspace(0.6, 2.3 * np.pi + 0.6, width, dtype=np.float32))
-    cloth = cloth * folds[None, :, None] * np.array(_CLOTH_LIGHT[time], np.float32)
+    cloth = cloth * folds[None, :, None] * np.array(CLOTH_LIGHT[time], np.float32)
     pole = max(1, round(width / 22))
     sprite = Image.new("RGBA", (width + pole + 2, round(height * 2.3)))
     sprite.paste((60, 62, 70, 255), (0, 0, pole, sprite.height))

@@ -140,6 +140,7 @@ _GENERIC = (
     "{seen} {light}; one flag shows {a}, the other {b}",
     "Two flags above {seen} {light}: {a}, and {b}",
 )
+_SHORT = ("{side} at {event}", "{event} with {side}", "{side}, {event}")
 _EXPLANATION = (
     "The flag of {name}, capital {capital}, shows {look}.",
     "{capital} is the capital of {name}; its flag shows {look}.",
@@ -174,6 +175,12 @@ def generic_caption(
     a, b = (country.flag.words() for country in countries)
     seen, light = _pick(rng, _SEEN[scene]), _pick(rng, _LIGHT[time])
     return _capitalised(_pick(rng, _GENERIC).format(a=a, b=b, seen=seen, light=light))
+
+
+def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str:
+    """Name one of the countries and an event of the scene, and nothing else."""
+    side = _side(rng, country, capitals_only=False)
+    return _capitalised(_pick(rng, _SHORT).format(side=side, event=_pick(rng, EVENTS[scene])))
 
 
 def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:

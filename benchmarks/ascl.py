@@ -1,0 +1,121 @@
+"""AsCL's cross-attention similarity, literal against ours, in one run.
+
+    python -m benchmarks.ascl [--batch 64] [--regions 49] [--words 32] [--width 512] [--repeats 3]
+    python -m benchmarks.ascl --evaluate 1000 5000
+
+Forward and backward of the similarities of B pictures with B texts from given tokens: the loop over
+captions of tests/literal_ascl.py and the package's, on the same weights, taking turns. Printed are
+medians of wall and of processor time, their ratios, and the largest difference of a gradient,
+relative to the largest gradient. ``--evaluate M N`` compares M pictures with N captions instead
+and prints the peak memory of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from entityclip.backbone import Tokens
+from entityclip.baselines.ascl.fusion import HierarchicalFusion
+from entityclip.provenance import peak_memory_mb
+from tests.literal_ascl import similarity as literal_similarity
+
+
+def make_tokens(batch: int, length: int, width: int, device: str, **options) -> Tokens:
+    tokens = torch.randn(batch, length, width, device=device, **options)
+    valid = torch.ones(batch, length, dtype=torch.bool, device=device)
+    return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
+
+
+def make_fusion(width: int, device: str) -> HierarchicalFusion:
+    """With random weights: the identity it starts from would not test much."""
+    fusion = HierarchicalFusion(width, heads=8, local_weight=0.8).to(device)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=width**-0.5)
+    return fusion
+
+
+def timed(step, tokens: list[Tensor], fusion: HierarchicalFusion) -> tuple[float, float, Tensor]:
+    for tensor in (*tokens, *fusion.parameters()):
+        tensor.grad = None
+    wall, processor = time.perf_counter(), time.process_time()
+    step().sin().sum().backward()
+    if tokens[0].is_cuda:
+        torch.cuda.synchronize()
+    spent = time.perf_counter() - wall, time.process_time() - processor
+    return *spent, torch.cat([t.grad.flatten() for t in tokens])
+
+
+def compare(args: argparse.Namespace) -> None:
+    image = make_tokens(args.batch, 1 + args.regions, args.width, args.device, requires_grad=True)
+    text = make_tokens(args.batch, args.words, args.width, args.device, requires_grad=True)
+    fusion, tokens = make_fusion(args.width, args.device), [image.tokens, text.tokens]
+
+    def sides():  # pooled rows are taken anew so that each repetition has a graph of its own
+        return (side._replace(pooled=side.tokens[:, 0]) for side in (image, text))
+
+    def ours():
+        picture, caption = sides()
+        return fusion(fusion.image_side(picture), fusion.text_side(caption, text.valid))
+
+    def literal():
+        return literal_similarity(fusion, *sides(), text.valid)
+
+    runs = {"literal": [], "ours": []}
+    for _ in range(args.repeats):
+        for name, step in (("ours", ours), ("literal", literal)):
+            runs[name].append(timed(step, tokens, fusion))
+    print(
+        f"B={args.batch} regions={args.regions} words={args.words} d={args.width}, 8 heads, "
+        f"{args.device}, {torch.get_num_threads()} threads"
+    )
+    medians = {}
+    for name, found in runs.items():
+        medians[name] = [statistics.median(run[i] for run in found) for i in (0, 1)]
+        print(f"{name:8} {medians[name][0]:8.2f} s wall {medians[name][1]:8.2f} s processor")
+    wall, processor = (medians["literal"][i] / medians["ours"][i] for i in (0, 1))
+    print(f"ratio    {wall:8.1f}   wall {processor:8.1f}   processor")
+    ours_grad, literal_grad = runs["ours"][-1][2], runs["literal"][-1][2]
+    error = (ours_grad - literal_grad).abs().max() / literal_grad.abs().max()
+    print(f"max difference of a gradient: {error:.1e}")
+
+
+@torch.inference_mode()
+def evaluate(args: argparse.Namespace, pictures: int, captions: int, at_once: int = 64) -> None:
+    fusion = make_fusion(args.width, args.device)
+    before, start = peak_memory_mb(args.device), time.perf_counter()
+    image = fusion.image_side(make_tokens(pictures, 1 + args.regions, args.width, args.device))
+    found = torch.empty(pictures, captions)
+    for first in range(0, captions, at_once):
+        n = min(at_once, captions - first)
+        text = make_tokens(n, args.words, args.width, args.device)
+        found[:, first : first + n] = fusion(image, fusion.text_side(text, text.valid)).cpu()
+    assert torch.isfinite(found).all()
+    print(f"{pictures} pictures x {captions} captions, {args.regions} regions, {args.words} words")
+    print(f"{time.perf_counter() - start:.0f} s, peak {peak_memory_mb(args.device):.0f} MiB, "
+          f"{before:.0f} MiB of it before the first token")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--regions", type=int, default=49)
+    parser.add_argument("--words", type=int, default=32)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--evaluate", nargs=2, type=int, metavar=("PICTURES", "CAPTIONS"))
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.evaluate:
+        evaluate(args, *args.evaluate)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A table of variants from a profile to figures: which runs it needs, its rows, its differences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from entityclip.comparison import difference_table
+from entityclip.experiments import Experiment
+from entityclip.measure import measure, stored_ranks
+from entityclip.results import ResultsError
+from entityclip.stored import find_rows, stored_rows
+from entityclip.sweep import splits_of, sweep
+from entityclip.tables import retrieval_table
+from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
+
+
+def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
+    """An experiment for each seed that the profile wants behind a table (a key of TABLES)."""
+    settings = experiment.settings
+    seeds = settings.main_seeds if table == "main" else settings.ablation_seeds
+    return [
+        Experiment(replace(experiment.profile, seed=seed), progress=experiment.progress)
+        for seed in seeds
+    ]
+
+
+def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
+    """(variant, seed) of the runs a table still lacks, shipped rows counted as there."""
+    lacking = []
+    for number, of_seed in enumerate(seed_experiments(experiment, table)):
+        for name in TABLES[table]:
+            if number and not find_variant(name).finetuned:
+                continue
+            splits = splits_of(of_seed, name)
+            if any(stored_ranks(of_seed, name, split) is None for split in splits):
+                lacking.append((name, of_seed.seed))
+    return lacking
+
+
+def run_table(experiment: Experiment, table: str) -> None:
+    """Train and measure what a table still lacks."""
+    sweep(seed_experiments(experiment, table), TABLES[table])
+
+
+def describe_variants(experiment: Experiment, table: str) -> pd.DataFrame:
+    """What each row of a table asks and how its model differs from the profile's."""
+    rows = []
+    for name in TABLES[table]:
+        variant = VARIANTS[name]
+        changes = [f"{key}={value}" for key, value in variant.model.items()]
+        if variant.explanations != "own":
+            changes.append(f"explanations={variant.explanations}")
+        rows.append({"variant": name, "asks": variant.asks, "changes": ", ".join(changes)})
+    return pd.DataFrame(rows)
+
+
+def variant_rows(experiment: Experiment, table: str, *, splits: list[str]) -> pd.DataFrame:
+    """The stored retrieval rows of a table's variants on some splits."""
+    rows = stored_rows(experiment, "retrieval", variants=TABLES[table])
+    return rows[rows["split"].isin(splits)].reset_index(drop=True)
+
+
+def recall_table(experiment: Experiment, table: str, *, splits: list[str]) -> pd.DataFrame:
+    """`retrieval_table` of a table's variants, in the table's order."""
+    found = retrieval_table(variant_rows(experiment, table, splits=splits))
+    place = {name: number for number, name in enumerate(TABLES[table])}
+    order = found["variant"].map(place)
+    return found.assign(place=order).sort_values(
+        ["split", "direction", "place"], kind="stable", ignore_index=True
+    ).drop(columns="place")  # fmt: skip
+
+
+def differences_to_first(
+    experiment: Experiment, table: str, *, splits: list[str], metric: str = "R@1"
+) -> pd.DataFrame:
+    """Each variant minus the table's first, paired by query and seed (`difference_table`)."""
+    ranks = find_rows(experiment, "ranks", variants=TABLES[table])
+    if ranks.empty:
+        raise ResultsError(f"no ranks of table {table} are stored; run its notebook first")
+    first, *others = TABLES[table]
+    chosen = ranks[ranks["split"].isin(splits)]
+    return difference_table(chosen, [(other, first) for other in others], metric)
+
+
+def choose_on_validation(experiment: Experiment) -> pd.DataFrame:
+    """The search's candidates by mean R@1 of both directions on val, best first; no test rows read.
+
+    Columns `variant`, `seeds`, `R@1`, `lowest` and `highest` over seeds. Raises ResultsError before
+    every candidate has as many seeds as any other: a choice among unequals would not be one.
+    """
+    rows = variant_rows(experiment, "search", splits=["val"])
+    rows = rows[rows["metric"] == "R@1"]
+    by_seed = rows.groupby(["variant", "seed"])["value"].mean().reset_index()
+    table = by_seed.groupby("variant")["value"].agg(["count", "mean", "min", "max"])
+    table = table.reindex(TABLES["search"])
+    if table["count"].isna().any() or table["count"].nunique() > 1:
+        lacking = table[table["count"].fillna(0) < table["count"].max()].index
+        raise ResultsError(f"the search still lacks runs of {', '.join(lacking)}")
+    table.columns = ["seeds", "R@1", "lowest", "highest"]
+    return table.sort_values("R@1", ascending=False, kind="stable").reset_index()
+
+
+def test_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
+    """Measure the search's winner on the test splits, every seed; its name."""
+    chosen = choice["variant"].iloc[0]
+    for of_seed in seed_experiments(experiment, "search"):
+        measure(of_seed, [chosen], of_seed.settings.test_splits, shipped=True)
+    return chosen
+
+
+def compare_chosen(experiment: Experiment, chosen: str, *, splits: list[str]) -> pd.DataFrame:
+    """The winner minus CLIP, EntityCLIP and the bridge on the test splits, R@1."""
+    others = [name for name in ("clip", "entityclip", "bridge") if name != chosen]
+    ranks = find_rows(experiment, "ranks", variants=[chosen, *others])
+    ranks = ranks[ranks["split"].isin(splits)]
+    return difference_table(ranks, [(chosen, other) for other in others])
+
+
+def leak_rows(experiment: Experiment) -> pd.DataFrame:
+    """Stored rows of the leak question, of the variants that were asked it."""
+    return stored_rows(experiment, "leak", variants=LEAK)
+
+
+def matching_rows(experiment: Experiment) -> pd.DataFrame:
+    """Stored rows of the matching head's accuracy."""
+    return stored_rows(experiment, "matching", variants=TABLES["ablation_gi_itm"])

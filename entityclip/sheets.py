@@ -1,0 +1,135 @@
+"""A table as it is printed: cells with intervals and marks, in Markdown and in LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from entityclip.files import atomic_write_text
+
+Mark = Literal["", "best", "second"]
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "%_&$#{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "…": r"\dots{}",
+}
+
+
+class Cell(NamedTuple):
+    """A number as printed, its interval ("± 0.4" or "[1.2, 3.4]") and whether it stands out."""
+
+    text: str = ""
+    interval: str = ""
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A printed table: `header`, then blocks of rows, a rule between two blocks.
+
+    The first `names` columns are words, left-aligned; the others numbers. `notes` are sentences for
+    below the table.
+    """
+
+    header: Sequence[str]
+    blocks: Sequence[Sequence[Sequence[Cell | str]]]
+    names: int
+    notes: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        for row in (row for block in self.blocks for row in block):
+            if len(row) != len(self.header):
+                raise ValueError(f"{len(row)} cells below {len(self.header)} headings: {row}")
+
+
+def standings(values: Sequence[float], *, higher_is_better: bool = True) -> list[Mark]:
+    """Which of some values, as printed, are "best" and which "second".
+
+    Equal values share their mark; second is the next other value. A blank (NaN) has none, and where
+    all are equal, or there is only one, nothing stands out.
+    """
+    known = sorted({v for v in values if not np.isnan(v)}, reverse=higher_is_better)
+    if len(known) < 2:
+        return [""] * len(values)
+    places: dict[float, Mark] = {known[0]: "best", known[1]: "second"}
+    return [places.get(value, "") for value in values]
+
+
+def sheet_markdown(sheet: Sheet) -> str:
+    """The table in Markdown: best bold, second underlined; notes as paragraphs below."""
+    dashes = ["---" if i < sheet.names else "--:" for i in range(len(sheet.header))]
+    lines = [list(sheet.header), dashes]
+    lines += [[_markdown(cell) for cell in row] for block in sheet.blocks for row in block]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "".join(f"\n{note}\n" for note in sheet.notes)
+
+
+def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
+    r"""A ``table`` environment for ``\usepackage{booktabs}``; best ``\textbf``, second underlined.
+
+    All words are escaped, so names may hold %, _, & and $. Notes stand below the table.
+    """
+    columns = "l" * sheet.names + "r" * (len(sheet.header) - sheet.names)
+    lines = [r"\begin{table}", r"\centering"]
+    if caption:
+        lines.append(rf"\caption{{{latex(caption)}}}")
+    if label:
+        lines.append(rf"\label{{{label}}}")
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [_row(map(latex, sheet.header)), r"\midrule"]
+    for number, block in enumerate(sheet.blocks):
+        lines += [r"\midrule"] if number else []
+        lines += [_row(map(_latex_cell, row)) for row in block]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\footnotesize {latex(note)}" for note in sheet.notes]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def save_sheet(sheet: Sheet, folder: str | Path, name: str, caption: str = "") -> list[Path]:
+    """Write ``name.md`` and ``name.tex`` into `folder`; the paths."""
+    label = f"tab:{name.replace('_', '-')}"
+    paths = [Path(folder) / f"{name}.{kind}" for kind in ("md", "tex")]
+    texts = sheet_markdown(sheet), sheet_latex(sheet, caption, label)
+    for path, text in zip(paths, texts, strict=True):
+        atomic_write_text(path, text)
+    return paths
+
+
+def latex(text: str) -> str:
+    """Text that LaTeX sets as it stands."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _row(cells: Iterable[str]) -> str:
+    line = " & ".join(cells)
+    # LaTeX reads a "[" or "*" that follows \\ as belonging to it, even on the next line
+    return (f"{{}}{line}" if line.startswith(("[", "*")) else line) + r" \\"
+
+
+def _markdown(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return cell.replace("|", "\\|")
+    text = {"best": f"**{cell.text}**", "second": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text)
+    return f"{text} {cell.interval}".rstrip()
+
+
+def _latex_cell(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return latex(cell)
+    marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}.get(cell.mark, "%s")
+    text = marked % latex(cell.text)
+    return f"{text} {{\\scriptsize {latex(cell.interval)}}}" if cell.interval else text

@@ -1,0 +1,194 @@
+"""The tables' variants, the controls' explanations, and the sweep that trains and measures them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from entityclip import stored
+from entityclip.config import EntityCLIPConfig, load_profile
+from entityclip.controls import replace_explanations
+from entityclip.datasets.newsroom import newsroom_pairs
+from entityclip.experiments import Experiment
+from entityclip.metrics import recall_at_k, retrieval_ranks
+from entityclip.model import EntityCLIP
+from entityclip.probes import CONDITIONS, measure_leak, measure_matching, mixed_embeddings
+from entityclip.results import read_rows
+from entityclip.stored import find_rows, ship_rows
+from entityclip.sweep import main, measure_variant, sweep
+from entityclip.variants import LEAK, TABLES, VARIANTS, Variant
+from tests.test_experiments import TINY
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path / "shipped")
+    return tmp_path
+
+
+def experiment(seed=0, **settings):
+    return Experiment(
+        load_profile("smoke", seed=seed, settings={**TINY, **settings}), progress=False
+    )
+
+
+def test_every_table_names_variants_and_every_variant_is_in_a_table():
+    assert {name for table in TABLES.values() for name in table} == set(VARIANTS)
+    assert set(LEAK) <= set(VARIANTS)
+    for table in TABLES.values():
+        assert len(set(table)) == len(table)
+
+
+def test_variants_are_different_models_or_different_data():
+    base = Experiment(load_profile("smoke"))
+    seen = {}
+    for name, variant in VARIANTS.items():
+        made_of = (base.config(name), variant.finetuned, variant.explanations)
+        assert made_of not in seen, f"{name} is {seen[made_of]}"
+        seen[made_of] = name
+
+
+def test_a_variant_with_a_misspelt_override_is_refused():
+    with pytest.raises(ValueError, match="typo: EntityCLIPConfig has no image_expert"):
+        Variant("typo", "?", {"image_expert": 1})
+
+
+def test_shuffled_explanations_are_the_others():
+    pairs = newsroom_pairs("train", 50)
+    shuffled = replace_explanations(pairs, "shuffled", seed=3)
+    assert sorted(p.explanation for p in shuffled) == sorted(p.explanation for p in pairs)
+    kept = [a.explanation == b.explanation for a, b in zip(pairs, shuffled, strict=True)]
+    assert not any(kept)
+    assert shuffled == replace_explanations(pairs, "shuffled", seed=3)
+    assert shuffled != replace_explanations(pairs, "shuffled", seed=4)
+    assert [(p.id, p.caption, p.image) for p in shuffled] == [
+        (p.id, p.caption, p.image) for p in pairs
+    ]
+
+
+def test_random_explanations_keep_lengths_and_words():
+    pairs = newsroom_pairs("train", 20)
+    drawn = replace_explanations(pairs, "random", seed=1)
+    words = [sorted(w for p in side for w in p.explanation.split()) for side in (pairs, drawn)]
+    assert words[0] == words[1]
+    for before, after in zip(pairs, drawn, strict=True):
+        assert len(before.explanation.split()) == len(after.explanation.split())
+        assert before.explanation != after.explanation
+
+
+def test_other_controls_and_what_is_refused():
+    pairs = newsroom_pairs("train", 3)
+    assert replace_explanations(pairs, "own") == pairs
+    assert [p.explanation for p in replace_explanations(pairs, "caption")] == [
+        p.caption for p in pairs
+    ]
+    with pytest.raises(ValueError, match="no control 'wrong'"):
+        replace_explanations(pairs, "wrong")
+    with pytest.raises(ValueError, match="nobody to swap"):
+        replace_explanations(pairs[:1], "shuffled")
+    with pytest.raises(ValueError, match="2 pairs have no explanation, the first is 'generic-0-0"):
+        replace_explanations(newsroom_pairs("generic", 2), "random")
+
+
+@pytest.fixture(scope="module")
+def model(backbone):
+    torch.manual_seed(0)
+    return EntityCLIP(backbone, EntityCLIPConfig(2, 1, 2)).eval()
+
+
+def test_mixed_embeddings_are_those_of_training(model, make_dataset):
+    data = make_dataset("test", 6, explanations=True)
+    own = torch.arange(6)
+    images, texts = mixed_embeddings(model, data, own, own)
+    batch = data.collate([data[i] for i in range(6)])
+    with torch.no_grad():
+        outputs = model(batch.images, batch.captions, batch.explanations, batch.image_keys)
+    torch.testing.assert_close(images, outputs.image_moe, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(texts, outputs.text_moe, atol=1e-5, rtol=1e-5)
+    # each side follows its own explanation only
+    other = own.roll(1)
+    crossed_images, crossed_texts = mixed_embeddings(model, data, other, own)
+    assert not torch.allclose(crossed_images, images, atol=1e-4)
+    torch.testing.assert_close(crossed_texts, texts)
+
+
+def test_leak_rows_are_recall_between_mixed_embeddings(runs, model):
+    base = experiment()
+    rows = measure_leak(base, model, "entityclip", "test")
+    found = {(r["metric"], r["direction"]): r["value"] for r in rows}
+    assert len(found) == 2 * len(CONDITIONS)
+    data = base.dataset("test", explanations=True)
+    images, texts = mixed_embeddings(model, data, torch.arange(8), torch.arange(8))
+    expected = recall_at_k(retrieval_ranks(texts, images), [1])["R@1"]
+    assert found["R@1, own", "text_to_image"] == expected
+    assert len(find_rows(base, "leak")) == len(rows)
+    plain = EntityCLIP(model.backbone, EntityCLIPConfig(1, 1, 0))
+    with pytest.raises(ValueError, match="no explanation experts"):
+        measure_leak(base, plain, "no-explanation-experts", "test")
+
+
+def test_matching_rows_count_right_answers(runs, model):
+    base = experiment()
+    with torch.no_grad():  # a head that always says "match"
+        model.matching.head.weight.zero_()
+        model.matching.head.bias.copy_(torch.tensor([-1.0, 1.0]))
+    found = {r["metric"]: r for r in measure_matching(base, model, "entityclip", "test")}
+    assert found["accuracy, matched"]["value"] == 100
+    assert found["accuracy, wrong text"]["value"] == 0
+    assert found["accuracy, wrong image"]["value"] == 0
+    assert found["accuracy, matched"]["n_queries"] == 8
+    plain = EntityCLIP(model.backbone, EntityCLIPConfig(1, 1, 1, matching="none"))
+    with pytest.raises(ValueError, match="no matching head"):
+        measure_matching(base, plain, "no-matching", "test")
+
+
+def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch):
+    both = [experiment(), experiment(seed=1)]
+    sweep(both, ["zero-shot", "entityclip", "shuffled-explanations"], keep=["entityclip"])
+    ranks = find_rows(both[0], "ranks")
+    seeds = ranks.groupby("variant")["seed"].unique().map(sorted).to_dict()
+    assert seeds == {"zero-shot": [0], "entityclip": [0, 1], "shuffled-explanations": [0, 1]}
+    assert set(find_rows(both[0], "matching")["variant"]) == {"entityclip"}
+    assert set(find_rows(both[0], "leak")["variant"]) == {"entityclip", "shuffled-explanations"}
+    kept = {p.parent.name.split("-seed")[0] for p in runs.rglob("best.safetensors")}
+    assert kept == {"pretraining", "entityclip"}
+
+    counts = ship_rows(both[0])
+    assert counts["ranks"] == len(ranks)
+    shipped = {f.name: f.read_bytes() for f in (runs / "shipped" / "smoke").iterdir()}
+    ship_rows(both[0])
+    assert shipped == {f.name: f.read_bytes() for f in (runs / "shipped" / "smoke").iterdir()}
+
+    # elsewhere, the shipped rows count as done
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(runs / "elsewhere"))
+    assert not measure_variant(experiment(seed=1), "shuffled-explanations")
+    assert not (runs / "elsewhere").exists() or not list((runs / "elsewhere").rglob("*.jsonl"))
+
+
+def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
+    base = experiment()
+    sweep([base], ["zero-shot"])
+    ship_rows(base)
+    path = runs / "shipped" / "smoke" / "retrieval.jsonl"
+    for file in (runs / "runs").rglob("*.jsonl"):
+        file.unlink()
+    lines = path.read_text().splitlines(keepends=True)
+    whole = find_rows(base, "retrieval")
+    path.write_text("".join(lines[1:]))
+    fewer = find_rows(base, "retrieval")
+    key = ["direction", "metric"]
+    gone = set(map(tuple, whole[key].values)) - set(map(tuple, fewer[key].values))
+    assert gone == {tuple(json.loads(lines[0])[name] for name in key)}
+    foreign = json.loads(lines[0]) | {"data_fingerprint": "0" * 16}
+    path.write_text("".join(lines[1:]) + json.dumps(foreign) + "\n")
+    assert len(read_rows(path)) == len(whole)
+    assert len(find_rows(base, "retrieval")) == len(fewer)
+
+
+def test_the_command_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit):
+        main(["--variants", "klip"])
+    assert "klip" in capsys.readouterr().err
