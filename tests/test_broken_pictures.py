@@ -73,6 +73,7 @@ def experiment(root, weights, *, max_broken=0.01, train_decoding="exact", **fine
         "dataset": "n24news",
         "data_root": str(root),
         "image_size": SIDE,
+        "explanation_source": "own",
         "max_broken": max_broken,
         "train_decoding": train_decoding,
         "pretrained": str(weights),
@@ -108,7 +109,8 @@ def test_a_run_leaves_broken_pictures_out_and_lists_them(archive, weights, worke
     # once each, however often the epochs met them; nobody who reads the log stumbles over them
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [list(row["broken"]) for row in rows if "broken" in row] == [["train7"], ["val3"]]
-    assert [line.split(",")[0] for line in caplog.messages] == ["train", "val"]
+    said = [r.getMessage() for r in caplog.records if r.name == "entityclip.training"]
+    assert [line.split(",")[0] for line in said] == ["train", "val"]
     steps, validations = read_log(folder / "log.jsonl")
     assert (len(steps), len(validations)) == (4, 2)
     assert "broken" not in log_table({"clip": folder / "log.jsonl"})
