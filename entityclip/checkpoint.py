@@ -60,6 +60,21 @@ def read_meta(path: Path) -> dict[str, Any]:
     return _read(path, meta)
 
 
+def refuse_other_run(path: Path, meta: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise CheckpointError if the `meta` read from `path` tells of another run than `identity`."""
+    theirs = meta.get("identity", {})
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {identity.get(key)!r} here"
+        for key in sorted({*theirs, *identity})
+        if theirs.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another run ({'; '.join(differing)}); "
+            "use another folder or delete it"
+        )
+
+
 def _read(path: Path, read: Any) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from entityclip.baselines.itr.config import ClassifierConfig, ITRConfig, ITRSettings, PairSource
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -211,6 +213,7 @@ class Settings(BaseModel):
     # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
     main_seeds: list[int] = Field(default=[0], min_length=1)
     ablation_seeds: list[int] = Field(default=[0], min_length=1)
+    itr: ITRSettings | None = None  # the neighbour ITR; None leaves it out
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:
@@ -334,6 +337,8 @@ def _hint(location: tuple[int | str, ...]) -> str:
     """What the group of an unknown setting does know."""
     groups = {"model": EntityCLIPConfig, "finetuning": TrainConfig, "train": TrainConfig}
     groups |= {"pretraining": Pretraining, "ascl": AsCLSettings}
+    groups |= {"itr": ITRSettings, "objective": ITRConfig, "classifier": ClassifierConfig}
+    groups |= dict.fromkeys(("unlabelled", "labelled", "judged"), PairSource)
     *parents, name = (str(part) for part in location)
     if parents[:2] == ["ascl", "model"]:
         groups["model"] = AsCLConfig

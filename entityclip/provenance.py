@@ -19,7 +19,7 @@ from entityclip.config import REPOSITORY, as_dict, config_hash
 
 _PACKAGES = (
     *("entityclip", "torch", "open_clip_torch", "accelerate", "safetensors"),
-    *("numpy", "pandas", "pillow", "matplotlib", "seaborn"),
+    *("numpy", "pandas", "pillow", "matplotlib", "seaborn", "scikit-learn"),
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from numbers import Real
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,17 @@ from entityclip.files import append, atomic_write_bytes, atomic_write_text, lock
 from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
 
 __all__ = [
+    "CLASSIFICATION",
     "COLUMNS",
     "DIRECTIONS",
     "KEY",
+    "RETRIEVAL",
     "TASKS",
+    "ClassificationRow",
     "Provenance",
     "ResultsError",
     "Row",
+    "Schema",
     "append_rows",
     "atomic_write_bytes",
     "atomic_write_text",
@@ -74,6 +78,43 @@ COLUMNS = (
 )
 
 
+class ClassificationRow(Provenance):
+    """One measurement of a classification, one line of a results file."""
+
+    variant: str
+    dataset: str
+    split: str
+    protocol: str  # how the embeddings were judged, e.g. "linear probe"
+    label: str  # what was told: "text", "image" or "combined"
+    metric: str
+    value: float
+    low: float | None  # 95 % interval; None where none was computed
+    high: float | None
+    n_train: int  # labelled pairs learned from; 0 where none were
+    n_test: int
+
+
+class Schema(NamedTuple):
+    """What a results file's rows hold and which columns make two rows the same measurement."""
+
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    made_by: str  # how to get rows where there are none
+
+
+RETRIEVAL = Schema(
+    COLUMNS, KEY, "run the evaluation first (notebooks/04_retrieval.ipynb, or `make reproduce`)"
+)
+CLASSIFICATION = Schema(
+    tuple(ClassificationRow.__annotations__),
+    (
+        *("variant", "dataset", "split", "protocol", "label", "metric"),
+        *("seed", "config_hash", "data_fingerprint"),
+    ),
+    "run notebooks/08_itr.ipynb",
+)
+
+
 # ------------------------------------------------------------------------------------------ rows
 
 
@@ -110,7 +151,9 @@ def measurement_rows(
     ]
 
 
-def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_rows(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], schema: Schema = RETRIEVAL
+) -> None:
     """Append rows to a JSONL file, all or none, safe against other processes doing the same.
 
     The file and its folder are made as needed. A torn last line, left by a killed process, is moved
@@ -118,7 +161,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     infinite values, before anything is written; OSError (a full disk) leaves the file as it was.
     """
     path = Path(path)
-    payload = b"".join(_encode(row, number) for number, row in enumerate(rows, start=1))
+    payload = b"".join(_encode(row, number, schema) for number, row in enumerate(rows, start=1))
     if not payload:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +170,8 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         append(descriptor, payload, path)
 
 
-def _encode(row: Mapping[str, Any], number: int) -> bytes:
-    problem = _problem(row)
+def _encode(row: Mapping[str, Any], number: int, schema: Schema) -> bytes:
+    problem = _problem(row, schema)
     if problem:
         raise ResultsError(f"row {number} {problem}")
     try:
@@ -144,9 +187,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot stand in a result row")
 
 
-def _problem(row: Mapping[str, Any]) -> str | None:
+def _problem(row: Mapping[str, Any], schema: Schema) -> str | None:
     """What keeps this mapping from being a measurement, or None."""
-    missing = [name for name in COLUMNS if name not in row]
+    missing = [name for name in schema.columns if name not in row]
     if missing:
         return f"lacks {', '.join(missing)}"
     for name in ("value", "low", "high"):
@@ -166,26 +209,23 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_rows(*paths: str | Path) -> pd.DataFrame:
-    """All measurements of JSONL files or of folders' ``*.jsonl``, one a row, columns as in Row.
+def read_rows(*paths: str | Path, schema: Schema = RETRIEVAL) -> pd.DataFrame:
+    """All measurements of JSONL files or of folders' ``*.jsonl``, one a row, of one schema.
 
-    Where a measurement (KEY) recurs, the row created last wins, and of equals the later line.
-    Raises ResultsError for a line that is no row (file, line number and text are named) and where
-    there is nothing to read.
+    Where a measurement (the schema's key) recurs, the row created last wins, and of equals the
+    later line. Raises ResultsError for a line that is no row (file, line number and text are named)
+    and where there is nothing to read.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    rows = [row for file in files if file.exists() for row in _read_file(file)]
+    rows = [row for file in files if file.exists() for row in _read_file(file, schema)]
     if not rows:
-        raise ResultsError(
-            f"no result rows in {', '.join(map(str, paths))}; run the evaluation first "
-            "(notebooks/04_retrieval.ipynb, or `make reproduce`)"
-        )
+        raise ResultsError(f"no result rows in {', '.join(map(str, paths))}; {schema.made_by}")
     frame = pd.DataFrame(rows)
     created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)
     frame = frame.loc[created.sort_values(kind="stable").index]
-    return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+    return frame.drop_duplicates(list(schema.key), keep="last").reset_index(drop=True)
 
 
 def find_rows(path: str | Path, **wanted: Any) -> pd.DataFrame:
@@ -196,17 +236,17 @@ def find_rows(path: str | Path, **wanted: Any) -> pd.DataFrame:
     return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 
-def _read_file(path: Path) -> list[dict[str, Any]]:
+def _read_file(path: Path, schema: Schema) -> list[dict[str, Any]]:
     # bytes, cut at newlines only: str.splitlines also cuts at U+2028, which JSON leaves in strings
     lines = path.read_bytes().split(b"\n")
     return [
-        _parse(line, f"{path}, line {number}")
+        _parse(line, f"{path}, line {number}", schema)
         for number, line in enumerate(lines, start=1)
         if line or number < len(lines)
     ]
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str, schema: Schema) -> dict[str, Any]:
     text = line.decode("utf-8", errors="replace")
     shown = repr(text if len(text) <= 200 else text[:200] + "…")
     try:
@@ -216,7 +256,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
             f"{where} is not JSON ({error}): {shown}; delete the line (a torn last line is moved "
             "aside when results are next appended)"
         ) from error
-    problem = _problem(row) if isinstance(row, dict) else "is not an object"
+    problem = _problem(row, schema) if isinstance(row, dict) else "is not an object"
     if problem:
         raise ResultsError(f"{where} {problem}: {shown}")
     return row

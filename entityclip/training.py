@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entityclip.checkpoint import (
-    CheckpointError,
     pack_optimizer,
     read_meta,
     read_tensors,
+    refuse_other_run,
     unpack_optimizer,
     write_checkpoint,
 )
@@ -37,6 +37,7 @@ from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
+from entityclip.repeatable import repeatable
 from entityclip.results import atomic_write_text
 from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
@@ -152,7 +153,7 @@ class _Trainer:
         resumed = self._resume()
         self.start = time.perf_counter()
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
-        with bar, _repeatable(self.accelerator.device):
+        with bar, repeatable(self.accelerator.device):
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
                 self._epoch(epoch, bar)
         result = TrainResult(
@@ -304,7 +305,7 @@ class _Trainer:
             self.log.truncate(0)
             return None
         meta, tensors = read_meta(path), read_tensors(path)
-        _refuse_other_run(path, meta.get("identity", {}), self.identity)
+        refuse_other_run(path, meta, self.identity)
         self.bare.load_state_dict(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
@@ -326,24 +327,6 @@ class _Trainer:
         return f"the last good checkpoint is {path} of step {read_meta(path)['step']}"
 
 
-@contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """On the CPU, the same seed gives the same bits at any number of threads.
-
-    Gradients of gathered rows are otherwise summed in the order in which threads arrive.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, helps debugging
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
 def _precision(config: TrainConfig) -> str:
     if config.precision == "fp32":
         return "no"
@@ -351,16 +334,3 @@ def _precision(config: TrainConfig) -> str:
     if config.precision == "bf16":
         return "bf16"
     return "bf16" if able else "no"
-
-
-def _refuse_other_run(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    differing = [
-        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} belongs to another run ({'; '.join(differing)}); "
-            "use another folder or delete it"
-        )

@@ -28,7 +28,6 @@ from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profil
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptionsDataset
 from entityclip.datasets.pair import PairDataset
-from entityclip.embedding_space import alignment, uniformity
 from entityclip.experiments import Experiment
 from entityclip.losses import vtc_loss
 from entityclip.metrics import retrieval_ranks, rsum, similarity_ranks
@@ -233,20 +232,6 @@ def test_reranking_nothing_changes_nothing_and_ties_count_against():
 def test_rsum_adds_six_recalls():
     metrics = {d: {"R@1": 10.0, "R@5": 20.0, "R@10": 30.0, "MedR": 5.0} for d in ("a", "b")}
     assert rsum(metrics) == 120
-
-
-def test_alignment_and_uniformity_of_known_points():
-    images, texts = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert alignment(images, texts, torch.tensor([0, 1, 0])) == 0
-    # one of three texts at right angles to its picture: squared distance 2
-    assert alignment(images, texts, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
-    assert uniformity(torch.ones(4, 1)) == pytest.approx(0)
-    assert uniformity(images) == pytest.approx(-4)
-    points = torch.nn.functional.normalize(torch.randn(50, 8), dim=1)
-    literal = torch.pdist(points.double()).square().mul(-2).exp().mean().log().item()
-    assert uniformity(points) == pytest.approx(literal)
-    with pytest.raises(ValueError, match="pairs of them"):
-        uniformity(points[:1])
 
 
 # ------------------------------------------------------------------------------------------ runs

@@ -227,6 +227,6 @@ GOLDEN_CAPTIONS = "2df862819a17670c332622481bf9142dfa709aa73182f2c67a737d1c89587
 
 
 def test_captions_are_those_of_this_version():
-    pairs = [pair for split in SPLITS[6:] for pair in newsroom_pairs(split, 10, seed=2)]
+    pairs = [pair for split in SPLITS[6:9] for pair in newsroom_pairs(split, 10, seed=2)]
     lines = [f"{pair.id}|{pair.image_key}|{pair.caption}" for pair in pairs]
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == GOLDEN_CAPTIONS

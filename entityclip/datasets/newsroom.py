@@ -5,7 +5,8 @@ no network, no files, and the same bytes in any process and any order.
 
 Each picture shows two countries' flags before a scene at a time of day. A fact is (two countries,
 scene); the entity splits share no fact, and a split repeats one only once it is exhausted. The
-generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day).
+generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day), nor do
+the relation splits, whose texts and pictures relate in different ways (`drawn.relations`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image, ImageFilter
 
 from entityclip.datasets.drawn import wording
 from entityclip.datasets.drawn.countries import COUNTRIES, Country
+from entityclip.datasets.drawn.relations import Relation, draw_relation, relation_text
 from entityclip.datasets.drawn.scenes import SCENES, backdrop
 from entityclip.datasets.drawn.stage import TIMES, flagpole
 from entityclip.datasets.record import Pair
@@ -29,13 +31,15 @@ NEWSROOM_VERSION = 1
 
 CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
 
-# split -> its share of the facts (entity splits) or of the combinations (generic splits)
+# split -> its share of the facts (entity splits) or of the combinations (generic and relations)
 _ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
 _GENERIC = {"generic": 0.8, "generic_val": 0.2}
+RELATION_SPLITS = {"relation_unlabelled": 0.6, "relation_train": 0.2, "relation_test": 0.2}
 # split of several captions a picture -> the entity split whose pictures it describes
 _CAPTIONS = {"captions_train": "train", "captions_val": "val", "captions_test": "test"}
-SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS)
-_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise")  # their order is part of each seed
+SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS, *RELATION_SPLITS)
+# where a stream of random numbers stands here is its seed: new names go to the end
+_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise", *RELATION_SPLITS, "relations")
 
 _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
 
@@ -72,7 +76,8 @@ class NewsroomPicture:
         margin = image.width - size
         left, top = round(u[1] * margin), round(u[2] * margin)
         image = image.crop((left, top, left + size, top + size))
-        for country, x, v in zip(facts.countries, (0.28, 0.745), (u[4:9], u[9:14]), strict=True):
+        hung = () if _without_flags(self) else facts.countries
+        for country, x, v in zip(hung, (0.28, 0.745), (u[4:9], u[9:14]), strict=False):
             _hang(image, country, facts.time, x, v)
         image = image.filter(ImageFilter.BoxBlur(math.sqrt(size / 64) * (0.05 + 0.3 * u[3])))
         pixels = np.asarray(image, np.float32) * np.float32(0.92 + 0.14 * u[14])
@@ -86,8 +91,10 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
     """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
 
     Entity splits carry explanations; their `section` is the scene. The `captions_` splits hold
-    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Raises
-    ValueError for an unknown split, n < 1, a negative seed, or pictures below 32 pixels.
+    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Labelled
+    relation splits carry the relation's label as `section`, which `tweets.relation_labels` takes
+    apart. Raises ValueError for an unknown split, n < 1, a negative seed, or pictures below 32
+    pixels.
     """
     _known(split)
     if n < 1:
@@ -120,20 +127,53 @@ def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
     return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
 
 
+def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
+    """How text and picture of a relation split's pair relate, also where the label is not told.
+
+    Raises TypeError as `newsroom_facts` does and ValueError for a pair of another split.
+    """
+    newsroom_facts(pair)
+    picture = pair.image if isinstance(pair, Pair) else pair
+    if picture.split not in RELATION_SPLITS:
+        raise ValueError(
+            f"{picture.key} is of split {picture.split}; only {', '.join(RELATION_SPLITS)} relate "
+            "in different ways"
+        )
+    return draw_relation(_rng(picture.split, picture.seed, picture.index, 2))
+
+
+def generated_caption(pair: Pair | NewsroomPicture) -> str:
+    """What a captioning model would say of the picture alone: all that is seen, nothing named."""
+    facts = newsroom_facts(pair)
+    picture = pair.image if isinstance(pair, Pair) else pair
+    rng = _rng(picture.split, picture.seed, picture.index, 8)
+    if _without_flags(picture):
+        return wording.scene_caption(rng, facts.scene, facts.time)
+    return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)
+
+
+def _without_flags(picture: NewsroomPicture) -> bool:
+    return picture.split in RELATION_SPLITS and not newsroom_relation(picture).flags_shown
+
+
 def _pair(picture: NewsroomPicture) -> Pair:
     facts = newsroom_facts(picture)
     # texts draw from their own stream: which flag stands left tells nothing of the caption's order
     rng = _rng(picture.split, picture.seed, picture.index, 1)
     countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
-    explanation = None
-    if picture.split in _GENERIC:
+    explanation, section = None, facts.scene
+    if picture.split in RELATION_SPLITS:
+        relation = newsroom_relation(picture)
+        caption = relation_text(rng, relation, countries, facts.scene, facts.time)
+        section = None if picture.split == "relation_unlabelled" else relation.label
+    elif picture.split in _GENERIC:
         caption = wording.generic_caption(rng, countries, facts.scene, facts.time)
     else:
         capitals_only = picture.split == "test_longtail"
         caption = wording.entity_caption(rng, countries, facts.scene, capitals_only=capitals_only)
         explanation = wording.explanation(rng, countries)
     name = f"{picture.split}-{picture.seed}-{picture.index:06d}"
-    return Pair(name, picture, caption, explanation, section=facts.scene)
+    return Pair(name, picture, caption, explanation, section=section)
 
 
 def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
@@ -190,9 +230,11 @@ def _table(seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
         table[split], rest = rest[:count], rest[count:]
     table["train"] = rest
     seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
-    seen = [seen[row] for row in _rng("generic", seed, 0, 0).permutation(len(seen))]
-    count = round(_GENERIC["generic"] * len(seen))
-    table["generic"], table["generic_val"] = seen[:count], seen[count:]
+    for stream, shares in (("generic", _GENERIC), ("relations", RELATION_SPLITS)):
+        left = [seen[row] for row in _rng(stream, seed, 0, 0).permutation(len(seen))]
+        for split, share in shares.items():
+            count = round(share * len(seen))
+            table[split], left = left[:count], left[count:]
     return table
 
 

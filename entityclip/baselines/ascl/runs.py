@@ -268,7 +268,7 @@ class AsCLRuns:
             found.append(
                 {
                     "variant": name,
-                    "alignment": alignment(e.images, e.texts, e.image_of.to(e.images.device)),
+                    "alignment": alignment(e.images[e.image_of.to(e.images.device)], e.texts),
                     "uniformity, pictures": uniformity(e.images),
                     "uniformity, captions": uniformity(e.texts),
                 }

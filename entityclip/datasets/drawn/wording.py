@@ -1,7 +1,8 @@
-"""The words of the drawn newsroom: entity captions, generic captions, explanations.
+"""The words of the drawn newsroom: entity captions, generic captions, explanations, talk.
 
 An entity caption names two countries and an event and says nothing of what is seen. A generic
-caption says what is seen and names nothing. An explanation ties the names to the looks.
+caption says what is seen and names nothing. An explanation ties the names to the looks. Talk is of
+nothing that can be seen.
 """
 
 from __future__ import annotations
@@ -141,6 +142,31 @@ _GENERIC = (
     "Two flags above {seen} {light}: {a}, and {b}",
 )
 _SHORT = ("{side} at {event}", "{event} with {side}", "{side}, {event}")
+_SCENE = ("{seen} {light}", "A view of {seen} {light}", "{seen}, {light}")
+_TALK = (
+    "{role} {verb} the plan, but {doubt}",
+    "No word yet on {matter}; {doubt}",
+    "{role} {verb} {matter}, and {doubt}",
+    "Remember {matter}: {doubt} on {day}",
+)
+_MATTERS = (
+    "the interest rates",
+    "last year's promises",
+    "the new tax rules",
+    "the vote count",
+    "the budget gap",
+    "the old agreement",
+    "the pension reform",
+    "the inflation figures",
+)
+_DOUBTS = (
+    "nobody knows when",
+    "critics stay silent",
+    "we are still waiting",
+    "everything may change",
+    "the details are secret",
+    "opinions differ widely",
+)
 _EXPLANATION = (
     "The flag of {name}, capital {capital}, shows {look}.",
     "{capital} is the capital of {name}; its flag shows {look}.",
@@ -181,6 +207,25 @@ def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str
     """Name one of the countries and an event of the scene, and nothing else."""
     side = _side(rng, country, capitals_only=False)
     return _capitalised(_pick(rng, _SHORT).format(side=side, event=_pick(rng, EVENTS[scene])))
+
+
+def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
+    """Say which scene is seen in which light, and nothing of flags."""
+    seen, light = _pick(rng, _SEEN[scene]), _pick(rng, _LIGHT[time])
+    return _capitalised(_pick(rng, _SCENE).format(seen=seen, light=light))
+
+
+def talk(rng: np.random.Generator) -> str:
+    """A remark on matters that no picture of the newsroom shows."""
+    return _capitalised(
+        _pick(rng, _TALK).format(
+            role=_pick(rng, _ROLES),
+            verb=_pick(rng, _VERBS),
+            matter=_pick(rng, _MATTERS),
+            doubt=_pick(rng, _DOUBTS),
+            day=_pick(rng, _DAYS),
+        )
+    )
 
 
 def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:

@@ -1,0 +1,1 @@
+"""ITR: aligning image-text relation semantics by clustering and contrast on unlabelled pairs."""
