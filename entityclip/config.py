@@ -202,7 +202,10 @@ class Settings(BaseModel):
     # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
     # let the "caption" stand in (entityclip.explanations.policy says what follows from each)
     explanation_policy: Literal["use", "drop", "caption"] = "use"
-    max_broken: float = Field(default=0.01, ge=0, le=1)  # share of unreadable pictures to train on
+    max_broken: float = Field(default=0.01, ge=0, le=1)  # largest share of files to train without
+    # how files of the train split are decoded; "draft" is faster on large JPEGs and changes pixels
+    # by a few levels (entityclip.datasets.images). All other splits are exact
+    train_decoding: Literal["exact", "draft"] = "exact"
     model: EntityCLIPConfig = EntityCLIPConfig()
     finetuning: TrainConfig = TrainConfig()
     ascl: AsCLSettings | None = None  # None: the profile leaves AsCL out

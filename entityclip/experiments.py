@@ -100,7 +100,10 @@ class Experiment:
             made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
             if self.settings.dataset in LOADERS:
                 self._datasets[key] = ImageTextDataset(
-                    *made_of, with_explanations=explanations, max_broken=self.settings.max_broken
+                    *made_of,
+                    with_explanations=explanations,
+                    decoding=self.settings.train_decoding if split == "train" else "exact",
+                    max_broken=self.settings.max_broken,
                 )
             else:
                 self._datasets[key] = PairDataset(
@@ -141,6 +144,8 @@ class Experiment:
             if settings.explanation_source != "own":  # else the hashes of older runs would change
                 identity["explanation_source"] = settings.explanation_source
             identity["explanations"] = spec.explanations
+            if settings.train_decoding != "exact":  # drawn pictures, and runs before it, know none
+                identity["train_decoding"] = settings.train_decoding
         return identity
 
     def build(self, variant: str) -> EntityCLIP:

@@ -68,12 +68,14 @@ def spoil(root, *names):
         (root / "imgs" / f"{name}.jpg").write_bytes(b"<html>404</html>")
 
 
-def experiment(root, weights, *, max_broken=0.01, **finetuning):
+def experiment(root, weights, *, max_broken=0.01, train_decoding="exact", **finetuning):
     settings = {
         "dataset": "n24news",
         "data_root": str(root),
         "image_size": SIDE,
+        "explanation_source": "own",
         "max_broken": max_broken,
+        "train_decoding": train_decoding,
         "pretrained": str(weights),
         "pretraining": None,
         "train_pairs": None,
@@ -107,7 +109,8 @@ def test_a_run_leaves_broken_pictures_out_and_lists_them(archive, weights, worke
     # once each, however often the epochs met them; nobody who reads the log stumbles over them
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [list(row["broken"]) for row in rows if "broken" in row] == [["train7"], ["val3"]]
-    assert [line.split(",")[0] for line in caplog.messages] == ["train", "val"]
+    said = [r.getMessage() for r in caplog.records if r.name == "entityclip.training"]
+    assert [line.split(",")[0] for line in said] == ["train", "val"]
     steps, validations = read_log(folder / "log.jsonl")
     assert (len(steps), len(validations)) == (4, 2)
     assert "broken" not in log_table({"clip": folder / "log.jsonl"})
@@ -216,6 +219,22 @@ def test_the_drawn_newsroom_is_held_in_memory_and_files_are_not(archive, weights
     assert isinstance(experiment(archive(), weights).dataset("train"), ImageTextDataset)
     drawn = Experiment(load_profile("smoke"), progress=False)
     assert isinstance(drawn.dataset("val"), PairDataset)
+
+
+def test_only_training_may_draft_and_such_a_run_is_another(archive, weights):
+    root = archive()
+    for split in ("train", "val"):
+        save(root / "imgs" / f"{split}0.jpg", 1, (300, 200))
+    exact, draft = experiment(root, weights), experiment(root, weights, train_decoding="draft")
+    pixels = {
+        (name, split): base.dataset(split)[0].image
+        for name, base in (("exact", exact), ("draft", draft))
+        for split in ("train", "val")
+    }
+    assert not torch.equal(pixels["exact", "train"], pixels["draft", "train"])
+    assert torch.equal(pixels["exact", "val"], pixels["draft", "val"])
+    mine, theirs = exact.identity("clip"), draft.identity("clip")
+    assert {k for k in mine | theirs if mine.get(k) != theirs.get(k)} == {"train_decoding"}
 
 
 def test_a_pair_counts_once_and_the_share_is_exact():

@@ -88,7 +88,7 @@ def test_notebook_00_grows_a_section_per_data_set_found(tmp_path, monkeypatch):
     assert [text.splitlines()[0] for text in headings] == [
         "### N24News", "### Flickr30K, Karpathy's splits",
     ]  # fmt: skip
-    assert kinds.count("image/jpeg") == 4  # samples and histograms of each
+    assert sum(kind.startswith("image/") for kind in kinds) == 4  # samples and histograms of each
     tables = [o.data["text/plain"] for o in cell.outputs if "text/html" in o.get("data", {})]
     rows = [dict(line.split(maxsplit=1) for line in t.splitlines() if line.split()) for t in tables]
     assert [row["pairs"].split() for row in rows] == [["12", "6", "6"], ["80", "20", "20"]]

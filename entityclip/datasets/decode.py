@@ -66,7 +66,8 @@ def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         picture.load()
-        return picture.copy()  # outlives the file
+        # a JPEG's file is done with; of what may have more frames, the copy outlives the file
+        return picture if picture.format == "JPEG" else picture.copy()
     if picture.mode == "F":
         raise ImageError("floating-point pixels have no fixed range; convert the picture to 8 bit")
     if picture.mode.startswith("I"):

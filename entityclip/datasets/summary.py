@@ -132,6 +132,8 @@ def draw_summary(summaries: Sequence[SplitSummary]) -> Figure:
     for summary in summaries:
         if len(summary.sizes):
             axes[2].scatter(*summary.sizes.T, s=5, alpha=0.4, linewidths=0, label=summary.split)
+    for axis in axes[:2]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[2].set(xlabel="width (pixels)", ylabel="height (pixels)")
     axes[0].legend()
     plt.close(figure)  # the caller shows or saves it
