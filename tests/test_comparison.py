@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from entityclip.comparison import describe, paired_difference
+from entityclip.comparison import describe, difference_table, paired_difference
 
 
 def test_the_value_is_the_difference_of_the_metrics():
@@ -78,3 +79,76 @@ def test_the_sentence_says_what_the_interval_says(metric, low, high, says):
         "value": (low + high) / 2, "low": low, "high": high,
     }  # fmt: skip
     assert describe(row).startswith(f"test, text to image: {says} by {metric}")
+
+
+def rank_rows(ranks, *, clusters=None, fingerprint="f"):
+    """Stored rows of kind "ranks" from {(variant, seed): ranks}."""
+    return pd.DataFrame(
+        {
+            "variant": variant, "seed": seed, "dataset": "d", "split": "test",
+            "direction": "text_to_image", "data_fingerprint": fingerprint, "ranks": list(values),
+            "clusters": clusters,
+        }
+        for (variant, seed), values in ranks.items()
+    )  # fmt: skip
+
+
+def test_differences_use_the_seeds_that_both_have():
+    ranks = {
+        ("a", 0): [1, 1, 1, 5], ("b", 0): [1, 2, 3, 5],
+        ("a", 1): [1, 1, 2, 5], ("b", 1): [1, 2, 3, 5],
+        ("a", 2): [9, 9, 9, 9],
+    }  # fmt: skip
+    table = difference_table(rank_rows(ranks), [("a", "b"), ("a", "missing")])
+    assert table["variant"].tolist() == ["a minus b"]
+    row = table.iloc[0]
+    assert row["seeds"] == 2
+    assert row["n_queries"] == 4
+    assert row["value"] == pytest.approx((50 + 25) / 2)
+    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_one_seed_gives_the_paired_bootstrap_over_queries():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(1, 6, 300), rng.integers(1, 6, 300)
+    table = difference_table(
+        rank_rows({("a", 0): first, ("b", 0): second}), [("a", "b")], n_resamples=1500, seed=3
+    )
+    apart = paired_difference(first, second, n_resamples=1500, seed=4)
+    assert table["value"][0] == pytest.approx(apart.value)
+    assert table["low"][0] == pytest.approx(apart.low, abs=1.0)
+    assert table["high"][0] == pytest.approx(apart.high, abs=1.0)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(0)
+    base = rng.integers(1, 6, 400)
+    alike = {(v, s): base if v == "b" else np.ones(400, int) for v in "ab" for s in (0, 1, 2)}
+    apart = alike | {("a", 1): base, ("a", 2): np.full(400, 9)}
+    widths = []
+    for ranks in (alike, apart):
+        row = difference_table(rank_rows(ranks), [("a", "b")]).iloc[0]
+        widths.append(row["high"] - row["low"])
+    assert widths[1] > 3 * widths[0]
+
+
+def test_differences_on_different_data_are_refused():
+    rows = pd.concat(
+        [
+            rank_rows({("a", 0): [1, 2]}, fingerprint="one"),
+            rank_rows({("b", 0): [1, 2]}, fingerprint="other"),
+        ]
+    )
+    with pytest.raises(ValueError, match="a and b were measured on different data"):
+        difference_table(rows, [("a", "b")])
+
+
+def test_captions_of_one_picture_are_drawn_together():
+    ranks = {("a", 0): np.repeat([1, 9, 1, 1, 9], 40), ("b", 0): np.full(200, 9)}
+    widths = []
+    for clusters in (None, np.repeat(np.arange(5), 40).tolist()):
+        rows = rank_rows(ranks)
+        rows["clusters"] = [clusters] * len(rows)
+        row = difference_table(rows, [("a", "b")]).iloc[0]
+        widths.append(row["high"] - row["low"])
+    assert widths[1] > 3 * widths[0]
