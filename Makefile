@@ -6,14 +6,18 @@ endif
 BIN := .venv/bin
 PROFILE ?= demo
 SET ?=
+# chapters of their own, an hour more on two cores: ALL=1 runs them too
+CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce test lint unit notebooks figures lab lock clean
+.PHONY: reproduce sweep test lint unit notebooks figures lab lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce [PROFILE=demo] [FORCE=1]  run the notebooks; figures and tables at the end"
+	@echo "make reproduce ALL=1                     the chapters $(CHAPTERS) too"
+	@echo "make sweep [PROFILE=demo]                train and measure all variants of all tables (hours)"
 	@echo "make test                                lint, unit tests, notebooks against stored outputs"
 	@echo "make figures                             redraw figures and tables from stored results"
 	@echo "make lab                                 open the notebooks in JupyterLab"
@@ -33,7 +37,12 @@ help:
 	@touch $@
 
 reproduce: .venv/.installed
-	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) $(if $(FORCE),--force) $(foreach s,$(SET),--set $(s))
+	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) $(if $(FORCE),--force) \
+	  $(if $(ALL),,--skip $(CHAPTERS)) $(foreach s,$(SET),--set $(s))
+
+sweep: .venv/.installed
+	$(BIN)/python -m entityclip.sweep --profile $(PROFILE) --ship \
+	  --tables main controls ablation_gi_itm ablation_mmae search
 
 test: lint unit notebooks
 

@@ -39,9 +39,15 @@ def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     return lacking
 
 
-def run_table(experiment: Experiment, table: str) -> None:
-    """Train and measure what a table still lacks."""
-    sweep(seed_experiments(experiment, table), TABLES[table])
+def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
+    """Train and measure what a table lacks, if the profile's `train_tables`; what it lacks then."""
+    if experiment.settings.train_tables:
+        sweep(seed_experiments(experiment, table), TABLES[table])
+    lacking = missing_runs(experiment, table)
+    if lacking:
+        print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
+        print(f"python -m entityclip.sweep --profile {experiment.profile.name} --tables {table}")
+    return lacking
 
 
 def describe_variants(experiment: Experiment, table: str) -> pd.DataFrame:
@@ -102,7 +108,7 @@ def choose_on_validation(experiment: Experiment) -> pd.DataFrame:
     return table.sort_values("R@1", ascending=False, kind="stable").reset_index()
 
 
-def test_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
+def measure_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
     """Measure the search's winner on the test splits, every seed; its name."""
     chosen = choice["variant"].iloc[0]
     for of_seed in seed_experiments(experiment, "search"):

@@ -213,6 +213,8 @@ class Settings(BaseModel):
     # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
     main_seeds: list[int] = Field(default=[0], min_length=1)
     ablation_seeds: list[int] = Field(default=[0], min_length=1)
+    # whether a notebook trains what its table lacks; else it says by which command to do so
+    train_tables: bool = True
     itr: ITRSettings | None = None  # the neighbour ITR; None leaves it out
 
     @model_validator(mode="after")

@@ -137,7 +137,7 @@ def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> 
     if timeout is None:
         timeout = CELL_TIMEOUTS.get(profile.name)
     parameters = {"profile": profile.name, "seed": arguments.seed, "settings": settings}
-    chosen = select_notebooks(notebooks, arguments.only)
+    chosen = select_notebooks(notebooks, arguments.only, arguments.skip)
     for notebook in chosen:
         check_parameters(notebook, {*parameters, "output_dir"})
     runs = profile.runs.resolve()
@@ -147,17 +147,20 @@ def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> 
     return Plan(profile, parameters, chosen, folders, arguments.force, timeout or None)
 
 
-def select_notebooks(folder: Path, only: Sequence[str]) -> list[Path]:
-    """The notebooks of `folder` named in `only` (all if empty), in the order they run."""
+def select_notebooks(folder: Path, only: Sequence[str], skip: Sequence[str] = ()) -> list[Path]:
+    """The notebooks of `folder` named in `only` (all if empty) less `skip`, in running order."""
     known = {path.stem: path for path in find_notebooks(folder)}
     if not known:
         raise ReproduceError(f"there is no NN_name.ipynb in {folder}")
-    wanted = {Path(name).name.removesuffix(".ipynb") for name in only}
-    for name in sorted(wanted - set(known)):
+    wanted, skipped = (
+        {Path(name).name.removesuffix(".ipynb") for name in names} for names in (only, skip)
+    )
+    for name in sorted((wanted | skipped) - set(known)):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ReproduceError(f"no notebook {name!r}; {hint}there are {', '.join(known)}")
-    return [path for name, path in known.items() if not wanted or name in wanted]
+    chosen = (wanted or set(known)) - skipped
+    return [path for name, path in known.items() if name in chosen]
 
 
 def check_parameters(notebook: Path, names: set[str]) -> None:
@@ -229,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
     add("--only", nargs="+", action="extend", default=[], metavar="NOTEBOOK", help="e.g. 03_train")
+    add("--skip", nargs="+", action="extend", default=[], metavar="NOTEBOOK", help="all but these")
     add(
         *("--set",),
         **dict(nargs="+", action="extend", default=[], metavar="NAME=VALUE"),

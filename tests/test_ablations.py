@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,5 +178,14 @@ def test_the_winner_is_measured_on_test(experiment, monkeypatch):
         ablations, "measure",
         lambda e, names, splits, **_: asked.append((e.seed, tuple(names), tuple(splits))),
     )  # fmt: skip
-    assert ablations.test_chosen(experiment, choice) == "bridge-crossed"
+    assert ablations.measure_chosen(experiment, choice) == "bridge-crossed"
     assert asked == [(seed, ("bridge-crossed",), ("test",)) for seed in (0, 1)]
+
+
+def test_a_profile_that_does_not_train_tables_says_what_is_missing(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "sweep", lambda *_: pytest.fail("trained"))
+    settings = experiment.settings.model_copy(update={"train_tables": False})
+    patient = Experiment(replace(experiment.profile, settings=settings), progress=False)
+    lacking = ablations.run_table(patient, "ablation_gi_itm")
+    assert len(lacking) == 2 * len(TABLES["ablation_gi_itm"])
+    assert "12 runs of table ablation_gi_itm are not stored" in capsys.readouterr().out
