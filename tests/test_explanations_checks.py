@@ -309,7 +309,9 @@ def test_the_policy_is_a_setting_and_reaches_training_but_not_tests(monkeypatch)
         "caption": [replace(bad, explanation=bad.caption), *PAIRS[1:3]],
     }
     for policy, pairs in expected.items():
-        profile = load_profile("smoke", settings={"explanation_policy": policy})
+        profile = load_profile(
+            "smoke", settings={"explanation_policy": policy, "explanation_source": "own"}
+        )
         experiment = experiments.Experiment(profile, progress=False)
         assert experiment.pairs("train") == experiment.pairs("val") == pairs
         assert experiment.pairs("test") == expected["use"]

@@ -121,6 +121,7 @@ def test_a_cache_of_ones_own_is_read_through_the_profile(tmp_path, monkeypatch, 
 
 
 def test_the_default_source_leaves_the_names_of_runs_as_they_were():
-    assert "explanation_source" not in experiment().identity("entityclip")
+    own = experiment(explanation_source="own").identity("entityclip")
+    assert "explanation_source" not in own
     other = experiment(explanation_source="knowledge-base").identity("entityclip")
     assert other["explanation_source"] == "knowledge-base"

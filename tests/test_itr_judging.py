@@ -83,7 +83,7 @@ def test_embeddings_are_the_towers_own_side_by_side(backbone, data):
             [backbone.clip.encode_text(batch.captions), backbone.clip.encode_image(batch.images)], 1
         )
     found = pair_embeddings(backbone, data, batch_size=7)
-    assert found.shape == (24, 256)
+    assert found.shape == (24, 2 * backbone.width)
     np.testing.assert_allclose(found[:5], literal.numpy(), atol=1e-5)
 
 

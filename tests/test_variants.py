@@ -165,7 +165,8 @@ def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch)
     # elsewhere, the shipped rows count as done
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(runs / "elsewhere"))
     assert not measure_variant(experiment(seed=1), "shuffled-explanations")
-    assert not (runs / "elsewhere").exists() or not list((runs / "elsewhere").rglob("*.jsonl"))
+    assert not list((runs / "elsewhere").rglob("results/*.jsonl"))
+    assert not list((runs / "elsewhere").rglob("*.safetensors"))
 
 
 def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
