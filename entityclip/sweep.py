@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from entityclip.config import load_profile
+from entityclip.curves import store_curves
 from entityclip.experiments import Experiment
 from entityclip.measure import evaluate, stored_ranks
 from entityclip.model import EntityCLIP
@@ -62,8 +63,10 @@ def measure_variant(
         _probe(experiment, model, name)
     for split in missing:
         evaluate(experiment, model, name, split)
-    if spec.finetuned and not keep:
-        experiment.discard(name)
+    if spec.finetuned:
+        store_curves(experiment, [name])
+        if not keep:
+            experiment.discard(name)
     return True
 
 
