@@ -6,6 +6,7 @@ redone unless forced, an interrupted one goes on.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -50,6 +51,13 @@ class Experiment:
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
+
+    def of_seed(self, seed: int) -> Self:
+        """The same experiment under another training seed; the equal pairs are shared."""
+        other = copy.copy(self)
+        other.profile, other.seed = replace(self.profile, seed=seed), seed
+        other._datasets = {}  # a control's explanations depend on the seed
+        return other
 
     # ------------------------------------------------------------------------------------ data
 
