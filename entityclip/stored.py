@@ -80,8 +80,8 @@ def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None
     if rows.empty:
         return
     order = ["variant", "dataset", "split", "seed"]
-    order += [c for c in ("direction", "protocol", "label", "metric", "trained_on") if c in rows]
-    rows = rows.sort_values(order, kind="stable")
+    order += [c for c in ("direction", "protocol", "label", "trained_on") if c in rows]
+    rows = rows.sort_values(order, kind="stable")  # metrics stay in the order they were measured in
     target = SHIPPED / experiment.profile.name / f"{kind}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")

@@ -1,0 +1,90 @@
+"""What of chapters 07 to 09 is drawn from rows alone, as the chapters draw it.
+
+Nothing here trains or measures; what has no rows yet is said in one line and left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from entityclip import chapter_rows, report, section_tables
+from entityclip.baselines.ascl.figures import plot_rsum
+from entityclip.baselines.ascl.runs import differences, over_seeds, recall_table
+from entityclip.baselines.itr.figures import plot_relation_scores
+from entityclip.cross_domain import cross_domain_table
+from entityclip.experiments import Experiment
+from entityclip.generalization_plots import plot_confusions, plot_cross_domain
+from entityclip.relations import relation_table
+
+
+def draw_cross_domain(experiment: Experiment, figures: Path, *, save: bool) -> None:
+    """Show, and `save` as ``cross_domain``, retrieval of models trained on each drawn domain."""
+    rows = chapter_rows.cross_domain_rows(experiment)
+    if rows.empty:
+        print("skipped: no cross-domain rows; notebook 07 writes them")
+        return
+    table = cross_domain_table(rows)
+    if save:
+        report.save_table(table, figures, "cross_domain")
+    _show(plot_cross_domain(table), figures, "cross_domain", save=save)
+
+
+def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
+    """Show, and `save`, zero-shot sections: ``sections``, ``section_scores`` and the confusions.
+
+    Confusions and scores are those of the profile's own data set and its first seed.
+    """
+    rows = chapter_rows.section_rows(experiment)
+    if rows.empty:
+        print("skipped: no section rows; notebook 07 writes them")
+        return
+    own = rows[rows["dataset"] == experiment.settings.dataset]
+    own = own[own["seed"] == own["seed"].min()]
+    if save:
+        report.save_table(section_tables.summary_table(rows), figures, "sections")
+        report.save_table(section_tables.section_table(own), figures, "section_scores")
+    confusions = section_tables.confusions(own)
+    _show(plot_confusions(confusions), figures, "section_confusion", save=save)
+
+
+def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None:
+    """Show, and `save` as ``itr_relations_f1``, weighted F1 before and after ITR's pretraining."""
+    rows = chapter_rows.relation_rows(experiment)
+    if rows.empty:
+        print("skipped: no relation rows; notebook 08 writes them")
+        return
+    if save:
+        report.save_table(relation_table(rows), figures, "itr_relations_f1")
+    _show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save)
+
+
+def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
+    """Show, and `save`, AsCL's chapter: against plain contrast, its parts, other ways to ask."""
+    rows = chapter_rows.ascl_rows(experiment)
+    if rows.empty:
+        print("skipped: no AsCL rows; notebook 09 writes them")
+        return
+    asked = recall_table(rows)
+    whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
+    pair = asked["variant"].isin(["contrastive", "ascl"])
+    parts = asked[whole & (asked["seed"] == asked["seed"].min())].reset_index(drop=True)
+    ways = asked[asked["variant"].str.match("(contrastive|ascl)(, re-ranked)?$")].copy()
+    if save:
+        recall = asked[whole & pair].reset_index(drop=True)
+        report.save_table(recall, figures, "ascl_recall")
+        report.save_table(differences(recall, "ascl", "contrastive"), figures, "ascl_differences")
+        report.save_table(parts, figures, "ascl_ablation")
+        report.save_table(over_seeds(ways), figures, "ascl_queries")
+    _show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save)
+    ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
+    title = "Whole captions, first halves, re-ranked"
+    _show(plot_rsum(ways, title), figures, "ascl_queries", save=save)
+
+
+def _show(figure: Figure, figures: Path, name: str, *, save: bool) -> None:
+    if save:
+        report.save_figure(figure, figures, name)
+    display(report.preview(figure))
