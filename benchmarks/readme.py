@@ -12,6 +12,7 @@ import re
 
 import pandas as pd
 
+from entityclip.ablation_plots import describe_leak
 from entityclip.comparison import describe
 from entityclip.config import REPOSITORY
 from entityclip.results import atomic_write_text
@@ -26,39 +27,72 @@ MAP = {
         "the LLM's explanations",
     ),
     "02_method": ("–", "section 3, equation by equation"),
-    "03_train": ("`pretraining_curves`, `training_runs.csv`", "section 4.1, training"),
-    "04_retrieval": ("`retrieval_gallery`", "the retrieval tables"),
+    "03_train": (
+        "`pretraining_curves`, `training_curves`, `training_runs.csv`",
+        "section 4.1, training",
+    ),
+    "04_retrieval": (
+        "`retrieval_gallery`, `attention_words`, `attention_patches`, `gates`, `embedding_space`",
+        "the retrieval tables; what the experts look at",
+    ),
+    "05_ablation_mmae": ("shown only, as 06 and 12", "the ablation of MMAE; the leak question"),
+    "06_ablation_gi_itm": ("–", "the ablation of GI-ITM"),
+    "07_generalization": (
+        "`domains`, `cross_domain`, `sections.csv`, `section_confusion`",
+        "cross-domain retrieval, zero-shot sections",
+    ),
+    "08_itr": ("`itr_relations`, `itr_relations_f1`, `itr_grad_cam`", "the ITR paper"),
+    "09_ascl": ("`ascl_samples`, `ascl_wrong`, `ascl_ablation`, `ascl_queries`", "the AsCL paper"),
     "10_tables_and_figures": (
-        "`retrieval.csv`, `differences.csv`, `retrieval`, `recall_curves`, `training_curves`",
+        "`retrieval`, `differences`, `recall_curves`, `seed_curves`; the tables of 05–09, 12",
         "all tables and figures, from stored rows",
     ),
+    "11_search": ("–", "search with the trained model"),
+    "12_controls_and_search": ("–", "controls that could refute the claims; a search for better"),
 }
 
 
 def results() -> str:
-    table = retrieval_markdown(pd.read_csv(FIGURES / "retrieval.csv"))
-    differences = pd.read_csv(FIGURES / "differences.csv").to_dict("records")
-    sentences = "".join(f"- {describe(row)}\n" for row in differences)
-    said = "EntityCLIP against fine-tuned CLIP, query by query (paired bootstrap):"
-    return f"{table}\n{said}\n\n{sentences}"
+    """The main table, text to image, and its differences in words."""
+    table = pd.read_csv(FIGURES / "retrieval.csv")
+    one_way = table[table["direction"] == "text_to_image"].reset_index(drop=True)
+    said = "Differences query by query (bootstrap over queries and seeds, both paired):"
+    return f"{retrieval_markdown(one_way)}\n{said}\n\n{sentences('differences')}"
+
+
+def controls() -> str:
+    """The controls' differences in words, then the leak question."""
+    leak = describe_leak(pd.read_csv(FIGURES / "leak.csv"))
+    return sentences("controls_differences") + "".join(f"- {line}\n" for line in leak)
+
+
+def sentences(name: str) -> str:
+    """A table of differences, text to image, as a list of sentences."""
+    rows = pd.read_csv(FIGURES / f"{name}.csv")
+    rows = rows[rows["direction"] == "text_to_image"].to_dict("records")
+    return "".join(f"- {describe(row)}\n" for row in rows)
 
 
 def notebook_map() -> str:
     report = json.loads((FIGURES / "reproduce.json").read_text(encoding="utf-8"))
+    run = {row["notebook"]: row for row in report["notebooks"]}
     lines = ["| notebook | what it makes in `figures/` | answers to | minutes | MB |",
              "|---|---|---|--:|--:|"]  # fmt: skip
-    for row in report["notebooks"]:
-        makes, answers = MAP[row["notebook"]]
-        link = f"[{row['notebook']}](notebooks/{row['notebook']}.ipynb)"
-        lines.append(
-            f"| {link} | {makes} | {answers} | {row['seconds'] / 60:.1f} | {row['peak_mb']} |"
-        )
+    for name, (makes, answers) in MAP.items():
+        cost = "– | –"
+        if name in run:
+            cost = f"{run[name]['seconds'] / 60:.1f} | {run[name]['peak_mb']}"
+        lines.append(f"| [{name}](notebooks/{name}.ipynb) | {makes} | {answers} | {cost} |")
     return "\n".join(lines) + "\n"
+
+
+PARTS = {"results": results, "controls": controls, "map": notebook_map}
 
 
 def filled(text: str) -> str:
     """The README with its measured parts as the files have them."""
-    for name, content in (("results", results()), ("map", notebook_map())):
+    for name, write in PARTS.items():
+        content = write()
         marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
         if len(marked.findall(text)) != 1:
             raise ValueError(
