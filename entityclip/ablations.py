@@ -31,7 +31,7 @@ def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     lacking = []
     for number, of_seed in enumerate(seed_experiments(experiment, table)):
         for name in TABLES[table]:
-            if number and not find_variant(name).finetuned:
+            if (number and not find_variant(name).finetuned) or of_seed.lacks(name):
                 continue
             splits = splits_of(of_seed, name)
             if any(stored_ranks(of_seed, name, split) is None for split in splits):
@@ -48,6 +48,12 @@ def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
         print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
         print(f"python -m entityclip.sweep --profile {experiment.profile.name} --tables {table}")
     return lacking
+
+
+def left_out(experiment: Experiment, table: str) -> list[str]:
+    """Why rows of a table are missing under this profile, a sentence each."""
+    reasons = {name: experiment.lacks(name) for name in TABLES[table]}
+    return [f"{name} is left out: {reason}" for name, reason in reasons.items() if reason]
 
 
 def describe_variants(experiment: Experiment, table: str) -> pd.DataFrame:

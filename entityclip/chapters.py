@@ -23,6 +23,8 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
     Files: ``<table>.csv/.md/.tex`` and ``<table>_differences.csv/.md/.tex/.png/.svg``.
     """
     splits = experiment.settings.test_splits
+    for reason in ablations.left_out(experiment, table):
+        print(reason)
     try:
         recalls = ablations.recall_table(experiment, table, splits=splits)
         found = ablations.differences_to_first(experiment, table, splits=splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -10,8 +11,12 @@ from entityclip.datasets.pair import key63
 from entityclip.evaluation import Retrieval, evaluate_retrieval
 from entityclip.experiments import Experiment
 from entityclip.model import EntityCLIP
+from entityclip.neighbours import ranking
 from entityclip.results import DIRECTIONS, Row, append_rows
 from entityclip.stored import find_rows
+from entityclip.variants import find_variant
+
+log = logging.getLogger(__name__)
 
 Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
 
@@ -26,10 +31,14 @@ def measure(
 ) -> Ranks:
     """Ranks of each variant on each split; what is not stored is trained, evaluated and stored.
 
-    `shipped` also accepts the rows that the repository ships. `force` measures anew.
+    `shipped` also accepts the rows that the repository ships. `force` measures anew. A variant that
+    the profile `lacks` is left out, with a warning that says why.
     """
     splits, ranks = list(splits), {}
     for variant in variants:
+        if reason := experiment.lacks(variant):
+            log.warning("%s is left out: %s", variant, reason)
+            continue
         missing = []
         for split in splits:
             found = None if force else stored_ranks(experiment, variant, split, shipped=shipped)
@@ -81,6 +90,7 @@ def evaluate(
         bootstrap=experiment.settings.bootstrap,
         workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
+        rank=ranking(find_variant(variant).method),
     )
     if kind == "retrieval":  # ranks first: who finds them skips the measurement
         append_rows(experiment.results / f"{kind}.jsonl", rows)

@@ -23,7 +23,8 @@ from entityclip.baselines.ascl.retrieval import retrieve, retrieve_reranked, sim
 from entityclip.checkpoint import read_tensors
 from entityclip.config import AsCLConfig, AsCLSettings, as_dict, config_hash
 from entityclip.datasets import load_pairs
-from entityclip.datasets.captions import SeveralCaptionsDataset
+from entityclip.datasets.captions import SeveralCaptions
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.embedding_space import alignment, uniformity
 from entityclip.evaluation import Retrieval, encode_pairs, result_rows
@@ -71,7 +72,7 @@ class AsCLRuns:
                 "training there"
             )
         self.experiment, self.settings = experiment, settings
-        self._sets: dict[tuple[str, bool], PairDataset] = {}
+        self._sets: dict[tuple[str, bool], PairDataset | ImageTextDataset | SeveralCaptions] = {}
         self._pairs: dict[str, list[Pair]] = {}
 
     @property
@@ -96,15 +97,19 @@ class AsCLRuns:
             )
         return self._pairs[role]
 
-    def dataset(self, role: str, *, others: bool = False) -> PairDataset:
-        """Those pairs ready for the model; with `others`, batches carry second captions."""
+    def dataset(
+        self, role: str, *, others: bool = False
+    ) -> PairDataset | ImageTextDataset | SeveralCaptions:
+        """Those pairs ready for the model (`Experiment.serve`); `others` adds second captions.
+
+        Files that cannot be read are left out of training up to the profile's `max_broken`;
+        evaluation raises at the first.
+        """
         if (role, others) not in self._sets:
-            kind = SeveralCaptionsDataset if others else PairDataset
-            backbone, pairs = self.experiment.backbone, self.pairs(role)
-            self._sets[role, others] = kind(
-                pairs, backbone.preprocess, backbone.tokenize, with_explanations=False,
-                cache=not isinstance(pairs[0].image, Path),
-            )  # fmt: skip
+            served = self.experiment.serve(self.settings.dataset, self.pairs(role))
+            if others:
+                served = SeveralCaptions(served, self.experiment.backbone.tokenize)
+            self._sets[role, others] = served
         return self._sets[role, others]
 
     # ------------------------------------------------------------------------------------ runs
@@ -234,7 +239,7 @@ class AsCLRuns:
         """A model's ranks on the test split, asked in one of the ways."""
         similarity, image_of = similarities(
             model, self.dataset("test"), short_queries=way.short_queries,
-            progress=self.experiment.progress,
+            workers=self.settings.finetuning.workers, progress=self.experiment.progress,
         )  # fmt: skip
         if not way.rerank:
             return retrieve(similarity, image_of)
