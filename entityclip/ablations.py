@@ -8,8 +8,9 @@ import pandas as pd
 
 from entityclip.comparison import difference_table
 from entityclip.experiments import Experiment
-from entityclip.measure import measure, stored_ranks
+from entityclip.measure import measure, seed_retrievals, stored_ranks
 from entityclip.results import ResultsError
+from entityclip.rsum import rsum_numbers
 from entityclip.stored import find_rows, stored_rows
 from entityclip.sweep import splits_of, sweep
 from entityclip.tables import retrieval_table
@@ -84,16 +85,35 @@ def recall_table(experiment: Experiment, table: str, *, splits: list[str]) -> pd
     ).drop(columns="place")  # fmt: skip
 
 
+def rsum_table(experiment: Experiment, table: str, *, splits: list[str]) -> pd.DataFrame:
+    """RSUM of each variant with its 95 % interval; columns split, variant and `rsum_numbers`."""
+    ranks = _ranks(experiment, table)
+    found = []
+    for split in splits:
+        of_split = ranks[ranks["split"] == split]
+        for name in TABLES[table]:
+            rows = of_split[of_split["variant"] == name]
+            if len(rows):
+                seeds = list(seed_retrievals(rows, experiment.pairs(split)).values())
+                found.append({"split": split, "variant": name, **rsum_numbers(seeds)})
+    return pd.DataFrame(found)
+
+
 def differences_to_first(
     experiment: Experiment, table: str, *, splits: list[str], metric: str = "R@1"
 ) -> pd.DataFrame:
     """Each variant minus the table's first, paired by query and seed (`difference_table`)."""
-    ranks = find_rows(experiment, "ranks", variants=TABLES[table])
-    if ranks.empty:
-        raise ResultsError(f"no ranks of table {table} are stored; run its notebook first")
+    ranks = _ranks(experiment, table)
     first, *others = TABLES[table]
     chosen = ranks[ranks["split"].isin(splits)]
     return difference_table(chosen, [(other, first) for other in others], metric)
+
+
+def _ranks(experiment: Experiment, table: str) -> pd.DataFrame:
+    ranks = find_rows(experiment, "ranks", variants=TABLES[table])
+    if ranks.empty:
+        raise ResultsError(f"no ranks of table {table} are stored; run its notebook first")
+    return ranks
 
 
 def choose_on_validation(experiment: Experiment) -> pd.DataFrame:

@@ -51,6 +51,21 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
     display(*map(Markdown, sheet.notes))
 
 
+def draw_rsum(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
+    """Show a table's RSUM with intervals and why rows are missing; `save` as ``<table>_rsum``."""
+    for reason in ablations.left_out(experiment, table):
+        print(reason)
+    splits = experiment.settings.test_splits
+    try:
+        found = ablations.rsum_table(experiment, table, splits=splits)
+    except (ResultsError, FileNotFoundError) as error:
+        print(f"skipped: {error}")
+        return
+    print(found.round(1).to_string(index=False))
+    if save:
+        report.save_table(found, figures, f"{table}_rsum")
+
+
 def draw_doses(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``ablation_mmae_doses``, recall against experts and against λ."""
     split = experiment.settings.test_splits[0]

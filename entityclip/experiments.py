@@ -60,6 +60,7 @@ class Experiment:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
+        self._seconds: dict[str, list[str] | None] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
 
     # ------------------------------------------------------------------------------------ data
@@ -135,10 +136,15 @@ class Experiment:
             max_broken=self.settings.max_broken,
         )
 
+    def second_captions(self, split: str) -> list[str] | None:
+        """A second caption of each pair's picture; None where it is that of another pair."""
+        if split not in self._seconds:
+            self._seconds[split] = second_captions(self.settings.dataset, self.pairs(split))
+        return self._seconds[split]
+
     def with_seconds(self, split: str, dataset: PairDataset | ImageTextDataset) -> SeveralCaptions:
         """A split's dataset whose batches carry a second caption of each picture."""
-        seconds = second_captions(self.settings.dataset, self.pairs(split))
-        return SeveralCaptions(dataset, self.backbone.tokenize, seconds)
+        return SeveralCaptions(dataset, self.backbone.tokenize, self.second_captions(split))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -256,9 +262,12 @@ class Experiment:
 
     def _finetuning(self, variant: str) -> _Run:
         config = replace(self.settings.finetuning, seed=self.seed)
-        identity = self.identity(variant)
-        if find_variant(variant).method == "itr":  # and so its pairs
+        identity, method = self.identity(variant), find_variant(variant).method
+        # and with it the texts it reads beyond those that all read
+        if method == "itr":
             identity["itr"] = self._itr.identity(self.identity("zero-shot"), self.seed)
+        elif method == "ascl" and self.config(variant).richer:
+            identity["second_captions"] = config_hash(self.second_captions("train"))
         return self._describe(variant, identity, ("train", "val"), config)
 
     def _describe(
@@ -325,11 +334,14 @@ class Experiment:
         }
 
     def logs(self) -> dict[str, Path]:
-        """The training logs of these settings that are there, by variant."""
+        """The training logs of these settings that are there, by variant.
+
+        Without AsCL's, whose loss has other terms than the rest, which curves set side by side.
+        """
         logs = {
             name: self._finetuning(name).folder / "log.jsonl"
             for name, variant in VARIANTS.items()
-            if variant.finetuned and not self.lacks(name)
+            if variant.finetuned and variant.method != "ascl" and not self.lacks(name)
         }
         return {name: path for name, path in logs.items() if path.exists()}
 

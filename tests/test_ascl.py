@@ -17,12 +17,13 @@ from entityclip.baselines.ascl.retrieval import (
     retrieve_reranked,
     similarities,
 )
-from entityclip.baselines.ascl.runs import (
-    AsCLRuns,
-    Measured,
+from entityclip.baselines.ascl.runs import AsCLRuns, Measured
+from entityclip.baselines.ascl.tables import (
+    describe_difference,
     differences,
     over_seeds,
     recall_table,
+    rsum_table,
 )
 from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profile
 from entityclip.datasets import load_pairs
@@ -279,6 +280,14 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     plain = table[~table.variant.str.contains("re-ranked")]
     found = differences(plain, "ascl", "contrastive")
     assert len(found) == 4  # 2 seeds, whole and short queries
+    sums = rsum_table(first, ["contrastive", "ascl"], ways).set_index(["variant", "split"])
+    assert len(sums) == 6
+    for key, found_sum in sums.iterrows():
+        assert found_sum["RSUM"] == pytest.approx(mean.loc[(*key, "RSUM"), "mean"])
+        assert found_sum["low"] <= found_sum["RSUM"] <= found_sum["high"]
+    said = describe_difference(first, "ascl", "contrastive")
+    gap = found.loc[found.split == "captions_test", "RSUM"].mean()
+    assert f"difference {gap:+.1f}" in said
     with pytest.raises(ValueError, match="not measured on the same"):
         differences(plain[plain.seed == 0], "ascl", "nothing")
 
