@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 
 from entityclip.comparison import difference_table
@@ -21,10 +19,7 @@ def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
     """An experiment for each seed that the profile wants behind a table (a key of TABLES)."""
     settings = experiment.settings
     seeds = settings.main_seeds if table == "main" else settings.ablation_seeds
-    return [
-        Experiment(replace(experiment.profile, seed=seed), progress=experiment.progress)
-        for seed in seeds
-    ]
+    return [experiment.of_seed(seed) for seed in seeds]
 
 
 def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:

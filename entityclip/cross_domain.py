@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from entityclip.evaluation import evaluate_retrieval
 from entityclip.experiments import VARIANTS, Experiment
 from entityclip.metrics import METRICS
 from entityclip.results import DIRECTIONS, Row, append_rows, find_rows
+from entityclip.stored import row_files
 from entityclip.tables import retrieval_table
 
 NOT_FINETUNED = "none"  # the training domain of a variant that is only pretrained
@@ -75,6 +76,11 @@ class _Elsewhere(Experiment):
     def pretrain(self, *, force: bool = False) -> Path:
         return self._home.pretrain(force=force)
 
+    def of_seed(self, seed: int) -> Self:
+        other = super().of_seed(seed)
+        other._home = self._home.of_seed(seed)
+        return other
+
     def identity(self, variant: str) -> dict[str, Any]:
         identity = super().identity(variant)
         if self.settings.pretraining:  # the pairs it saw are home's
@@ -100,32 +106,41 @@ def measure_cross_domain(
     variants: Iterable[str],
     *,
     seeds: Iterable[int] | None = None,
+    train: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Every variant on every pair of domains; the rows in ``results/cross_domain.jsonl``.
 
-    Rows and finished runs that are there are not made again. A variant that is not fine-tuned has
-    no training domain and is tested once on each, `trained_on` being "none". `seeds` are the
-    profile's unless given. Raises ValueError for a domain named twice.
+    Rows and finished runs that are there, or that the repository ships, are not made again; with
+    `train` False nothing is made, and what has no rows is left out. A variant that is not
+    fine-tuned has no training domain and is tested once on each, `trained_on` being "none". `seeds`
+    are the profile's unless given. Raises ValueError for a domain named twice.
     """
     names = [domain.dataset for domain in domains]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"domains are {names}; name each once, and at least one")
-    parts = []
+    parts, home = [], Experiment(profile, progress=progress)
+    bases = [domain_experiment(home, domain) for domain in domains]
     for seed in [profile.seed] if seeds is None else seeds:
-        home = Experiment(replace(profile, seed=seed), progress=progress)
-        experiments = [domain_experiment(home, domain) for domain in domains]
+        experiments = [base.of_seed(seed) for base in bases]
         for variant in variants:
-            sources = experiments if VARIANTS[variant].finetuned else [home]
-            parts += [_measure_from(source, variant, experiments, domains) for source in sources]
+            finetuned = VARIANTS[variant].finetuned
+            sources = experiments if finetuned else [home.of_seed(seed)]
+            for source in sources:
+                parts.append(_measure_from(source, variant, experiments, domains, train=train))
     return pd.concat(parts, ignore_index=True)
 
 
 def _measure_from(
-    source: Experiment, variant: str, experiments: Sequence[Experiment], domains: Sequence[Domain]
+    source: Experiment,
+    variant: str,
+    experiments: Sequence[Experiment],
+    domains: Sequence[Domain],
+    *,
+    train: bool,
 ) -> pd.DataFrame:
     """One model on the test split of every domain."""
-    finetuned, path = VARIANTS[variant].finetuned, source.results / "cross_domain.jsonl"
+    finetuned, files = VARIANTS[variant].finetuned, row_files(source, "cross_domain")
     trained_on = source.settings.dataset if finetuned else NOT_FINETUNED
     config = {**source.identity(variant), "tested": "cross-domain"}
     if finetuned:  # the same settings on changed files are another model
@@ -137,8 +152,8 @@ def _measure_from(
             **{"seed": source.seed, "config_hash": config_hash(config)},
             "data_fingerprint": data_fingerprint(target.pairs(domain.test)),
         }
-        stored = find_rows(path, **wanted)
-        if len(stored) < len(METRICS) * len(DIRECTIONS):
+        stored = find_rows(*files, **wanted)
+        if train and len(stored) < len(METRICS) * len(DIRECTIONS):
             model = model or source.load(variant)
             _, rows = evaluate_retrieval(
                 model,
@@ -151,8 +166,8 @@ def _measure_from(
                 bootstrap=source.settings.bootstrap,
                 progress=source.progress,
             )
-            append_rows(path, [CrossRow(**row, trained_on=trained_on) for row in rows])
-            stored = find_rows(path, **wanted)
+            append_rows(files[-1], [CrossRow(**row, trained_on=trained_on) for row in rows])
+            stored = find_rows(*files, **wanted)
         parts.append(stored)
     return pd.concat(parts, ignore_index=True)
 

@@ -6,6 +6,7 @@ redone unless forced, an interrupted one goes on.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
@@ -62,6 +63,13 @@ class Experiment:
         self._pairs: dict[str, list[Pair]] = {}
         self._seconds: dict[str, list[str] | None] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
+
+    def of_seed(self, seed: int) -> Self:
+        """The same experiment under another training seed; the equal pairs are shared."""
+        other = copy.copy(self)
+        other.profile, other.seed = replace(self.profile, seed=seed), seed
+        other._datasets = {}  # a control's explanations depend on the seed
+        return other
 
     # ------------------------------------------------------------------------------------ data
 

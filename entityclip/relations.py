@@ -33,6 +33,7 @@ from entityclip.results import (
     provenance,
     read_rows,
 )
+from entityclip.stored import row_files
 
 PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
 BEFORE = "CLIP"  # the start weights, without ITR
@@ -53,7 +54,7 @@ class RelationStudy:
         self.runs = ITRRuns(
             experiment.settings, experiment.profile.runs, progress=experiment.progress
         )
-        self.path = experiment.results / "relations.jsonl"
+        self.files = row_files(experiment, "relations")
 
     # ---------------------------------------------------------------------------------- towers
 
@@ -101,7 +102,7 @@ class RelationStudy:
         for tasks, seed, lacking in progress_bar(
             missing, desc="relations", show=self.experiment.progress
         ):
-            append_rows(self.path, self._measure(tasks, seed, lacking), CLASSIFICATION)
+            append_rows(self.files[-1], self._measure(tasks, seed, lacking), CLASSIFICATION)
         return self.rows(seeds, protocols)
 
     def rows(
@@ -115,17 +116,19 @@ class RelationStudy:
             for seed in seeds
             for protocol in protocols
         }
-        rows = read_rows(self.path, schema=CLASSIFICATION)
+        rows = read_rows(*self.files, schema=CLASSIFICATION)
         kept = rows[rows["config_hash"].isin(hashes)]
         if kept.empty:
-            raise ResultsError(f"{self.path} has no rows of the present settings; measure first")
+            raise ResultsError(
+                f"{self.files[-1]} has no rows of the present settings; measure first"
+            )
         return kept.reset_index(drop=True)
 
     def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
         """The protocols without a stored row."""
-        if not self.path.exists():
+        if not any(file.exists() for file in self.files):
             return list(protocols)
-        stored = {*read_rows(self.path, schema=CLASSIFICATION)["config_hash"]}
+        stored = {*read_rows(*self.files, schema=CLASSIFICATION)["config_hash"]}
         return [p for p in protocols if config_hash(self._identity(tasks, seed, p)) not in stored]
 
     def _identity(self, tasks: Tasks, seed: int, protocol: str) -> dict[str, Any]:

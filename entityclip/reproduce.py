@@ -75,6 +75,7 @@ class Plan:
     folders: Folders
     force: bool
     timeout: int | None  # seconds a cell
+    whole: bool = True  # all notebooks but those left out by --skip
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> 
     # figures/ shows the demo profile as it is shipped, never somebody's variation of it
     shipped = profile.name == "demo" and not settings and arguments.seed is None
     folders = Folders(notebooks.resolve(), runs, figures.resolve() if shipped else runs / "figures")
-    return Plan(profile, parameters, chosen, folders, arguments.force, timeout or None)
+    whole = not arguments.only
+    return Plan(profile, parameters, chosen, folders, arguments.force, timeout or None, whole)
 
 
 def select_notebooks(folder: Path, only: Sequence[str], skip: Sequence[str] = ()) -> list[Path]:
@@ -370,6 +372,7 @@ def write_report(rows: list[Row], plan: Plan) -> None:
     """Write the table, the settings, the commit and the machine to ``<runs>/reproduce.json``.
 
     A chain without gaps is told of beside its figures too: these took that long, on that machine.
+    Of notebooks left out by ``--skip`` that report keeps what it said before.
     """
     # imported late because they import torch, and a misspelt name should be refused at once
     from entityclip.provenance import git_commit
@@ -389,16 +392,27 @@ def write_report(rows: list[Row], plan: Plan) -> None:
         },
         "notebooks": [dataclasses.asdict(row) for row in rows],
     }
-    text = json.dumps(report, indent=2) + "\n"
-    atomic_write_text(plan.folders.runs / "reproduce.json", text)
-    whole = plan.notebooks == find_notebooks(plan.folders.notebooks)
+    atomic_write_text(plan.folders.runs / "reproduce.json", json.dumps(report, indent=2) + "\n")
     # where nothing was run, the figures' own report still tells what they took
     if (
-        whole
+        plan.whole
         and any(row.status == "done" for row in rows)
         and all(row.status in ("done", "up to date") for row in rows)
     ):
-        atomic_write_text(plan.folders.figures / "reproduce.json", text)
+        beside = plan.folders.figures / "reproduce.json"
+        present = {row["notebook"]: row for row in report["notebooks"]}
+        known = _reported(beside) | present
+        names = [path.stem for path in find_notebooks(plan.folders.notebooks)]
+        report["notebooks"] = [known[name] for name in names if name in known]
+        atomic_write_text(beside, json.dumps(report, indent=2) + "\n")
+
+
+def _reported(report: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier report says of each notebook; nothing where there is none to be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        rows = json.loads(report.read_text(encoding="utf-8"))["notebooks"]
+        return {row["notebook"]: row for row in rows}
+    return {}
 
 
 def _table(rows: list[Row]) -> str:

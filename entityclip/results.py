@@ -228,11 +228,11 @@ def read_rows(*paths: str | Path, schema: Schema = RETRIEVAL) -> pd.DataFrame:
     return frame.drop_duplicates(list(schema.key), keep="last").reset_index(drop=True)
 
 
-def find_rows(path: str | Path, **wanted: Any) -> pd.DataFrame:
-    """`read_rows` whose columns have these values; no rows where the file is not there yet."""
-    if not Path(path).exists():
+def find_rows(*paths: str | Path, **wanted: Any) -> pd.DataFrame:
+    """`read_rows` whose columns have these values; no rows where no file is there yet."""
+    if not any(Path(path).exists() for path in paths):
         return pd.DataFrame(columns=list(COLUMNS))
-    rows = read_rows(path)
+    rows = read_rows(*paths)
     return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 

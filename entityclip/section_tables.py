@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from entityclip.tables import mean_over_seeds
+
 SUMMARY = ("accuracy", "macro_f1")  # then one "f1/<section>" a section; all in percent
 
 
@@ -53,21 +55,27 @@ def section_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a (dataset, variant) of one seed and split: accuracy and macro-F1 with intervals.
+    """A row a (dataset, variant) of one split: accuracy and macro-F1 with 95 % intervals.
 
-    Beside them the accuracy of `guessing` uniformly and of always saying the commonest section,
-    `majority`, which no macro-F1 rewards.
+    Of several `seeds` means, with Student's t over seeds; of one its own, over queries. Beside them
+    the accuracy of `guessing` uniformly and of always saying the commonest section, `majority`,
+    which no macro-F1 rewards.
     """
     table = []
     shown = rows[rows["metric"].isin(SUMMARY)]
     for (dataset, variant), group in shown.groupby(["dataset", "variant"], sort=False):
-        by_metric = group.set_index("metric")
-        line = {"dataset": dataset, "variant": variant, "sections": group["n_candidates"].iloc[0]}
+        line = {"dataset": dataset, "variant": variant, "seeds": group["seed"].nunique()}
+        line["sections"] = group["n_candidates"].iloc[0]
         line["guessing"] = 100 / line["sections"]
-        true = np.array(by_metric.loc["accuracy", "confusion"]).sum(1)
+        confusion = group.loc[group["metric"] == "accuracy", "confusion"].iloc[0]
+        true = np.array(confusion).sum(1)
         line["majority"] = 100 * true.max() / true.sum()
         for metric in SUMMARY:
-            value, low, high = by_metric.loc[metric, ["value", "low", "high"]]
+            rows = group[group["metric"] == metric]
+            if len(rows) == 1:
+                value, low, high = rows[["value", "low", "high"]].iloc[0]
+            else:
+                value, low, high = mean_over_seeds(rows["value"].to_numpy(float))
             line |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
         table.append(line)
     return pd.DataFrame(table)

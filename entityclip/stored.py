@@ -1,8 +1,8 @@
 """The stored rows of an experiment: what was measured here, and what the repository ships.
 
 Rows measured here lie in ``runs/<profile>/results``, shipped ones in ``figures/rows/<profile>``,
-one file a kind: ``retrieval``, ``ranks``, ``pretraining``, ``leak``, ``matching``. Of a measurement
-that both have, the newer counts. Rows of other settings or other data stay aside.
+one file a kind: those of KINDS here, those of the later chapters in `chapter_rows`. Of a
+measurement that both have, the newer counts. Rows of other settings or other data stay aside.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from entityclip.results import ResultsError, read_rows
 from entityclip.variants import VARIANTS
 
 SHIPPED = REPOSITORY / "figures" / "rows"
+KINDS = ("curves", "leak", "matching", "pretraining", "ranks", "retrieval")
 
 
 def row_files(experiment: Experiment, kind: str, *, shipped: bool = True) -> list[Path]:
@@ -68,19 +69,24 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
     Only rows of the present settings are kept, in a fixed order, so the file changes only where a
     measurement did.
     """
-    counts = {}
-    for file in sorted(experiment.results.glob("*.jsonl")):
-        rows = find_rows(experiment, file.stem)
-        if rows.empty:
-            continue
-        rows = rows.sort_values(["variant", "split", "seed", "direction", "metric"], kind="stable")
-        target = SHIPPED / experiment.profile.name / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        records = rows.astype(object).where(rows.notna(), None).to_dict("records")
-        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-        atomic_write_text(target, "".join(f"{line}\n" for line in lines))
-        counts[file.stem] = len(rows)
-    return counts
+    found = {kind: find_rows(experiment, kind) for kind in KINDS}
+    for kind, rows in found.items():
+        write_shipped(experiment, kind, rows)
+    return {kind: len(rows) for kind, rows in found.items() if len(rows)}
+
+
+def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None:
+    """Make `rows` those that the repository ships of a kind; none leave what it ships alone."""
+    if rows.empty:
+        return
+    order = ["variant", "dataset", "split", "seed"]
+    order += [c for c in ("direction", "protocol", "label", "metric", "trained_on") if c in rows]
+    rows = rows.sort_values(order, kind="stable")
+    target = SHIPPED / experiment.profile.name / f"{kind}.jsonl"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    atomic_write_text(target, "".join(f"{line}\n" for line in lines))
 
 
 def _without_seed(config: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
+from entityclip.chapter_rows import ship_chapters
 from entityclip.config import load_profile
+from entityclip.curves import store_curves
 from entityclip.experiments import Experiment
 from entityclip.measure import evaluate, stored_ranks
 from entityclip.model import EntityCLIP
@@ -68,8 +69,10 @@ def measure_variant(
         _probe(experiment, model, name)
     for split in missing:
         evaluate(experiment, model, name, split)
-    if spec.finetuned and not keep:
-        experiment.discard(name)
+    if spec.finetuned:
+        store_curves(experiment, [name])
+        if not keep:
+            experiment.discard(name)
     return True
 
 
@@ -115,14 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "main" in work:
         work["main"] = (settings.main_seeds, TABLES["main"])
     work["chosen by name"] = (settings.ablation_seeds, options.variants)
+    base = Experiment(profile, progress=False)
     for seeds, names in work.values():
-        experiments = [
-            Experiment(replace(profile, seed=seed), progress=False)
-            for seed in options.seeds or seeds
-        ]
+        experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
         sweep(experiments, names, shipped=not options.anew, keep=options.keep)
     if options.ship:
-        log.info("shipped: %s", ship_rows(Experiment(profile)))
+        log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from entityclip.experiments import Experiment
 from entityclip.metrics import as_clusters, resample_weights
 from entityclip.model import EntityCLIP
 from entityclip.results import Row, append_rows, find_rows, measurement_rows, provenance
+from entityclip.stored import row_files
 
 TEMPLATES = (
     "a news photo from the {section} section",
@@ -221,13 +222,15 @@ def measure_sections(
     *,
     on: Experiment | None = None,
     templates: Sequence[str] = TEMPLATES,
+    train: bool = True,
 ) -> pd.DataFrame:
     """Each variant's rows in ``results/sections.jsonl``; what is stored is not measured again.
 
-    Models are `experiment`'s, trained first if need be; pictures are those of a split of `on`, by
-    default `experiment` too. Raises ValueError as `classify_sections`.
+    That holds for rows that the repository ships, too. With `train` False nothing is measured, and
+    what has no rows is left out. Models are `experiment`'s, trained first if need be; pictures are
+    those of a split of `on`, by default `experiment` too. Raises ValueError as `classify_sections`.
     """
-    on, path = on or experiment, experiment.results / "sections.jsonl"
+    on, files = on or experiment, row_files(experiment, "sections")
     dataset, fingerprint = on.settings.dataset, data_fingerprint(on.pairs(split))
     parts = []
     for variant in variants:
@@ -235,8 +238,8 @@ def measure_sections(
         wanted = {"dataset": dataset, "split": split, "seed": experiment.seed}
         wanted |= {"variant": variant, "config_hash": config_hash(config)}
         wanted |= {"data_fingerprint": fingerprint}
-        stored = find_rows(path, **wanted)
-        if stored.empty:
+        stored = find_rows(*files, **wanted)
+        if train and stored.empty:
             _, rows = evaluate_sections(
                 experiment.load(variant),
                 on.dataset(split),
@@ -249,7 +252,7 @@ def measure_sections(
                 bootstrap=experiment.settings.bootstrap,
                 progress=experiment.progress,
             )
-            append_rows(path, rows)  # all or none
-            stored = find_rows(path, **wanted)
+            append_rows(files[-1], rows)  # all or none
+            stored = find_rows(*files, **wanted)
         parts.append(stored)
     return pd.concat(parts, ignore_index=True)

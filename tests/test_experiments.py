@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from entityclip.checkpoint import read_tensors
 from entityclip.comparison import difference_table
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.datasets.pair import Pair, PairDataset
@@ -135,6 +137,26 @@ def test_force_retrains_and_keeps_the_old_run_until_the_new_is_finished(runs, mo
     assert base.finetune("clip") == folder
     assert not kept.exists()
     assert (folder / "best.safetensors").read_bytes() == weights  # the same seed, the same weights
+
+
+def test_two_runs_of_one_variant_and_seed_are_the_same_to_the_bit(tmp_path, monkeypatch):
+    found = []
+    for place in ("one", "other"):
+        monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / place))
+        base = experiment()
+        measure(base, ["entityclip"], ["test"])
+        hashes = {
+            f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in (tmp_path / place).rglob("best.safetensors")
+        }
+        for file in (tmp_path / place).rglob("last.safetensors"):  # its header holds the time spent
+            bits = b"".join(t.numpy().tobytes() for _, t in sorted(read_tensors(file).items()))
+            hashes[f"{file.parent.name}/{file.name}"] = hashlib.sha256(bits).hexdigest()
+        key = ["variant", "direction", "metric"]
+        metrics = stored_rows(base).set_index(key)[["value", "low", "high"]]
+        found.append((hashes, metrics.to_dict(), stored_rows(base, "ranks")["ranks"].tolist()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 4  # best and last, of pretraining and of fine-tuning
 
 
 def test_pretraining_is_measured_apart_from_the_table(runs):

@@ -357,6 +357,30 @@ def test_only_runs_in_file_order(house, ran):
     assert ran == ["00_a", "02_c"]
 
 
+def test_what_skip_leaves_out_keeps_its_place_in_the_report_beside_the_figures(house, ran):
+    for name in ("00_a", "01_b", "02_c"):
+        write_notebook(house.notebooks, name, "1")
+    report = house.figures / "reproduce.json"
+
+    def seconds():
+        rows = json.loads(report.read_text())["notebooks"]
+        return {row["notebook"]: row["seconds"] for row in rows}
+
+    assert house.main("--profile", "demo", "--skip", "01_b") == 0
+    assert (ran, list(seconds())) == (["00_a", "02_c"], ["00_a", "02_c"])
+    assert house.main("--profile", "demo", "--only", "01_b") == 0
+    assert list(seconds()) == ["00_a", "02_c"]  # one notebook alone is no report of a chain
+    assert house.main("--profile", "demo") == 0
+    whole = seconds()
+    assert list(whole) == ["00_a", "01_b", "02_c"]
+    assert house.main("--profile", "demo", "--skip", "01_b", "--force") == 0
+    assert list(seconds()) == list(whole)
+    assert seconds()["01_b"] == whole["01_b"]
+    report.write_text("[]")  # an unreadable report is nobody's last good result
+    assert house.main("--profile", "demo", "--skip", "01_b", "--force") == 0
+    assert list(seconds()) == ["00_a", "02_c"]
+
+
 # ----------------------------------------------------------------------------------------- faults
 
 

@@ -14,6 +14,7 @@ from entityclip.baselines.ascl.retrieval import retrieve, similarities
 from entityclip.comparison import difference_table
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.controls import replace_explanations
+from entityclip.curves import store_curves, stored_curves
 from entityclip.datasets.newsroom import newsroom_pairs
 from entityclip.experiments import Experiment
 from entityclip.measure import measure, stored_ranks
@@ -23,6 +24,7 @@ from entityclip.probes import CONDITIONS, measure_leak, measure_matching, mixed_
 from entityclip.results import read_rows
 from entityclip.stored import find_rows, ship_rows
 from entityclip.sweep import main, measure_variant, sweep
+from entityclip.training_logs import read_log
 from entityclip.variants import LEAK, TABLES, VARIANTS, Variant
 from tests.test_experiments import TINY
 
@@ -162,6 +164,18 @@ def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch)
     assert set(find_rows(both[0], "leak")["variant"]) == {"entityclip", "shuffled-explanations"}
     kept = {p.parent.name.split("-seed")[0] for p in runs.rglob("best.safetensors")}
     assert kept == {"pretraining", "entityclip"}
+
+    curves = stored_curves(both[0], ["zero-shot", "entityclip", "shuffled-explanations"])
+    assert {name: len(seeds) for name, seeds in curves.items()} == {
+        "entityclip": 2,
+        "shuffled-explanations": 2,
+    }
+    for one, (training, validation) in zip(both, curves["entityclip"], strict=True):
+        steps, epochs = read_log(one.logs()["entityclip"])
+        means = steps.groupby("epoch")["vtc"].mean()
+        assert training["vtc"].tolist() == pytest.approx(means.tolist())
+        assert validation["val_vtc"].tolist() == pytest.approx(epochs["val_vtc"].tolist())
+    assert store_curves(both[0], ["entityclip", "zero-shot"]) == 0
 
     counts = ship_rows(both[0])
     assert counts["ranks"] == len(ranks)

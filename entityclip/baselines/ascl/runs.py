@@ -31,6 +31,7 @@ from entityclip.evaluation import Retrieval, encode_pairs, result_rows
 from entityclip.experiments import Experiment, device
 from entityclip.measure import rank_rows, seed_retrievals
 from entityclip.results import ResultsError, Row, append_rows, provenance, read_rows
+from entityclip.stored import row_files
 from entityclip.training import train
 
 _NO_SAMPLES = {"richer": False, "poorer": False, "wrong": False}
@@ -233,7 +234,7 @@ class AsCLRuns:
 
     def _rows_of(self, variant: str, seed: int, way: Measured) -> pd.DataFrame:
         try:
-            rows = read_rows(self.results)
+            rows = read_rows(*row_files(self.experiment, "ascl"))
         except ResultsError:
             if self.results.exists():
                 raise
