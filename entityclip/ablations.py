@@ -6,8 +6,9 @@ import pandas as pd
 
 from entityclip.comparison import difference_table
 from entityclip.experiments import Experiment
-from entityclip.measure import measure, stored_ranks
+from entityclip.measure import measure, seed_retrievals, stored_ranks
 from entityclip.results import ResultsError
+from entityclip.rsum import rsum_numbers
 from entityclip.stored import find_rows, stored_rows
 from entityclip.sweep import splits_of, sweep
 from entityclip.tables import retrieval_table
@@ -26,7 +27,7 @@ def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     lacking = []
     for number, of_seed in enumerate(seed_experiments(experiment, table)):
         for name in TABLES[table]:
-            if number and not find_variant(name).finetuned:
+            if (number and not find_variant(name).finetuned) or of_seed.lacks(name):
                 continue
             splits = splits_of(of_seed, name)
             if any(stored_ranks(of_seed, name, split) is None for split in splits):
@@ -43,6 +44,12 @@ def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
         print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
         print(f"python -m entityclip.sweep --profile {experiment.profile.name} --tables {table}")
     return lacking
+
+
+def left_out(experiment: Experiment, table: str) -> list[str]:
+    """Why rows of a table are missing under this profile, a sentence each."""
+    reasons = {name: experiment.lacks(name) for name in TABLES[table]}
+    return [f"{name} is left out: {reason}" for name, reason in reasons.items() if reason]
 
 
 def describe_variants(experiment: Experiment, table: str) -> pd.DataFrame:
@@ -73,16 +80,35 @@ def recall_table(experiment: Experiment, table: str, *, splits: list[str]) -> pd
     ).drop(columns="place")  # fmt: skip
 
 
+def rsum_table(experiment: Experiment, table: str, *, splits: list[str]) -> pd.DataFrame:
+    """RSUM of each variant with its 95 % interval; columns split, variant and `rsum_numbers`."""
+    ranks = _ranks(experiment, table)
+    found = []
+    for split in splits:
+        of_split = ranks[ranks["split"] == split]
+        for name in TABLES[table]:
+            rows = of_split[of_split["variant"] == name]
+            if len(rows):
+                seeds = list(seed_retrievals(rows, experiment.pairs(split)).values())
+                found.append({"split": split, "variant": name, **rsum_numbers(seeds)})
+    return pd.DataFrame(found)
+
+
 def differences_to_first(
     experiment: Experiment, table: str, *, splits: list[str], metric: str = "R@1"
 ) -> pd.DataFrame:
     """Each variant minus the table's first, paired by query and seed (`difference_table`)."""
-    ranks = find_rows(experiment, "ranks", variants=TABLES[table])
-    if ranks.empty:
-        raise ResultsError(f"no ranks of table {table} are stored; run its notebook first")
+    ranks = _ranks(experiment, table)
     first, *others = TABLES[table]
     chosen = ranks[ranks["split"].isin(splits)]
     return difference_table(chosen, [(other, first) for other in others], metric)
+
+
+def _ranks(experiment: Experiment, table: str) -> pd.DataFrame:
+    ranks = find_rows(experiment, "ranks", variants=TABLES[table])
+    if ranks.empty:
+        raise ResultsError(f"no ranks of table {table} are stored; run its notebook first")
+    return ranks
 
 
 def choose_on_validation(experiment: Experiment) -> pd.DataFrame:

@@ -23,6 +23,8 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
     Files: ``<table>.csv/.md/.tex`` and ``<table>_differences.csv/.md/.tex/.png/.svg``.
     """
     splits = experiment.settings.test_splits
+    for reason in ablations.left_out(experiment, table):
+        print(reason)
     try:
         recalls = ablations.recall_table(experiment, table, splits=splits)
         found = ablations.differences_to_first(experiment, table, splits=splits)
@@ -47,6 +49,21 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
         report.save_table(found, figures, f"{table}_differences")
         report.save_sheet(sheet, figures, f"{table}_differences")
     display(*map(Markdown, sheet.notes))
+
+
+def draw_rsum(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
+    """Show a table's RSUM with intervals and why rows are missing; `save` as ``<table>_rsum``."""
+    for reason in ablations.left_out(experiment, table):
+        print(reason)
+    splits = experiment.settings.test_splits
+    try:
+        found = ablations.rsum_table(experiment, table, splits=splits)
+    except (ResultsError, FileNotFoundError) as error:
+        print(f"skipped: {error}")
+        return
+    print(found.round(1).to_string(index=False))
+    if save:
+        report.save_table(found, figures, f"{table}_rsum")
 
 
 def draw_doses(experiment: Experiment, figures: Path, *, save: bool) -> None:

@@ -10,20 +10,31 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
+from entityclip import neighbours
 from entityclip.backbone import Backbone, create_backbone, load_clip_weights
+from entityclip.baselines.ascl.model import AsCL
+from entityclip.baselines.itr.runs import ITRRuns
 from entityclip.checkpoint import read_tensors
-from entityclip.config import EntityCLIPConfig, Profile, TrainConfig, as_dict, config_hash
+from entityclip.config import (
+    AsCLConfig,
+    EntityCLIPConfig,
+    Profile,
+    TrainConfig,
+    as_dict,
+    config_hash,
+)
 from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
+from entityclip.datasets.captions import SeveralCaptions, second_captions
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.datasets.registry import LOADERS
@@ -50,6 +61,7 @@ class Experiment:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
+        self._seconds: dict[str, list[str] | None] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
 
     def of_seed(self, seed: int) -> Self:
@@ -94,30 +106,53 @@ class Experiment:
     def dataset(
         self, split: str, *, explanations: bool = False, control: Explanations = "own"
     ) -> PairDataset | ImageTextDataset:
-        """A split ready for the model: drawn pictures are kept in memory, files read when needed.
+        """A split ready for the model, as `serve` makes it.
 
-        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
-        evaluation raises at the first. `control` puts something else in place of the explanations
-        (`entityclip.controls`).
+        `control` puts something else in place of the explanations (`entityclip.controls`).
         """
         key = (split, explanations, control)
         if key not in self._datasets:
             pairs = self.pairs(split)
             if control != "own":  # which would turn a table of a million rows into a list
                 pairs = replace_explanations(pairs, control, seed=self.seed)
-            made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
-            if self.settings.dataset in LOADERS:
-                self._datasets[key] = ImageTextDataset(
-                    *made_of,
-                    with_explanations=explanations,
-                    decoding=self.settings.train_decoding if split == "train" else "exact",
-                    max_broken=self.settings.max_broken,
-                )
-            else:
-                self._datasets[key] = PairDataset(
-                    *made_of, with_explanations=explanations, cache=True
-                )
+            decoding = self.settings.train_decoding if split == "train" else "exact"
+            self._datasets[key] = self.serve(
+                self.settings.dataset, pairs, explanations=explanations, decoding=decoding
+            )
         return self._datasets[key]
+
+    def serve(
+        self,
+        dataset: str,
+        pairs: Sequence[Pair],
+        *,
+        explanations: bool = False,
+        decoding: Literal["exact", "draft"] = "exact",
+    ) -> PairDataset | ImageTextDataset:
+        """Pairs of a data set ready for the model: drawn pictures are kept in memory, files read.
+
+        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
+        evaluation raises at the first.
+        """
+        made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
+        if dataset not in LOADERS:
+            return PairDataset(*made_of, with_explanations=explanations, cache=True)
+        return ImageTextDataset(
+            *made_of,
+            with_explanations=explanations,
+            decoding=decoding,
+            max_broken=self.settings.max_broken,
+        )
+
+    def second_captions(self, split: str) -> list[str] | None:
+        """A second caption of each pair's picture; None where it is that of another pair."""
+        if split not in self._seconds:
+            self._seconds[split] = second_captions(self.settings.dataset, self.pairs(split))
+        return self._seconds[split]
+
+    def with_seconds(self, split: str, dataset: PairDataset | ImageTextDataset) -> SeveralCaptions:
+        """A split's dataset whose batches carry a second caption of each picture."""
+        return SeveralCaptions(dataset, self.backbone.tokenize, self.second_captions(split))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -126,14 +161,23 @@ class Experiment:
 
     # ---------------------------------------------------------------------------------- models
 
-    def config(self, variant: str) -> EntityCLIPConfig:
+    def lacks(self, variant: str) -> str | None:
+        """What keeps this profile from training `variant`, in words; None if nothing does."""
+        return neighbours.lacking(find_variant(variant).method, self.settings)
+
+    def config(self, variant: str) -> EntityCLIPConfig | AsCLConfig:
         """The variant's model: the profile's, with the variant's overrides."""
-        return replace(self.settings.model, **find_variant(variant).model)
+        spec = find_variant(variant)
+        ascl = spec.method == "ascl"
+        own = neighbours.ascl_config(self.settings) if ascl else self.settings.model
+        return replace(own, **spec.model)
 
     def identity(self, variant: str) -> dict[str, Any]:
         """What makes a run of `variant` this run and no other: all of its settings and its data."""
         settings, spec = self.settings, find_variant(variant)
         start = as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
+        if spec.method == "itr":
+            start = neighbours.itr_start(settings, start)
         identity = {
             "variant": variant,
             "seed": self.seed,
@@ -156,16 +200,19 @@ class Experiment:
                 identity["train_decoding"] = settings.train_decoding
         return identity
 
-    def build(self, variant: str) -> EntityCLIP:
-        """The variant before fine-tuning: pretrained towers, freshly drawn experts."""
-        settings = self.settings
+    def build(self, variant: str) -> EntityCLIP | AsCL:
+        """The variant before fine-tuning: pretrained towers, freshly drawn experts or fusion."""
+        settings, method = self.settings, find_variant(variant).method
         torch.manual_seed(self.seed)
         backbone = create_backbone(settings.backbone, settings.pretrained, settings.image_size)
-        if settings.pretraining:
+        if method == "itr":
+            load_clip_weights(backbone, self.pretrain_itr() / "best.safetensors")
+        elif settings.pretraining:
             load_clip_weights(backbone, self.pretrain() / "best.safetensors")
-        return EntityCLIP(backbone, self.config(variant)).to(device())
+        kind = AsCL if method == "ascl" else EntityCLIP
+        return kind(backbone, self.config(variant)).to(device())
 
-    def load(self, variant: str) -> EntityCLIP:
+    def load(self, variant: str) -> EntityCLIP | AsCL:
         """The variant with its best weights, trained first if no finished run is found."""
         if not find_variant(variant).finetuned:
             return self.build(variant).eval()
@@ -201,15 +248,35 @@ class Experiment:
         run = self._describe("pretraining", identity, splits, replace(pretraining.train, seed=seed))
         return self._run(run, build, force)
 
+    def pretrain_itr(self) -> Path:
+        """Train the shared start on by ITR, with this experiment's seed; the run's folder."""
+        start = self.identity("zero-shot")
+        return self._itr.pretrain(lambda: self.build("zero-shot").backbone, start, seed=self.seed)
+
+    @cached_property
+    def _itr(self) -> ITRRuns:
+        return ITRRuns(self.settings, self.profile.runs, progress=self.progress)
+
     def finetune(self, variant: str, *, force: bool = False) -> Path:
-        """Fine-tune `variant` unless a finished run is there; the run's folder."""
+        """Fine-tune `variant` unless a finished run is there; the run's folder.
+
+        Raises ValueError for a variant that has no training or that this profile `lacks`.
+        """
         if not find_variant(variant).finetuned:
             raise ValueError(f"{variant} is not fine-tuned")
+        if reason := self.lacks(variant):
+            raise ValueError(f"{variant} cannot be trained: {reason}")
         return self._run(self._finetuning(variant), lambda: self.build(variant), force)
 
     def _finetuning(self, variant: str) -> _Run:
         config = replace(self.settings.finetuning, seed=self.seed)
-        return self._describe(variant, self.identity(variant), ("train", "val"), config)
+        identity, method = self.identity(variant), find_variant(variant).method
+        # and with it the texts it reads beyond those that all read
+        if method == "itr":
+            identity["itr"] = self._itr.identity(self.identity("zero-shot"), self.seed)
+        elif method == "ascl" and self.config(variant).richer:
+            identity["second_captions"] = config_hash(self.second_captions("train"))
+        return self._describe(variant, identity, ("train", "val"), config)
 
     def _describe(
         self, name: str, identity: dict[str, Any], splits: tuple[str, str], config: TrainConfig
@@ -221,11 +288,11 @@ class Experiment:
         folder = self.profile.runs / "checkpoints" / f"{name}-seed{config.seed}-{hashed[:8]}"
         return _Run(folder, identity, splits, config)
 
-    def _run(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+    def _run(self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool) -> Path:
         with self._claim(run.folder, wait=True):
             return self._train(run, build, force)
 
-    def _train(self, run: _Run, build: Callable[[], EntityCLIP], force: bool) -> Path:
+    def _train(self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool) -> Path:
         previous = run.folder.with_name(run.folder.name + ".previous")
         if force and run.folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -234,7 +301,9 @@ class Experiment:
             return run.folder
         model = build()
         reads, control = model.needs_explanations, run.identity.get("explanations", "own")
-        sets = (self.dataset(s, explanations=reads, control=control) for s in run.splits)
+        sets = [self.dataset(s, explanations=reads, control=control) for s in run.splits]
+        if isinstance(model, AsCL) and model.needs_others:
+            sets = [self.with_seconds(s, given) for s, given in zip(run.splits, sets, strict=True)]
         train(model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress)
         shutil.rmtree(previous, ignore_errors=True)
         return run.folder
@@ -273,11 +342,14 @@ class Experiment:
         }
 
     def logs(self) -> dict[str, Path]:
-        """The training logs of these settings that are there, by variant."""
+        """The training logs of these settings that are there, by variant.
+
+        Without AsCL's, whose loss has other terms than the rest, which curves set side by side.
+        """
         logs = {
             name: self._finetuning(name).folder / "log.jsonl"
             for name, variant in VARIANTS.items()
-            if variant.finetuned
+            if variant.finetuned and variant.method != "ascl" and not self.lacks(name)
         }
         return {name: path for name, path in logs.items() if path.exists()}
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 
+import pandas as pd
 import torch
+from torch import Tensor
 
-from entityclip.datasets.pair import key63
+from entityclip.datasets.pair import Pair, key63
 from entityclip.evaluation import Retrieval, evaluate_retrieval
 from entityclip.experiments import Experiment
 from entityclip.model import EntityCLIP
+from entityclip.neighbours import ranking
 from entityclip.results import DIRECTIONS, Row, append_rows
 from entityclip.stored import find_rows
+from entityclip.variants import find_variant
+
+log = logging.getLogger(__name__)
 
 Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
 
@@ -26,10 +33,14 @@ def measure(
 ) -> Ranks:
     """Ranks of each variant on each split; what is not stored is trained, evaluated and stored.
 
-    `shipped` also accepts the rows that the repository ships. `force` measures anew.
+    `shipped` also accepts the rows that the repository ships. `force` measures anew. A variant that
+    the profile `lacks` is left out, with a warning that says why.
     """
     splits, ranks = list(splits), {}
     for variant in variants:
+        if reason := experiment.lacks(variant):
+            log.warning("%s is left out: %s", variant, reason)
+            continue
         missing = []
         for split in splits:
             found = None if force else stored_ranks(experiment, variant, split, shipped=shipped)
@@ -52,12 +63,29 @@ def stored_ranks(
     if rows.empty:
         return None
     rows = rows[(rows["split"] == split) & (rows["seed"] == experiment.seed)]
-    found = {row["direction"]: row["ranks"] for _, row in rows.iterrows()}
-    if set(found) != set(DIRECTIONS):
+    if rows.empty:
         return None
-    keys = torch.tensor([key63(pair.image_key) for pair in experiment.pairs(split)])
-    image_of = keys.unique(return_inverse=True)[1]
-    return Retrieval(*(torch.tensor(found[d]) for d in DIRECTIONS), image_of)
+    return seed_retrievals(rows, experiment.pairs(split)).get(experiment.seed)
+
+
+def seed_retrievals(rank_rows: pd.DataFrame, pairs: Sequence[Pair]) -> dict[int, Retrieval]:
+    """Stored ranks of one variant on one split, whose pairs these are, by seed."""
+    shown = image_of(pairs)
+    by_seed = {
+        int(seed): {row["direction"]: row["ranks"] for _, row in rows.iterrows()}
+        for seed, rows in rank_rows.groupby("seed")
+    }
+    return {
+        seed: Retrieval(*(torch.tensor(ranks[d]) for d in DIRECTIONS), shown)
+        for seed, ranks in by_seed.items()
+        if set(ranks) == set(DIRECTIONS)
+    }
+
+
+def image_of(pairs: Sequence[Pair]) -> Tensor:
+    """The picture row of each caption [N], as evaluation numbers pictures."""
+    keys = torch.tensor([key63(pair.image_key) for pair in pairs])
+    return keys.unique(return_inverse=True)[1]
 
 
 def measure_pretraining(experiment: Experiment) -> Retrieval:
@@ -81,16 +109,17 @@ def evaluate(
         bootstrap=experiment.settings.bootstrap,
         workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
+        rank=ranking(find_variant(variant).method),
     )
     if kind == "retrieval":  # ranks first: who finds them skips the measurement
         append_rows(experiment.results / f"{kind}.jsonl", rows)
-        append_rows(experiment.results / "ranks.jsonl", _with_ranks(rows, retrieval))
+        append_rows(experiment.results / "ranks.jsonl", rank_rows(rows, retrieval))
     else:
         append_rows(experiment.results / f"{kind}.jsonl", rows)
     return retrieval
 
 
-def _with_ranks(rows: list[Row], retrieval: Retrieval) -> list[dict]:
+def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
     """The mean rank of each direction, beside it every query's rank and, if shared, its picture."""
     out = []
     for row in rows:

@@ -29,13 +29,21 @@ HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks 
 PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#0072B2")
 _MARKERS = ("s", "D", "^", "v", "P", "X")
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
-_FIXED = {"zero-shot": (GREY, "o"), "clip": ("#0072B2", "s"), "entityclip": (VERMILLION, "D")}
+_FIXED = {
+    "zero-shot": (GREY, "o"),
+    "clip": ("#0072B2", "s"),
+    "entityclip": (VERMILLION, "D"),
+    "bridge": (GREEN, "s"),
+    "bridge-entityclip": ("#CC79A7", "D"),
+}
 
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 
 VARIANTS = {
     "zero-shot": "CLIP, zero-shot",
     "clip": "CLIP, fine-tuned",
+    "itr": "ITR, fine-tuned",
+    "ascl": "AsCL",
     "entityclip": "EntityCLIP",
     "bridge": "CLIP + bridge",
     "bridge-entityclip": "EntityCLIP + bridge",

@@ -51,10 +51,16 @@ def sweep(
 def measure_variant(
     experiment: Experiment, name: str, *, shipped: bool = True, keep: bool = True
 ) -> bool:
-    """Train and measure one variant with all its probes; False if that was done, or is being."""
+    """Train and measure one variant with all its probes.
+
+    False if that was done, is being, or cannot be under this profile.
+    """
     splits = splits_of(experiment, name)
+    spec, reason = find_variant(name), experiment.lacks(name)
+    if reason:
+        log.warning("%s is left out: %s", name, reason)
+        return False
     missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
-    spec = find_variant(name)
     if not missing or (spec.finetuned and experiment.busy(name)):
         return False
     log.info("seed %d: %s", experiment.seed, name)
@@ -85,7 +91,7 @@ def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
         return
     if name in LEAK:
         measure_leak(experiment, model, name, split)
-    if model.matching is not None and name in TABLES["ablation_gi_itm"]:
+    if name in TABLES["ablation_gi_itm"] and model.matching is not None:
         measure_matching(experiment, model, name, split)
 
 

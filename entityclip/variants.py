@@ -10,12 +10,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from entityclip.config import EntityCLIPConfig
+from entityclip.config import AsCLConfig, EntityCLIPConfig
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 BRIDGE = {"bridge": 1.0}
 
 Explanations = Literal["own", "shuffled", "random", "caption"]
+Method = Literal["entityclip", "itr", "ascl"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,33 @@ class Variant:
 
     name: str
     asks: str
-    model: dict[str, Any] = field(default_factory=dict)  # overrides of EntityCLIPConfig
+    model: dict[str, Any] = field(default_factory=dict)  # overrides of the method's config
     finetuned: bool = True
     explanations: Explanations = "own"  # what training reads (entityclip.controls)
+    # "itr" starts from ITR's pretraining, "ascl" is AsCL's model (entityclip.neighbours)
+    method: Method = "entityclip"
 
     def __post_init__(self) -> None:
-        known = {f.name for f in dataclasses.fields(EntityCLIPConfig)}
-        unknown = set(self.model) - known
+        config = AsCLConfig if self.method == "ascl" else EntityCLIPConfig
+        unknown = set(self.model) - {f.name for f in dataclasses.fields(config)}
         if unknown:
-            raise ValueError(f"variant {self.name}: EntityCLIPConfig has no {', '.join(unknown)}")
+            raise ValueError(f"variant {self.name}: {config.__name__} has no {', '.join(unknown)}")
 
 
 _MAIN = (
     Variant("zero-shot", "What does pretraining alone know of entities?", NO_EXPERTS, False),
     Variant("clip", "What does fine-tuning on captions alone give?", NO_EXPERTS),
+    Variant(
+        "itr",
+        "What if ITR pretrains on unlabelled pairs first, and captions fine-tune as for CLIP?",
+        NO_EXPERTS,
+        method="itr",
+    ),
+    Variant(
+        "ascl",
+        "What do AsCL's texts and fusion give? Its richer text reads a second caption a picture.",
+        method="ascl",
+    ),
     Variant("entityclip", "What do MMAE and GI-ITM add, reading explanations in training?"),
     Variant(
         "bridge",

@@ -17,16 +17,17 @@ from entityclip.baselines.ascl.retrieval import (
     retrieve_reranked,
     similarities,
 )
-from entityclip.baselines.ascl.runs import (
-    AsCLRuns,
-    Measured,
+from entityclip.baselines.ascl.runs import AsCLRuns, Measured
+from entityclip.baselines.ascl.tables import (
+    describe_difference,
     differences,
     over_seeds,
     recall_table,
+    rsum_table,
 )
 from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profile
 from entityclip.datasets import load_pairs
-from entityclip.datasets.captions import SeveralCaptionsDataset
+from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.pair import PairDataset
 from entityclip.experiments import Experiment
 from entityclip.losses import vtc_loss
@@ -36,9 +37,15 @@ from entityclip.training import train
 OFF = {"fusion": False, "richer": False, "poorer": False, "wrong": False}
 
 
-def make_set(backbone, n=20, split="captions_train", kind=SeveralCaptionsDataset):
+def plain_set(backbone, n=20, split="captions_train"):
     pairs = load_pairs("newsroom", split, limit=n, image_size=64)
-    return kind(pairs, backbone.preprocess, backbone.tokenize, with_explanations=False, cache=True)
+    return PairDataset(
+        pairs, backbone.preprocess, backbone.tokenize, with_explanations=False, cache=True
+    )
+
+
+def make_set(backbone, n=20):
+    return SeveralCaptions(plain_set(backbone, n), backbone.tokenize)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def test_batches_carry_another_caption_of_the_same_picture(captions):
     for _ in range(30):
         batch = captions.collate([captions[i] for i in range(20)])
         for row, other in enumerate(batch.others):
-            partner = (captions.captions == other).all(1).nonzero().flatten().tolist()
+            partner = (captions.dataset.captions == other).all(1).nonzero().flatten().tolist()
             assert all(p != row and p // 5 == row // 5 for p in partner)
             seen |= {(row, p) for p in partner}
     assert len(seen) == 20 * 4  # each of the others is drawn at times
@@ -79,7 +86,7 @@ def test_one_caption_a_picture_is_refused(backbone):
     message = r"1 of 5 pictures have one caption.*'captions_train-0-000004#0'.*multiple of 5"
     with pytest.raises(ValueError, match=message):
         make_set(backbone, 21)
-    plain = make_set(backbone, 21, kind=PairDataset)
+    plain = plain_set(backbone, 21)
     batch = plain.collate([plain[0], plain[5]])
     assert batch.others is None
     with pytest.raises(ValueError, match="the batch has no second one"):
@@ -160,11 +167,11 @@ def test_the_training_loop_trains_and_resumes_it(captions, tmp_path):
 
 def test_similarities_are_the_models_own_whatever_the_stretch(backbone, captions):
     model = model_of(backbone).eval()
-    few, image_of = similarities(model, captions, batch_size=3, progress=False)
-    many, _ = similarities(model, captions, batch_size=64, progress=False)
+    few, image_of = similarities(model, captions.dataset, batch_size=3, progress=False)
+    many, _ = similarities(model, captions.dataset, batch_size=64, progress=False)
     assert few.shape == (4, 20)
     torch.testing.assert_close(few, many, rtol=1e-4, atol=1e-5)
-    row, text = 7, captions.captions[7:8]
+    row, text = 7, captions.dataset.captions[7:8]
     with torch.no_grad():
         image = captions.collate([captions[row]]).images
         own = model.similarity(model.image_side(image), model.text_side(text))
@@ -173,8 +180,8 @@ def test_similarities_are_the_models_own_whatever_the_stretch(backbone, captions
 
 def test_short_queries_are_compared_by_their_first_half(backbone, captions):
     model = model_of(backbone).eval()
-    whole, _ = similarities(model, captions, progress=False)
-    short, _ = similarities(model, captions, short_queries=True, progress=False)
+    whole, _ = similarities(model, captions.dataset, progress=False)
+    short, _ = similarities(model, captions.dataset, short_queries=True, progress=False)
     assert (whole - short).abs().max() > 1e-3
 
 
@@ -273,6 +280,14 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     plain = table[~table.variant.str.contains("re-ranked")]
     found = differences(plain, "ascl", "contrastive")
     assert len(found) == 4  # 2 seeds, whole and short queries
+    sums = rsum_table(first, ["contrastive", "ascl"], ways).set_index(["variant", "split"])
+    assert len(sums) == 6
+    for key, found_sum in sums.iterrows():
+        assert found_sum["RSUM"] == pytest.approx(mean.loc[(*key, "RSUM"), "mean"])
+        assert found_sum["low"] <= found_sum["RSUM"] <= found_sum["high"]
+    said = describe_difference(first, "ascl", "contrastive")
+    gap = found.loc[found.split == "captions_test", "RSUM"].mean()
+    assert f"difference {gap:+.1f}" in said
     with pytest.raises(ValueError, match="not measured on the same"):
         differences(plain[plain.seed == 0], "ascl", "nothing")
 

@@ -79,6 +79,17 @@ def test_stretches_of_captions_change_nothing(case, monkeypatch, at_once):
         torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tile", "tokens"), [(1, 1), (2 * 7 * 9, 9), (3 * 7 * 9, 3 * 9), (2**19, 512)]
+)
+def test_tiles_without_gradients_equal_the_loop_over_captions(case, monkeypatch, tile, tokens):
+    monkeypatch.setitem(module._TILE, "cpu", tile)
+    monkeypatch.setattr(module, "_TILE_TOKENS", tokens)
+    with torch.no_grad():
+        fast, slow = ours(*case), literal_ascl.similarity(*case)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_counts_for_nothing(case):
     fusion, image, text, words = case
     noisy = text.tokens.detach().clone()

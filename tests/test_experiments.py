@@ -29,6 +29,11 @@ TINY = {
     "finetuning": {"epochs": 1, "batch_size": 8},
     "model": {"image_experts": 1, "text_experts": 1, "explanation_experts": 1},
     "bootstrap": 20,
+    "itr": {
+        "unlabelled": {"dataset": "newsroom", "split": "relation_unlabelled", "limit": 32},
+        "held_out": 8,
+        "objective": {"iterations": 2, "subset": 16, "batch_size": 8, "projection": 16},
+    },
 }
 
 

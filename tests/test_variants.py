@@ -6,13 +6,18 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from entityclip import stored
+from entityclip import ablations, stored
+from entityclip.baselines.ascl.model import AsCL
+from entityclip.baselines.ascl.retrieval import retrieve, similarities
+from entityclip.comparison import difference_table
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.controls import replace_explanations
 from entityclip.curves import store_curves, stored_curves
 from entityclip.datasets.newsroom import newsroom_pairs
 from entityclip.experiments import Experiment
+from entityclip.measure import measure, stored_ranks
 from entityclip.metrics import recall_at_k, retrieval_ranks
 from entityclip.model import EntityCLIP
 from entityclip.probes import CONDITIONS, measure_leak, measure_matching, mixed_embeddings
@@ -48,7 +53,7 @@ def test_variants_are_different_models_or_different_data():
     base = Experiment(load_profile("smoke"))
     seen = {}
     for name, variant in VARIANTS.items():
-        made_of = (base.config(name), variant.finetuned, variant.explanations)
+        made_of = (base.config(name), variant.finetuned, variant.explanations, variant.method)
         assert made_of not in seen, f"{name} is {seen[made_of]}"
         seen[made_of] = name
 
@@ -56,6 +61,8 @@ def test_variants_are_different_models_or_different_data():
 def test_a_variant_with_a_misspelt_override_is_refused():
     with pytest.raises(ValueError, match="typo: EntityCLIPConfig has no image_expert"):
         Variant("typo", "?", {"image_expert": 1})
+    with pytest.raises(ValueError, match="typo: AsCLConfig has no image_experts"):
+        Variant("typo", "?", {"image_experts": 1}, method="ascl")
 
 
 def test_shuffled_explanations_are_the_others():
@@ -207,3 +214,110 @@ def test_the_command_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         main(["--variants", "klip"])
     assert "klip" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------ neighbours
+
+
+def weights(folder):
+    return load_file(folder / "best.safetensors")
+
+
+def test_itr_starts_from_its_own_pretraining_of_the_shared_start(runs):
+    base = experiment()
+    folder = base.pretrain_itr()
+    shared, own = base.build("zero-shot"), base.build("itr")
+    pretrained = weights(folder)
+    ours = own.clip_state_dict()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor.cpu(), pretrained[f"model.backbone.clip.{name}"]), name
+    moved = [k for k, v in shared.clip_state_dict().items() if not torch.equal(v, ours[k])]
+    assert any(k.startswith("visual.") for k in moved)
+    assert any(k.startswith("transformer.") for k in moved)
+    assert base.config("itr") == base.config("clip")
+    itr, clip = base.identity("itr"), base.identity("clip")
+    assert {k for k in itr if itr[k] != clip.get(k)} == {"variant", "start"}
+    assert itr["start"]["from"] == clip["start"]
+    # another seed is another pretraining, and the same row of a table
+    other = experiment(seed=1)
+    assert other.pretrain_itr() != folder
+    assert other.identity("itr") | {"seed": 0} == itr
+    changed = {"itr": {"objective": {"iterations": 1}}}
+    assert experiment(**changed).identity("itr") != itr
+    assert experiment(**changed).identity("clip") == clip
+
+
+def test_ascl_reads_the_same_pairs_and_a_second_caption_of_each(runs):
+    base = experiment()
+    model = base.build("ascl")
+    assert isinstance(model, AsCL)
+    served = base.with_seconds("train", base.dataset("train"))
+    assert served.pairs == base.dataset("train").pairs
+    batch = served.collate([served[i] for i in range(16)])
+    tokens = base.backbone.tokenize(base.second_captions("train"))
+    assert torch.equal(batch.others, tokens)
+    assert (batch.others != batch.captions).any(1).all()
+    own = {k: v for k, v in base.identity("ascl").items() if k not in ("variant", "model")}
+    assert own == {k: base.identity("clip")[k] for k in own}
+    # the towers before fine-tuning are CLIP's own
+    clip = base.build("clip").backbone.state_dict()
+    assert all(torch.equal(v, clip[k]) for k, v in model.backbone.state_dict().items())
+
+
+def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
+    both = [experiment(), experiment(seed=1)]
+    names = ["clip", "itr", "ascl"]
+    sweep(both, names, keep=[])
+    rows, ranks = find_rows(both[0], "retrieval"), find_rows(both[0], "ranks")
+    for found in (rows, ranks):
+        seeds = found.groupby("variant")["seed"].unique().map(sorted).to_dict()
+        assert seeds == {name: [0, 1] for name in names}
+    table = ablations.recall_table(both[0], "main", splits=["test"])
+    assert set(table["variant"]) == set(names)
+    assert (table["seeds"] == 2).all()
+    shown = difference_table(ranks, [("itr", "clip"), ("ascl", "clip")])
+    assert (shown["seeds"] == 2).all()
+    sums = ablations.rsum_table(both[0], "main", splits=["test"]).set_index("variant")
+    recalls = rows[rows["metric"].isin(["R@1", "R@5", "R@10"]) & (rows["split"] == "test")]
+    for name in names:
+        mean = recalls[recalls["variant"] == name].groupby("seed")["value"].sum().mean()
+        assert sums.loc[name, "RSUM"] == pytest.approx(mean)
+        assert sums.loc[name, "low"] <= mean <= sums.loc[name, "high"]
+
+    # AsCL's ranks are those of its S
+    data, model = both[0].dataset("test"), both[0].load("ascl")
+    similarity, image_of = similarities(model, data, progress=False)
+    expected = retrieve(similarity, image_of)
+    stored_here = stored_ranks(both[0], "ascl", "test")
+    assert torch.equal(stored_here.text_to_image, expected.text_to_image)
+    assert torch.equal(stored_here.image_to_text, expected.image_to_text)
+    assert torch.equal(stored_here.image_of, expected.image_of)
+
+    monkeypatch.setattr(Experiment, "load", lambda *_: pytest.fail("trained again"))
+    sweep([experiment(), experiment(seed=1)], names, keep=[])
+
+
+def test_what_a_profile_lacks_is_left_out_with_the_reason(runs, caplog):
+    files = {"dataset": "n24news", "data_root": "/nowhere", "explanation_source": "own"}
+    base = experiment(**files, itr=None)
+    reasons = dict(line.split(" is left out: ") for line in ablations.left_out(base, "main"))
+    assert set(reasons) == {"itr", "ascl"}
+    assert "no `itr` block" in reasons["itr"]
+    assert "n24news has one caption a picture and AsCL's richer text joins two" in reasons["ascl"]
+    with pytest.raises(ValueError, match="ascl cannot be trained: n24news has one caption"):
+        base.finetune("ascl")
+    assert not measure_variant(base, "ascl")
+    assert measure(base, ["itr", "ascl"], ["test"]) == {}
+    said = [r.getMessage() for r in caplog.records]
+    assert any(line.startswith("ascl is left out: n24news has one caption") for line in said)
+    poorer = experiment(**files, ascl={"model": {"richer": False}})
+    assert poorer.lacks("ascl") is None
+    unlabelled = {"dataset": "twitter100k", "split": "all", "data_root": None}
+    assert "needs itr.unlabelled.data_root" in experiment(itr={"unlabelled": unlabelled}).lacks(
+        "itr"
+    )
+    assert "no `ascl` block" in experiment(ascl=None).lacks("ascl")
+    assert experiment(dataset="flickr30k", data_root="/nowhere").lacks("ascl") is None
+    # nothing is lacking of a table that cannot be had
+    lacking = {name for name, _ in ablations.missing_runs(experiment(itr=None, ascl=None), "main")}
+    assert lacking == set(TABLES["main"]) - {"itr", "ascl"}

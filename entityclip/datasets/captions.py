@@ -3,43 +3,107 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from entityclip.datasets.pair import Batch, Item, PairDataset
+from entityclip.datasets.broken import Broken
+from entityclip.datasets.images import ImageTextDataset
+from entityclip.datasets.newsroom import second_caption
+from entityclip.datasets.pair import Batch, Item, Pair, PairDataset
+
+# data sets whose pairs hold several captions of a picture, one a pair
+_SEVERAL = ("flickr30k", "mscoco")
 
 
-class SeveralCaptionsDataset(PairDataset):
-    """A `PairDataset` whose batches fill `others` with another caption of each pair's picture.
+class SeveralCaptions(Dataset):
+    """Another dataset, whose batches get another caption of each pair's picture as `others`.
 
-    Which one is drawn from torch's generator, so it follows from the run's seed. Arguments are
-    those of `PairDataset`. Raises ValueError where a picture has one caption only.
+    Args:
+        dataset: what to serve.
+        tokenize: texts → int64 tensor [n, L]; that of `dataset`.
+        seconds: a caption a pair to take. None: one of the other pairs that show the same picture,
+            drawn from torch's generator, so it follows from the run's seed.
+
+    Raises ValueError for another number of `seconds` than of pairs and, without them, where a
+    picture has one caption only.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        counts = Counter(pair.image_key for pair in self.pairs)
-        lonely = [pair.id for pair in self.pairs if counts[pair.image_key] < 2]
-        if lonely:
-            raise ValueError(
-                f"{len(lonely)} of {len(counts)} pictures have one caption and AsCL's richer text "
-                f"joins two; the first is pair {lonely[0]!r}. Give every picture at least two "
-                "captions (in the newsroom a multiple of 5 pairs), or set `richer: false`"
-            )
+    def __init__(
+        self,
+        dataset: PairDataset | ImageTextDataset,
+        tokenize: Callable[[list[str]], Tensor],
+        seconds: Sequence[str] | None = None,
+    ) -> None:
+        self.dataset, self.pairs = dataset, dataset.pairs
+        self.max_broken = getattr(dataset, "max_broken", 0.0)  # a PairDataset leaves nothing out
+        self._tokenize, self._seconds = tokenize, seconds
+        if seconds is not None and len(seconds) != len(dataset):
+            raise ValueError(f"{len(seconds)} second captions for {len(dataset)} pairs")
+        if seconds is None:
+            _check_captions(dataset.pairs)
+            self._place_captions(dataset.image_keys)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | Broken:
+        return self.dataset[index]
+
+    def collate(self, items: Sequence[Item | Broken]) -> Batch | list[Broken]:
+        """The dataset's own `collate`, and the other captions of what is whole."""
+        batch = self.dataset.collate(items)
+        if isinstance(batch, Batch):
+            rows = [item.index for item in items if not isinstance(item, Broken)]
+            batch.others = self._tokenize(self._others(rows))
+        return batch
+
+    def _others(self, rows: list[int]) -> list[str]:
+        if self._seconds is not None:
+            return [self._seconds[row] for row in rows]
+        at = torch.tensor(rows)
+        start, count = self._start[at], self._count[at]
+        step = 1 + (torch.rand(len(rows)) * (count - 1)).long()
+        drawn = self._order[start + (self._place[at] - start + step) % count]
+        return [self.pairs[row].caption for row in drawn.tolist()]
+
+    def _place_captions(self, image_keys: Tensor) -> None:
         # rows of one picture side by side, so that another caption is a step along its stretch
-        self._order = self.image_keys.argsort(stable=True)
+        self._order = image_keys.argsort(stable=True)
         self._place = self._order.argsort()
-        _, picture, counts = self.image_keys.unique(return_inverse=True, return_counts=True)
+        _, picture, counts = image_keys.unique(return_inverse=True, return_counts=True)
         self._start, self._count = (counts.cumsum(0) - counts)[picture], counts[picture]
 
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """`PairDataset.collate`, and the other captions."""
-        batch = super().collate(items)
-        rows = torch.tensor([item.index for item in items])
-        start, count = self._start[rows], self._count[rows]
-        step = 1 + (torch.rand(len(rows)) * (count - 1)).long()
-        other = self._order[start + (self._place[rows] - start + step) % count]
-        batch.others = self.captions[other]
-        return batch
+
+def has_second_captions(dataset: str) -> bool:
+    """Whether a data set tells more than one caption of a picture."""
+    return dataset == "newsroom" or dataset in _SEVERAL
+
+
+def second_captions(dataset: str, pairs: Sequence[Pair]) -> list[str] | None:
+    """A second caption of each pair's picture; None where it is that of another pair.
+
+    Raises ValueError for a data set of one caption a picture.
+    """
+    if not has_second_captions(dataset):
+        raise ValueError(f"{dataset} has {ONE_CAPTION}")
+    return [second_caption(pair) for pair in pairs] if dataset == "newsroom" else None
+
+
+ONE_CAPTION = (
+    "one caption a picture and AsCL's richer text joins two; set `richer: false` in ascl.model "
+    "to train it without"
+)
+
+
+def _check_captions(pairs: Sequence[Pair]) -> None:
+    counts = Counter(pair.image_key for pair in pairs)
+    lonely = [pair.id for pair in pairs if counts[pair.image_key] < 2]
+    if lonely:
+        raise ValueError(
+            f"{len(lonely)} of {len(counts)} pictures have one caption and AsCL's richer text "
+            f"joins two; the first is pair {lonely[0]!r}. Give every picture at least two "
+            "captions (in the newsroom a multiple of 5 pairs), or set `richer: false`"
+        )

@@ -95,6 +95,11 @@ class ImageTextDataset(Dataset):
         return torch.tensor([key63(pair.image_key) for pair in self.pairs])
 
     @cached_property
+    def captions(self) -> Tensor:
+        """All pairs' captions as tokens [n, L] int64, made when first asked for."""
+        return tokenize_all([pair.caption for pair in self.pairs], self._tokenize)
+
+    @cached_property
     def explanations(self) -> Tensor | None:
         """All pairs' explanations as tokens [n, L] int64, made when first asked for."""
         if not self.with_explanations:

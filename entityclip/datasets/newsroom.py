@@ -30,6 +30,7 @@ from entityclip.datasets.record import Pair
 NEWSROOM_VERSION = 1
 
 CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
+_NAMING = 2  # of them, the first, name entities as captions of the entity splits do
 
 # split -> its share of the facts (entity splits) or of the combinations (generic and relations)
 _ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
@@ -127,6 +128,20 @@ def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
     return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
 
 
+def second_caption(pair: Pair) -> str:
+    """Another caption of a train, val or test pair's picture: of its own kind, in other words.
+
+    It names and does not describe: the first such caption of the ``captions_`` split that is not
+    the pair's own. Raises TypeError as `newsroom_facts` does and ValueError for another split.
+    """
+    newsroom_facts(pair)
+    picture = pair.image
+    if picture.split not in _CAPTIONS.values():
+        raise ValueError(f"{pair.id} is of split {picture.split}, which has no second captions")
+    naming = _captions(picture, picture.split)[:_NAMING]
+    return next(other.caption for other in naming if other.caption != pair.caption)
+
+
 def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
     """How text and picture of a relation split's pair relate, also where the label is not told.
 
@@ -195,7 +210,7 @@ def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
 
 def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
     countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
-    if number < 2:
+    if number < _NAMING:
         return wording.entity_caption(rng, countries, facts.scene, capitals_only=False)
     if number < 4:
         return wording.generic_caption(rng, countries, facts.scene, facts.time)

@@ -16,14 +16,14 @@ from entityclip.baselines.ascl.samples import (
     word_mask,
     wrong_embeddings,
 )
-from entityclip.datasets.captions import SeveralCaptionsDataset
+from entityclip.datasets.captions import SeveralCaptions
 from entityclip.style import GREY, PAGE, VERMILLION
 
 _KINDS = ("as written", "says more", "says less")
 
 
 def text_samples(
-    model: AsCL, dataset: SeveralCaptionsDataset, rows: list[int]
+    model: AsCL, dataset: SeveralCaptions, rows: list[int]
 ) -> list[tuple[str, str, Image.Image]]:
     """(kind, text, picture) of each row's caption and the true texts made of it, for a gallery."""
     backbone = model.backbone
@@ -41,7 +41,7 @@ def text_samples(
 
 
 @torch.inference_mode()
-def wrong_similarities(model: AsCL, dataset: SeveralCaptionsDataset, n: int) -> pd.DataFrame:
+def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.DataFrame:
     """How each kind of wrong text compares with the true one, over the first `n` pairs.
 
     A row a kind: mean S with the true caption and with the wrong text made of it, and the percent

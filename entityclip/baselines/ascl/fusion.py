@@ -22,6 +22,7 @@ and contexts are means of words, so a pretrained CLIP is not thrown away.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -33,6 +34,10 @@ from torch.utils.checkpoint import checkpoint
 from entityclip.backbone import Tokens
 
 _AT_ONCE = 2**27  # attention weights in memory at once: 512 MiB
+# one head's attention weights at once where no gradient is asked for: what a core's cache holds,
+# and enough to keep a GPU busy
+_TILE = {"cpu": 2**19, "cuda": 2**25}
+_TILE_TOKENS = 512  # of the texts in a tile, about; below, products with them get slower
 
 
 class Side(NamedTuple):
@@ -93,15 +98,37 @@ class HierarchicalFusion(nn.Module):
         return self._side(scaled, words, pooled, own=self.to_regions, other=self.to_words)
 
     def forward(self, image: Side, text: Side) -> Tensor:
-        """S [I, J] of all I pictures with all J texts, in stretches of texts of bounded memory."""
+        """S [I, J] of all I pictures with all J texts, in stretches of texts of bounded memory.
+
+        Without gradients, in tiles of pictures and texts whose attention stays in a core's cache.
+        """
+        if not torch.is_grad_enabled():
+            return self._tiled(image, text)
         weights = image.query.shape[0] * image.query.shape[1] * text.query.shape[1] * self.heads
         size = max(1, _AT_ONCE // weights)
         parts = [text.rows(slice(s, s + size)) for s in range(0, len(text.pooled), size)]
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self._similarity(image, part) for part in parts], dim=1)
+        if len(parts) == 1:
+            return self._similarity(image, text)
         # the backward pass computes a stretch anew, or all attention weights would be kept
         rerun = [checkpoint(self._similarity, image, p, use_reentrant=False) for p in parts]
         return torch.cat(rerun, dim=1)
+
+    def _tiled(self, image: Side, text: Side) -> Tensor:
+        pictures, regions = image.valid.shape
+        texts, words = text.valid.shape
+        at_once = _TILE.get(image.pooled.device.type, _TILE["cuda"])
+        width = min(texts, max(1, _TILE_TOKENS // words))
+        height = max(1, at_once // (regions * words * width))
+        with torch.autocast(image.pooled.device.type, enabled=False):
+            grams = gram(image), gram(text)
+        found = image.pooled.new_empty(pictures, texts)
+        for row, column in itertools.product(range(0, pictures, height), range(0, texts, width)):
+            tile = slice(row, row + height), slice(column, column + width)
+            found[tile] = self._similarity(
+                *(side.rows(at) for side, at in zip((image, text), tile, strict=True)),
+                *(every[at] for every, at in zip(grams, tile, strict=True)),
+            )
+        return found
 
     def paired(self, image: Side, text: Side) -> Tensor:
         """S [B] of each picture with its own text: the diagonal of `forward`, and no more."""
@@ -109,25 +136,31 @@ class HierarchicalFusion(nn.Module):
         to_regions = self._paired_local(text, image)
         return self._mix((to_words + to_regions) / 2, (image.pooled * text.pooled).sum(dim=-1))
 
-    def _similarity(self, image: Side, text: Side) -> Tensor:
+    def _similarity(
+        self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
+    ) -> Tensor:
         # an enclosing autocast would attend in half precision
         with torch.autocast(image.pooled.device.type, enabled=False):
-            local = (self._local(image, text) + self._local(text, image).T) / 2
+            local = self._local(image, text, of_text) + self._local(text, image, of_image).T
+            local = local / 2
             return self._mix(local, image.pooled @ text.pooled.T)
 
     def _mix(self, local: Tensor, whole: Tensor) -> Tensor:
         return self.local_weight * local + (1 - self.local_weight) * whole
 
-    def _local(self, looking: Side, seen: Side) -> Tensor:
-        """Mean cosine [I, J] of I items' tokens with their contexts out of J items."""
+    def _local(self, looking: Side, seen: Side, of_seen: Tensor | None = None) -> Tensor:
+        """Mean cosine [I, J] of I items' tokens with their contexts out of J items.
+
+        `of_seen` is `gram(seen)`, where it is known.
+        """
         items, length, width = looking.unit.shape
         unit = looking.unit.reshape(-1, width)
         others, tokens = seen.valid.shape
         attention = self._mean_attention(looking.query, seen)  # [I·R, J, L]
         dot = attention * (unit @ seen.value.reshape(-1, width).T).view(-1, others, tokens)
         by_item = attention.transpose(0, 1)  # [J, I·R, L]
-        gram = seen.value @ seen.value.mT
-        square = ((by_item @ gram) * by_item).sum(dim=-1).T
+        of_seen = gram(seen) if of_seen is None else of_seen
+        square = ((by_item @ of_seen) * by_item).sum(dim=-1).T
         cosine = dot.sum(dim=-1) * square.clamp_min(1e-12).rsqrt()
         weight = looking.valid / looking.valid.sum(dim=1, keepdim=True)
         return (cosine.view(items, length, others) * weight[..., None]).sum(dim=1)
@@ -163,6 +196,11 @@ class HierarchicalFusion(nn.Module):
 
     def _scaled(self, tokens: Tensor) -> Tensor:
         return F.normalize(tokens, dim=-1) * math.sqrt(self.width)
+
+
+def gram(side: Side) -> Tensor:
+    """G = Y Yᵀ [B, L, L] of each item's values."""
+    return side.value @ side.value.mT
 
 
 def _projections(width: int) -> nn.ModuleDict:

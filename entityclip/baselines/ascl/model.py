@@ -143,7 +143,7 @@ class AsCL(nn.Module):
         if config.richer and others is None:
             raise ValueError(
                 "richer texts join two captions of a picture and the batch has no second one; "
-                "use a SeveralCaptionsDataset or set `richer: false`"
+                "use `datasets.captions.SeveralCaptions` or set `richer: false`"
             )
         if not config.richer:
             return poorer_text(captions, at) if config.poorer else None

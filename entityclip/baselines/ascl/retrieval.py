@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from entityclip.baselines.ascl.fusion import Side
 from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.ascl.samples import poorer_text
+from entityclip.datasets.images import ImageTextDataset, whole_batch
 from entityclip.datasets.pair import PairDataset
 from entityclip.evaluation import Retrieval
 from entityclip.metrics import similarity_ranks
@@ -21,16 +23,18 @@ from entityclip.progress import progress_bar
 @torch.inference_mode()
 def similarities(
     model: AsCL,
-    dataset: PairDataset,
+    dataset: PairDataset | ImageTextDataset,
     *,
     short_queries: bool = False,
     batch_size: int = 64,
+    workers: int = 0,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """S(I, T) [M, N] of M distinct pictures with N captions, and each caption's picture [N].
 
     `short_queries` keeps the first half of every caption. `batch_size` captions are compared at
-    once. Both returned tensors lie on the CPU.
+    once. Both returned tensors lie on the CPU. Raises ImageError naming pair and file for a picture
+    that cannot be read.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -39,7 +43,12 @@ def similarities(
     first = torch.full((len(keys),), len(dataset)).scatter_reduce(
         0, image_of, torch.arange(len(dataset)), "amin"
     )
-    images = _encode_images(model, dataset, first.tolist(), batch_size, device)
+    loader = DataLoader(
+        dataset, batch_sampler=[rows.tolist() for rows in first.split(batch_size)],
+        collate_fn=dataset.collate, num_workers=workers,
+    )  # fmt: skip
+    sides = [model.image_side(whole_batch(batch).images.to(device)) for batch in loader]
+    images = Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
     found = torch.empty(len(keys), len(dataset))
     starts = range(0, len(dataset), batch_size)
     for start in progress_bar(starts, desc="similarity", show=progress, leave=False):
@@ -50,6 +59,13 @@ def similarities(
         found[:, start : start + batch_size] = columns.cpu()
     model.train(was_training)
     return found, image_of
+
+
+def evaluate_similarity(
+    model: AsCL, dataset: PairDataset | ImageTextDataset, *, workers: int = 0, progress: bool = True
+) -> Retrieval:
+    """Ranks by S(I, T) of a model's own fusion: `evaluation.evaluate_embeddings` for AsCL."""
+    return retrieve(*similarities(model, dataset, workers=workers, progress=progress))
 
 
 def retrieve(similarity: Tensor, image_of: Tensor) -> Retrieval:
@@ -94,13 +110,3 @@ def _reordered(position: Tensor, back: Tensor, k: int) -> Tensor:
     most = position.shape[1] + 1
     beyond = back.max() + 1
     return (torch.where(position <= k, back, beyond) * most + position).double()
-
-
-def _encode_images(
-    model: AsCL, dataset: PairDataset, rows: list[int], batch_size: int, device: torch.device
-) -> Side:
-    sides = []
-    for start in range(0, len(rows), batch_size):
-        batch = dataset.collate([dataset[row] for row in rows[start : start + batch_size]])
-        sides.append(model.image_side(batch.images.to(device)))
-    return Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))

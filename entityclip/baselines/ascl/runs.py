@@ -23,12 +23,13 @@ from entityclip.baselines.ascl.retrieval import retrieve, retrieve_reranked, sim
 from entityclip.checkpoint import read_tensors
 from entityclip.config import AsCLConfig, AsCLSettings, as_dict, config_hash
 from entityclip.datasets import load_pairs
-from entityclip.datasets.captions import SeveralCaptionsDataset
+from entityclip.datasets.captions import SeveralCaptions
+from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.embedding_space import alignment, uniformity
 from entityclip.evaluation import Retrieval, encode_pairs, result_rows
 from entityclip.experiments import Experiment, device
-from entityclip.metrics import rsum
+from entityclip.measure import rank_rows, seed_retrievals
 from entityclip.results import ResultsError, Row, append_rows, provenance, read_rows
 from entityclip.stored import row_files
 from entityclip.training import train
@@ -72,7 +73,7 @@ class AsCLRuns:
                 "training there"
             )
         self.experiment, self.settings = experiment, settings
-        self._sets: dict[tuple[str, bool], PairDataset] = {}
+        self._sets: dict[tuple[str, bool], PairDataset | ImageTextDataset | SeveralCaptions] = {}
         self._pairs: dict[str, list[Pair]] = {}
 
     @property
@@ -97,15 +98,19 @@ class AsCLRuns:
             )
         return self._pairs[role]
 
-    def dataset(self, role: str, *, others: bool = False) -> PairDataset:
-        """Those pairs ready for the model; with `others`, batches carry second captions."""
+    def dataset(
+        self, role: str, *, others: bool = False
+    ) -> PairDataset | ImageTextDataset | SeveralCaptions:
+        """Those pairs ready for the model (`Experiment.serve`); `others` adds second captions.
+
+        Files that cannot be read are left out of training up to the profile's `max_broken`;
+        evaluation raises at the first.
+        """
         if (role, others) not in self._sets:
-            kind = SeveralCaptionsDataset if others else PairDataset
-            backbone, pairs = self.experiment.backbone, self.pairs(role)
-            self._sets[role, others] = kind(
-                pairs, backbone.preprocess, backbone.tokenize, with_explanations=False,
-                cache=not isinstance(pairs[0].image, Path),
-            )  # fmt: skip
+            served = self.experiment.serve(self.settings.dataset, self.pairs(role))
+            if others:
+                served = SeveralCaptions(served, self.experiment.backbone.tokenize)
+            self._sets[role, others] = served
         return self._sets[role, others]
 
     # ------------------------------------------------------------------------------------ runs
@@ -211,8 +216,21 @@ class AsCLRuns:
         found = [self._rows_of(*key) for key in wanted]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
+    def retrievals(
+        self,
+        variant: str,
+        seeds: Iterable[int],
+        way: Measured = Measured(),  # noqa: B008
+    ) -> list[Retrieval]:
+        """Stored ranks of a variant on the test split, one a seed that has them."""
+        rows = self.rows([variant], seeds, [way])
+        if rows.empty:
+            return []
+        return list(seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test")).values())
+
     def _stored(self, variant: str, seed: int, way: Measured) -> bool:
-        return not self._rows_of(variant, seed, way).empty
+        rows = self._rows_of(variant, seed, way)
+        return not rows.empty and "ranks" in rows and rows["ranks"].notna().any()
 
     def _rows_of(self, variant: str, seed: int, way: Measured) -> pd.DataFrame:
         try:
@@ -235,7 +253,7 @@ class AsCLRuns:
         """A model's ranks on the test split, asked in one of the ways."""
         similarity, image_of = similarities(
             model, self.dataset("test"), short_queries=way.short_queries,
-            progress=self.experiment.progress,
+            workers=self.settings.finetuning.workers, progress=self.experiment.progress,
         )  # fmt: skip
         if not way.rerank:
             return retrieve(similarity, image_of)
@@ -254,11 +272,13 @@ class AsCLRuns:
                 device=device(),
                 wall_time_s=time.perf_counter() - start,
             )
-            rows += result_rows(
+            measured = result_rows(
                 retrieval, origin, variant=way.variant(variant), dataset_name=self.settings.dataset,
                 split=way.split(self.settings.test_split),
                 bootstrap=self.experiment.settings.bootstrap,
             )  # fmt: skip
+            with_ranks = rank_rows(measured, retrieval)
+            rows += [row for row in measured if row["metric"] != "MeanR"] + with_ranks
         append_rows(self.results, rows)
 
     def spaces(self, models: dict[str, AsCL]) -> pd.DataFrame:
@@ -275,38 +295,3 @@ class AsCLRuns:
                 }
             )
         return pd.DataFrame(found)
-
-
-def recall_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """R@1, R@5, R@10 both ways and RSUM: a row a variant, split and seed, in percent."""
-    shown = rows[rows["metric"].isin(["R@1", "R@5", "R@10"])]
-    found = []
-    for (variant, split, seed), part in shown.groupby(["variant", "split", "seed"], sort=False):
-        metrics = {d: dict(zip(p["metric"], p["value"], strict=True))
-                   for d, p in part.groupby("direction", sort=False)}  # fmt: skip
-        row = {"variant": variant, "split": split, "seed": seed}
-        for direction, values in metrics.items():
-            row |= {f"{direction} {name}": value for name, value in values.items()}
-        found.append(row | {"RSUM": rsum(metrics)})
-    return pd.DataFrame(found)
-
-
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest over seeds of each column of `recall_table`, one a row."""
-    long = table.melt(["variant", "split", "seed"], var_name="metric")
-    found = long.groupby(["variant", "split", "metric"], sort=False)["value"]
-    return found.agg(["mean", "min", "max", "count"]).reset_index()
-
-
-def differences(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """`first` minus `second` of each split and seed, column by column of `recall_table`.
-
-    Runs are paired by seed: they saw the same batches. Raises ValueError if a seed lacks one.
-    """
-    a, b = (
-        table[table["variant"] == name].set_index(["split", "seed"]).drop(columns="variant")
-        for name in (first, second)
-    )
-    if a.empty or set(a.index) != set(b.index):
-        raise ValueError(f"{first} and {second} were not measured on the same splits and seeds")
-    return (a - b.loc[a.index]).reset_index()

@@ -15,6 +15,7 @@ from entityclip.config import Settings, as_dict, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.generated import with_generated
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
+from entityclip.files import claimed
 
 
 class ITRRuns:
@@ -64,7 +65,9 @@ class ITRRuns:
         """
         config, identity = self.config(seed, tasks), self.identity(start, seed, tasks)
         folder = self.folder / "checkpoints" / f"itr-seed{seed}-{config_hash(identity)[:8]}"
-        if not ((folder / "run.json").exists() and (folder / "best.safetensors").exists()):
+        with claimed(folder.with_name(f"{folder.name}.lock"), wait=True):
+            if (folder / "run.json").exists() and (folder / "best.safetensors").exists():
+                return folder
             train_set, val_set = (
                 self.dataset(role, config.needs_generated) for role in ("unlabelled", "held_out")
             )

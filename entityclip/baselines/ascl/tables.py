@@ -1,0 +1,69 @@
+"""AsCL's chapter in tables: recalls and RSUM by variant and seed, and differences."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import pandas as pd
+
+from entityclip.baselines.ascl.runs import AsCLRuns, Measured
+from entityclip.metrics import rsum
+from entityclip.rsum import rsum_difference, rsum_numbers
+
+
+def recall_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """R@1, R@5, R@10 both ways and RSUM: a row a variant, split and seed, in percent."""
+    shown = rows[rows["metric"].isin(["R@1", "R@5", "R@10"])]
+    found = []
+    for (variant, split, seed), part in shown.groupby(["variant", "split", "seed"], sort=False):
+        metrics = {d: dict(zip(p["metric"], p["value"], strict=True))
+                   for d, p in part.groupby("direction", sort=False)}  # fmt: skip
+        row = {"variant": variant, "split": split, "seed": seed}
+        for direction, values in metrics.items():
+            row |= {f"{direction} {name}": value for name, value in values.items()}
+        found.append(row | {"RSUM": rsum(metrics)})
+    return pd.DataFrame(found)
+
+
+def rsum_table(
+    runs: AsCLRuns, variants: Iterable[str], ways: Iterable[Measured] = (Measured(),)
+) -> pd.DataFrame:
+    """RSUM over seeds with its 95 % interval over pictures and seeds: a row a variant and way."""
+    found = []
+    for variant, way in itertools.product(variants, ways):
+        names = {"variant": way.variant(variant), "split": way.split(runs.settings.test_split)}
+        found.append(names | rsum_numbers(runs.retrievals(variant, runs.seeds, way)))
+    return pd.DataFrame(found)
+
+
+def describe_difference(runs: AsCLRuns, first: str, second: str) -> str:
+    """`first` against `second` by RSUM in a sentence, paired by seed and picture."""
+    of_both = (runs.retrievals(variant, runs.seeds) for variant in (first, second))
+    value, low, high = rsum_difference(*of_both)
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not separable from"
+    return (
+        f"{first} is {verdict} {second} by RSUM (difference {value:+.1f}, 95 % interval "
+        f"{low:+.1f} to {high:+.1f}, {len(runs.seeds)} seeds)"
+    )
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest over seeds of each column of `recall_table`, one a row."""
+    long = table.melt(["variant", "split", "seed"], var_name="metric")
+    found = long.groupby(["variant", "split", "metric"], sort=False)["value"]
+    return found.agg(["mean", "min", "max", "count"]).reset_index()
+
+
+def differences(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """`first` minus `second` of each split and seed, column by column of `recall_table`.
+
+    Runs are paired by seed: they saw the same batches. Raises ValueError if a seed lacks one.
+    """
+    a, b = (
+        table[table["variant"] == name].set_index(["split", "seed"]).drop(columns="variant")
+        for name in (first, second)
+    )
+    if a.empty or set(a.index) != set(b.index):
+        raise ValueError(f"{first} and {second} were not measured on the same splits and seeds")
+    return (a - b.loc[a.index]).reset_index()
