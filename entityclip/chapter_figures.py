@@ -11,8 +11,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from entityclip import chapter_rows, report, section_tables
+from entityclip.baselines.ascl import tables
 from entityclip.baselines.ascl.figures import plot_rsum
-from entityclip.baselines.ascl.runs import differences, over_seeds, recall_table
+from entityclip.baselines.ascl.runs import AsCLRuns
 from entityclip.baselines.itr.figures import plot_relation_scores
 from entityclip.cross_domain import cross_domain_table
 from entityclip.experiments import Experiment
@@ -67,7 +68,7 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     if rows.empty:
         print("skipped: no AsCL rows; notebook 09 writes them")
         return
-    asked = recall_table(rows)
+    asked = tables.recall_table(rows)
     whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
     pair = asked["variant"].isin(["contrastive", "ascl"])
     parts = asked[whole & (asked["seed"] == asked["seed"].min())].reset_index(drop=True)
@@ -75,9 +76,14 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     if save:
         recall = asked[whole & pair].reset_index(drop=True)
         report.save_table(recall, figures, "ascl_recall")
-        report.save_table(differences(recall, "ascl", "contrastive"), figures, "ascl_differences")
+        apart = tables.differences(recall, "ascl", "contrastive")
+        report.save_table(apart, figures, "ascl_differences")
         report.save_table(parts, figures, "ascl_ablation")
-        report.save_table(over_seeds(ways), figures, "ascl_queries")
+        report.save_table(tables.over_seeds(ways), figures, "ascl_queries")
+        runs, both = AsCLRuns(experiment), ["contrastive", "ascl"]
+        report.save_table(tables.rsum_table(runs, both), figures, "ascl_rsum")
+        asks = chapter_rows.ASCL_WAYS
+        report.save_table(tables.rsum_table(runs, both, asks), figures, "ascl_queries_rsum")
     _show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save)
     ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
     title = "Whole captions, first halves, re-ranked"

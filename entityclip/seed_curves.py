@@ -75,7 +75,7 @@ def plot_seed_curves(curves: pd.DataFrame, name: str = "VTC") -> Figure:
         Line2D([], [], color=colour, marker=marker, label=_named(variant, seeds[variant]))
         for variant, (colour, marker) in variants.items()
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(lines)))
     return figure
 
 
