@@ -15,6 +15,7 @@ processes is the sum of those paths, ∂L/∂θ; a parameter that L reads direct
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -92,8 +94,19 @@ class World:
 
 
 def this_world() -> World:
-    """The processes that `accelerate launch`, torchrun or a notebook launcher started with this."""
-    state = PartialState()
+    """The processes that `accelerate launch`, torchrun or a notebook launcher started with this.
+
+    Raises RuntimeError where they were started together and yet don't find each other.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    # several processes without a GPU are what accelerate asks to be told
+    on_cpu = started > 1 and not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if started != state.num_processes:
+        raise RuntimeError(
+            f"{started} processes were started (WORLD_SIZE), and {state.num_processes} found each "
+            "other; start them by accelerate launch --multi_gpu or torchrun"
+        )
     return World(state.process_index, state.num_processes)
 
 

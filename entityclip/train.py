@@ -38,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from accelerate import PartialState
 
     from entityclip.checkpoint import CheckpointError
+    from entityclip.distributed import this_world
     from entityclip.launch import train_variant
     from entityclip.step_log import TrainingError
 
-    state = PartialState()
+    world = this_world()
     logging.basicConfig(format="%(asctime)s %(message)s")
-    if state.is_main_process:
+    if world.main:
         logging.getLogger("entityclip").setLevel(logging.INFO)
     try:
         folder = train_variant(
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        state.destroy_process_group()
-    if state.is_main_process:
+        PartialState().destroy_process_group()
+    if world.main:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         print(
-            f"{folder.name}: {record['steps']} steps on {state.num_processes} process(es), best "
+            f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
             f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
         )
     return 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -117,8 +117,8 @@ class _Trainer:
         self.facts = json.loads(json.dumps(run_facts(model, sets, identity)))
         # accelerate keeps one precision a process, and a notebook trains several models in one
         AcceleratorState._reset_state()
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # CLIP's never change
-        self.accelerator = Accelerator(mixed_precision=precision(config), kwargs_handlers=[ddp])
+
+        self.accelerator = Accelerator(mixed_precision=precision(config))
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare = self.accelerator.unwrap_model(self.model)
