@@ -117,7 +117,6 @@ class _Trainer:
         self.facts = json.loads(json.dumps(run_facts(model, sets, identity)))
         # accelerate keeps one precision a process, and a notebook trains several models in one
         AcceleratorState._reset_state()
-
         self.accelerator = Accelerator(mixed_precision=precision(config))
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
