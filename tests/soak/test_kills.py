@@ -32,8 +32,7 @@ COMMAND = [
     *("-m", "entityclip.train", "--profile", "smoke", "--variant", "entityclip", "--set"),
     *("train_pairs=32", "val_pairs=16", "test_pairs=16", "test_splits=[test]"),
     *("pretraining.pairs=32", "pretraining.eval_pairs=16", "pretraining.train.batch_size=16"),
-    *("finetuning.epochs=20", "finetuning.batch_size=8", "finetuning.checkpoint_every=1"),
-    "finetuning.precision=fp32",
+    *("finetuning.batch_size=8", "finetuning.checkpoint_every=1", "finetuning.precision=fp32"),
 ]
 TOGETHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 
@@ -41,7 +40,7 @@ TOGETHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes"
 class Command:
     """The training command in a session of its own; of several processes, one is killed."""
 
-    def __init__(self, runs: Path, launcher: list[str] = ()):
+    def __init__(self, runs: Path, launcher: list[str], epochs: int):
         environment = os.environ | {
             "ENTITYCLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
             "CUDA_VISIBLE_DEVICES": "",
@@ -49,7 +48,7 @@ class Command:
         runs.mkdir(parents=True, exist_ok=True)
         with open(runs / "output", "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher, *COMMAND], cwd=REPOSITORY, env=environment,
+                [sys.executable, *launcher, *COMMAND, f"finetuning.epochs={epochs}"], cwd=REPOSITORY, env=environment,
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
@@ -76,15 +75,16 @@ class Command:
         return self.process.returncode
 
 
-def soak(folder, kills, launcher=()):
-    whole = Command(folder / "whole", launcher)
+def soak(folder, kills, launcher, epochs):
+    def start(name):
+        return Command(folder / name, launcher, epochs)
+
+    whole = start("whole")
     whole.join()
     assert whole.exitcode == 0, (folder / "whole" / "output").read_text()[-3000:]
     (run,) = (folder / "whole" / "smoke" / "checkpoints").glob("entityclip-*.lock")
     run = f"smoke/checkpoints/{run.stem}"
-    killer = Killer(
-        folder / "killed" / run, lambda: Command(folder / "killed", launcher), random.randrange(999)
-    )
+    killer = Killer(folder / "killed" / run, lambda: start("killed"), random.randrange(999))
     for moment in itertools.islice(itertools.cycle((ANY, WRITING, BETWEEN, STARTING)), kills):
         assert killer.kill(moment), f"the run ended after {killer.done.total()} kills"
     killer.finish()
@@ -98,12 +98,12 @@ def soak(folder, kills, launcher=()):
 
 
 def test_twenty_kills_of_one_process(tmp_path):
-    done = soak(tmp_path, KILLS)
+    done = soak(tmp_path, KILLS, [], epochs=20)
     result = "weights, optimizer, log, record and result rows bit-identical"
     print(f"\nsoak, one process: {told(done, [result])}")
 
 
 def test_kills_of_one_of_two_processes(tmp_path):
-    done = soak(tmp_path, 4, TOGETHER)
+    done = soak(tmp_path, 4, TOGETHER, epochs=6)
     result = "weights, optimizer, log, record and result rows bit-identical"
     print(f"\nsoak, two processes: {told(done, [result])}")
