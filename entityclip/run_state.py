@@ -71,8 +71,9 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed process was writing; nothing refers to it."""
+    ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
     for path in folder.glob(".*"):
-        if path.is_file() and path.name.startswith((".last.", ".best.", ".log.", ".run.", ".step")):
+        if path.is_file() and path.name.startswith(ours):
             path.unlink(missing_ok=True)
 
 

@@ -72,7 +72,8 @@ class Killer:
             time.sleep(0.0005)
 
     def _partial(self) -> bool:
-        return any(self.folder.glob(".*.partial"))
+        # safetensors writes to a .tmp file and renames it, to what we rename once more
+        return any([*self.folder.glob(".*.partial"), *self.folder.glob(".tmp*")])
 
     def _size(self) -> int:
         log = self.folder / "log.jsonl"

@@ -252,6 +252,7 @@ def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_
     assert all(torch.equal(whole[k], v) for k, v in load_file(plain / "last.safetensors").items())
     # how many are kept is no part of what a run is
     for name in names[:2]:
+        (folder / name).unlink()  # `whole` is a view of the file
         (folder / name).write_bytes(b"x")
     resumed = train(make_model(), *sets, replace(config, keep=1), folder, progress=False)
     assert resumed.resumed_from == 6
@@ -263,7 +264,12 @@ def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_
 
 def test_what_a_killed_process_was_writing_is_removed(sets, tmp_path):
     config = replace(CONFIG, epochs=1)
-    for name in (".last.safetensors.7.partial", ".log.jsonl.abc", ".step-000000001.x.partial"):
+    for name in (
+        ".last.safetensors.7.partial",
+        ".log.jsonl.abc",
+        ".tmpAbc",
+        ".step-000000001.x.partial",
+    ):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / ".other").write_bytes(b"mine")
     train(make_model(0), *sets, config, tmp_path, progress=False)

@@ -48,8 +48,9 @@ class Command:
         runs.mkdir(parents=True, exist_ok=True)
         with open(runs / "output", "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher, *COMMAND, f"finetuning.epochs={epochs}"], cwd=REPOSITORY, env=environment,
-                stdout=output, stderr=output, start_new_session=True,
+                [sys.executable, *launcher, *COMMAND, f"finetuning.epochs={epochs}"],
+                cwd=REPOSITORY, env=environment, stdout=output, stderr=output,
+                start_new_session=True,
             )  # fmt: skip
 
     def is_alive(self):
@@ -98,7 +99,7 @@ def soak(folder, kills, launcher, epochs):
 
 
 def test_twenty_kills_of_one_process(tmp_path):
-    done = soak(tmp_path, KILLS, [], epochs=20)
+    done = soak(tmp_path, KILLS, [], epochs=30)
     result = "weights, optimizer, log, record and result rows bit-identical"
     print(f"\nsoak, one process: {told(done, [result])}")
 
