@@ -33,7 +33,6 @@ from entityclip.distributed import this_world
 from entityclip.grad_cache import cached_backward, compare, encode_in_chunks
 from entityclip.model import EntityCLIP, Outputs
 from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
-from entityclip.preflight import precision, refuse_other_models, refuse_small
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
 from entityclip.results import atomic_write_text
@@ -52,6 +51,7 @@ from entityclip.run_state import (
 )
 from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
+from entityclip.training_checks import precision, refuse_other_models, refuse_small
 
 log = logging.getLogger(__name__)
 
