@@ -11,7 +11,7 @@ CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce sweep test lint unit notebooks figures lab lock clean
+.PHONY: reproduce sweep test soak lint unit notebooks figures lab lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make reproduce ALL=1                     the chapters $(CHAPTERS) too"
 	@echo "make sweep [PROFILE=demo]                train and measure all variants of all tables (hours)"
 	@echo "make test                                lint, unit tests, notebooks against stored outputs"
+	@echo "make soak                                kill runs at 20 random moments, and other long tests"
 	@echo "make figures                             redraw figures and tables from stored results"
 	@echo "make lab                                 open the notebooks in JupyterLab"
 	@echo "make lock                                resolve requirements.lock anew"
@@ -53,6 +54,10 @@ lint: .venv/.installed
 # ENTITYCLIP_REQUIRE_LLM: the tests against a real model must run here, not be skipped.
 unit: .venv/.model
 	ENTITYCLIP_REQUIRE_LLM=1 $(BIN)/python -m pytest tests
+
+# Long tests of what must survive: each prints a result line.
+soak: .venv/.installed
+	$(BIN)/python -m pytest tests/soak -q -s
 
 # A folder of its own, so that what is tested is trained now and not found in runs/.
 notebooks: .venv/.installed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,17 +71,19 @@ class Backbone(nn.Module):
         text: Tensor,
         *,
         trim: bool = True,
+        length: int | None = None,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> Tokens:
         """Encode token ids [B, context_length]; L is the longest real sequence if `trim`.
 
-        Trimming changes no number: causal attention never lets EOT see what follows it. `change`
+        Trimming changes no number: causal attention never lets EOT see what follows it. `length`
+        is what to trim to where that is known (`longest`): a GPU need not be asked. `change`
         maps the token embeddings [B, L, width] before positions are added (AsCL's wrong texts).
         """
         clip = self.clip
         at = self.eot(text)
         if trim and clip.attn_mask is not None:
-            text = text[:, : int(at.max()) + 1]
+            text = text[:, : int(at.max()) + 1 if length is None else length]
         length = text.shape[1]
         mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
         embeddings = clip.token_embedding(text)
@@ -92,22 +94,38 @@ class Backbone(nn.Module):
         valid = torch.arange(length, device=text.device) <= at[:, None]
         return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
 
-    def texts_tokens(self, first: Tensor, second: Tensor, *, trim: bool = True) -> list[Tokens]:
+    def texts_tokens(
+        self,
+        first: Tensor,
+        second: Tensor,
+        *,
+        trim: bool = True,
+        lengths: Sequence[int] | None = None,
+    ) -> list[Tokens]:
         """Encode captions and explanations, each [B, context_length], in one pass where that pays.
 
         One pass pads both to the longer side. Where captions are much shorter than explanations
         that costs more than it saves, and each side runs at its own length: the same numbers.
+        `lengths` are the sides' longest, where known.
         """
-        longest = [int(self.eot(side).max()) + 1 for side in (first, second)]
-        if trim and sum(longest) < 0.8 * 2 * max(longest):
-            return [self.text_tokens(first), self.text_tokens(second)]
-        joint = self.text_tokens(torch.cat([first, second]), trim=trim)
+        if lengths is None:
+            lengths = [self.longest(side) for side in (first, second)]
+        if trim and sum(lengths) < 0.8 * 2 * max(lengths):
+            return [
+                self.text_tokens(side, length=n)
+                for side, n in zip((first, second), lengths, strict=True)
+            ]
+        joint = self.text_tokens(torch.cat([first, second]), trim=trim, length=max(lengths))
         parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
         return [Tokens(*side) for side in parts]
 
     def lengths(self, texts: list[str]) -> list[int]:
         """How many tokens each text needs, start and end included, uncut by the context length."""
         return [len(self.tokenize.encode(text)) + 2 for text in texts]
+
+    def longest(self, text: Tensor) -> int:
+        """Tokens of the longest real sequence in `text` [B, context_length], EOT included."""
+        return int(self.eot(text).max()) + 1
 
     def eot(self, text: Tensor) -> Tensor:
         """Position [B] of the end-of-text token, found as open_clip finds it."""

@@ -62,17 +62,24 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def refuse_other_run(path: Path, meta: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raise CheckpointError if the `meta` read from `path` tells of another run than `identity`."""
-    theirs = meta.get("identity", {})
-    differing = [
-        f"{key}: {theirs.get(key)!r} there, {identity.get(key)!r} here"
-        for key in sorted({*theirs, *identity})
-        if theirs.get(key) != identity.get(key)
-    ]
+    differing = differences(meta.get("identity", {}), identity)
     if differing:
         raise CheckpointError(
             f"{path} belongs to another run ({'; '.join(differing)}); "
             "use another folder or delete it"
         )
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """The fields in which two JSON-ready values differ, each as ``a.b: 1 there, 2 here``."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [] if there == here else [f"{name}: {there!r} there, {here!r} here"]
+    dot = f"{name}." if name else ""
+    return [
+        line
+        for key in sorted({*there, *here})
+        for line in differences(there.get(key), here.get(key), f"{dot}{key}")
+    ]
 
 
 def _read(path: Path, read: Any) -> Any:

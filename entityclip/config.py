@@ -24,6 +24,8 @@ from entityclip.baselines.itr.config import ClassifierConfig, ITRConfig, ITRSett
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 _STRICT = ConfigDict(extra="forbid", strict=True)
+# a field that came later: runs that don't use it stay the runs they were (`as_dict`)
+_LEFT_OUT_AT_DEFAULT = {"identity": "unless default"}
 
 
 class ProfileError(ValueError):
@@ -86,7 +88,7 @@ class TrainConfig:
     __pydantic_config__ = _STRICT
 
     epochs: int = 20
-    batch_size: int = 192  # pairs a forward pass; contrastive losses see exactly these
+    batch_size: int = 192  # pairs a forward pass, of all processes; losses see exactly these
     lr: float = 1e-5  # peak; 5e-6 for GoodNews
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
@@ -98,15 +100,24 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints within an epoch; one ends each epoch
     workers: int = 0  # processes that decode pictures; 0 decodes in this one
     seed: int = 42
+    # rows encoded at a time, to the same gradient (grad_cache.py); None: the whole batch
+    chunk: int | None = dataclasses.field(default=None, metadata=_LEFT_OUT_AT_DEFAULT)
+    # with several processes: whose rows GI-ITM's negatives are (distributed.py)
+    negatives_from: Literal["global", "local"] = dataclasses.field(
+        default="global", metadata=_LEFT_OUT_AT_DEFAULT
+    )
+    # checkpoints to go on from: the last, and those before it as step-*.safetensors
+    keep: int = dataclasses.field(default=1, metadata={"identity": "never"})
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}; contrastive losses need at least 2 pairs a batch"
             )
-        for name in ("epochs", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("epochs", "accumulate", "checkpoint_every", "keep", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         for name in ("weight_decay", "warmup_steps", "workers", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
@@ -276,11 +287,15 @@ def load_profile(
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config (dataclass or pydantic model) as plain JSON-ready values."""
+    """A config (dataclass or pydantic model) as plain JSON-ready values, which identify a run.
+
+    Fields whose metadata say so are left out: always, or at their default.
+    """
     if isinstance(config, BaseModel):
-        return config.model_dump(mode="json")
+        return {name: _plain(getattr(config, name)) for name in type(config).model_fields}
     if dataclasses.is_dataclass(config):
-        return json.loads(_json(dataclasses.asdict(config)))
+        kept = [f for f in dataclasses.fields(config) if _identifies(config, f)]
+        return {field.name: _plain(getattr(config, field.name)) for field in kept}
     return json.loads(_json(config))
 
 
@@ -288,6 +303,23 @@ def config_hash(config: Any) -> str:
     """Sixteen hex digits that differ whenever any value of the config does."""
     canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _identifies(config: Any, field: dataclasses.Field) -> bool:
+    rule = field.metadata.get("identity", "always")
+    at_default = getattr(config, field.name) == field.default
+    return rule == "always" or (rule == "unless default" and not at_default)
+
+
+def _plain(value: Any) -> Any:
+    """A config's value, configs within lists and mappings too, as `as_dict` has it."""
+    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return json.loads(_json(value))
 
 
 def _json(value: Any) -> str:

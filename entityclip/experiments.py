@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from entityclip.datasets.captions import SeveralCaptions, second_captions
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.datasets.registry import LOADERS
+from entityclip.distributed import World, this_world
 from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
@@ -289,15 +290,20 @@ class Experiment:
         return _Run(folder, identity, splits, config)
 
     def _run(self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool) -> Path:
-        with self._claim(run.folder, wait=True):
-            return self._train(run, build, force)
+        world = this_world()
+        # processes that train one run together claim it together
+        with self._claim(run.folder, wait=True) if world.main else nullcontext():
+            return self._train(run, build, force, world)
 
-    def _train(self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool) -> Path:
+    def _train(
+        self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool, world: World
+    ) -> Path:
         previous = run.folder.with_name(run.folder.name + ".previous")
-        if force and run.folder.exists():
+        if force and world.main and run.folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
             run.folder.rename(previous)  # kept until the new run is finished
-        if (run.folder / "run.json").exists() and (run.folder / "best.safetensors").exists():
+        finished = all((run.folder / name).exists() for name in ("run.json", "best.safetensors"))
+        if world.agree(finished):
             return run.folder
         model = build()
         reads, control = model.needs_explanations, run.identity.get("explanations", "own")
@@ -305,7 +311,8 @@ class Experiment:
         if isinstance(model, AsCL) and model.needs_others:
             sets = [self.with_seconds(s, given) for s, given in zip(run.splits, sets, strict=True)]
         train(model, *sets, run.config, run.folder, identity=run.identity, progress=self.progress)
-        shutil.rmtree(previous, ignore_errors=True)
+        if world.main:
+            shutil.rmtree(previous, ignore_errors=True)
         return run.folder
 
     @staticmethod

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from entityclip.mmae import Gate, PairVectors
 
+_COMPARED = 1 << 26  # tokens
+
 
 class Negatives(NamedTuple):
     """For each pair of a batch, the row of its negative text and of its negative image, each [B].
@@ -26,7 +28,8 @@ def same_pairs(captions: Tensor, image_keys: Tensor | None) -> Tensor:
 
     They are those with equal caption tokens [B, L] or equal `image_keys` [B].
     """
-    same = (captions[:, None] == captions).all(dim=-1)
+    rows = max(1, _COMPARED // captions.numel())  # at a time, for the sake of memory
+    same = torch.cat([(some[:, None] == captions).all(dim=-1) for some in captions.split(rows)])
     if image_keys is not None:
         same |= image_keys[:, None] == image_keys
     return same

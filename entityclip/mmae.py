@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from entityclip.backbone import Tokens
+    from entityclip.distributed import Pool
     from entityclip.matching import Negatives
 
 
@@ -186,6 +187,7 @@ class MMAE(nn.Module):
         masked: bool = True,
         negative_explanation: str = "own",
         reference_eot: bool = False,
+        pool: Pool | None = None,
     ) -> tuple[PairVectors, PairVectors | None, PairVectors | None]:
         """Expert vectors: true pairs, (image, negative text) pairs, (negative image, text) pairs.
 
@@ -193,9 +195,11 @@ class MMAE(nn.Module):
         the image's CLS on its negative's explanation, and the negative image's CLS on the
         explanation. Ablations: `masked=False` attends to padding; with `negative_explanation`
         "positive" a negative text meets the image's own explanation; `reference_eot` reads a
-        negative text at the POSITIVE text's EOT, as the authors' code does.
+        negative text at the POSITIVE text's EOT, as the authors' code does. `pool` gives the rows
+        that negatives number where other processes hold some of them.
         """
-        read = _Reader(image, text, explanation, masked=masked)
+        every = pool or _same
+        read = _Reader(image, text, explanation, masked=masked, pool=pool)
         x_image, x_text = normalize_tokens(image.pooled), normalize_tokens(text.pooled)
         image_vectors = read.image(self.image, image.pooled, x_image)
         text_vectors = read.text(self.text, text.pooled, x_text)
@@ -207,13 +211,14 @@ class MMAE(nn.Module):
 
         other_text, other_image = negatives.text, negatives.image
         brought = other_text if negative_explanation == "own" else None
-        of_image.append(_Query(image.pooled[other_image], x_image[other_image]))
+        of_image.append(_Query(every(image.pooled)[other_image], every(x_image)[other_image]))
         if brought is not None:
             of_image.append(_Query(image.pooled, x_image, brought))
-        row, x_row = text.pooled[other_text], x_text[other_text]
         if reference_eot:
-            row = text.tokens[other_text, text.at]
+            row = every(text.tokens, sequences=True)[other_text, text.at]
             x_row = normalize_tokens(row)
+        elif brought is None:
+            row, x_row = every(text.pooled)[other_text], every(x_text)[other_text]
         gathered = brought is not None and not reference_eot
         if not gathered:
             of_text.append(_Query(row, x_row, brought))
@@ -221,17 +226,17 @@ class MMAE(nn.Module):
         negative_text = (
             read.text(self.text, row, x_row, other_text)
             if reference_eot
-            else text_vectors[other_text]
+            else every(text_vectors)[other_text]
         )
         return (
             PairVectors(image_vectors, on_image[0], on_text[0], text_vectors),
             PairVectors(
                 image_vectors,
                 on_image[0] if brought is None else on_image[2],
-                on_text[0][other_text] if gathered else on_text[1],
+                every(on_text[0])[other_text] if gathered else on_text[1],
                 negative_text,
             ),
-            PairVectors(image_vectors[other_image], on_image[1], on_text[0], text_vectors),
+            PairVectors(every(image_vectors)[other_image], on_image[1], on_text[0], text_vectors),
         )
 
     def _explain(
@@ -256,6 +261,11 @@ class MMAE(nn.Module):
         )
 
 
+def _same(x: Tensor, *, sequences: bool = False) -> Tensor:
+    """`Pool` where a batch's rows are all here."""
+    return x
+
+
 class _Query(NamedTuple):
     """Rows x [B, d], their normalised form, and whose explanation each reads (None: its own)."""
 
@@ -267,10 +277,18 @@ class _Query(NamedTuple):
 class _Reader:
     """The three token sequences of a batch, each normalised at most once, read by expert groups."""
 
-    def __init__(self, image: Tokens, text: Tokens, explanation: Tokens | None, *, masked: bool):
+    def __init__(
+        self,
+        image: Tokens,
+        text: Tokens,
+        explanation: Tokens | None,
+        *,
+        masked: bool,
+        pool: Pool | None = None,
+    ):
         self._sides = {"image": image, "text": text, "explanation": explanation}
         self._normalized: dict[str, Tensor] = {}
-        self._masked = masked
+        self._masked, self._every = masked, pool or _same
         self._empty = image.pooled.new_zeros(len(image.pooled), 0, image.pooled.shape[-1])
 
     def keys(self, side: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -283,7 +301,8 @@ class _Reader:
         valid = tokens.valid if self._masked and side != "image" else None
         if rows is None:
             return keys, valid
-        return keys[rows], None if valid is None else valid[rows]
+        keys = self._every(keys, sequences=True)[rows]
+        return keys, None if valid is None else self._every(valid, sequences=True)[rows]
 
     def image(self, group: ExpertGroup | None, x: Tensor, x_hat: Tensor) -> Tensor:
         return group(x, x_hat, *self.keys("image")) if group else self._empty

@@ -6,7 +6,9 @@ Inference uses only the two towers: :meth:`EntityCLIP.encode_image` and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from entityclip.backbone import Backbone, Tokens
 from entityclip.config import EntityCLIPConfig
+from entityclip.distributed import Peers, Pool
 from entityclip.losses import entityclip_loss
 from entityclip.matching import GatedMatching, Negatives, draw_negatives, same_pairs
 from entityclip.mmae import MMAE, PairVectors
@@ -39,6 +42,25 @@ class Outputs:
     explanation: Tensor | None = None
     image_plain: Tensor | None = None
     text_plain: Tensor | None = None
+
+    def joined(self, peers: Peers) -> Outputs:
+        """The whole batch's, from every process's part: on each of them, and with gradients."""
+        found = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if name == "itm_logits" and value is not None:
+                found[name] = peers.gather(value.transpose(0, 1)).transpose(0, 1)
+            elif value is not None and value.ndim:
+                found[name] = peers.gather(value)
+        return replace(self, **found)
+
+
+class Encoded(NamedTuple):
+    """What the towers make of a batch; each row follows from its own pair alone."""
+
+    image: Tokens
+    text: Tokens
+    explanation: Tokens | None
 
 
 class EntityCLIP(nn.Module):
@@ -78,17 +100,54 @@ class EntityCLIP(nn.Module):
         explanations: Tensor | None = None,
         image_keys: Tensor | None = None,
         negatives: Negatives | None = None,
+        lengths: Sequence[int] | None = None,
+        peers: Peers | None = None,
     ) -> Outputs:
         """Encode a training batch: images [B, 3, H, W], token ids [B, context_length].
 
         `image_keys` [B] tell which rows show the same picture. `negatives` are drawn unless given.
+        `lengths` are `text_lengths`, found before the batch went to a GPU. Where several processes
+        share the batch, `peers` says how, and the outputs are this process's rows; their `joined`
+        is what `losses` takes.
+
         Raises ValueError for a batch of fewer than 2 pairs, or without explanations where needed.
         """
-        if len(images) < 2:
-            raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")
+        rows = len(images) if peers is None else peers.total
+        if rows < 2:
+            raise ValueError(f"a batch of {rows}: contrastive losses need at least 2 pairs")
+        encoded = self.encode(images, captions, explanations, lengths)
+        return self.compare(encoded, captions, image_keys, negatives, peers)
+
+    def encode(
+        self,
+        images: Tensor,
+        captions: Tensor,
+        explanations: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Encoded:
+        """The first half of `forward`, the towers: a row's tokens depend on no other row."""
         if self.needs_explanations and explanations is None:
             raise ValueError("this model trains on explanations, and the batch has none")
-        image, text, explanation = self._encode(images, captions, explanations)
+        image = self.backbone.image_tokens(images)
+        trim = not self.config.sees_padding
+        if not self.needs_explanations:
+            length = None if lengths is None else lengths[0]
+            return Encoded(
+                image, self.backbone.text_tokens(captions, trim=trim, length=length), None
+            )
+        texts = self.backbone.texts_tokens(captions, explanations, trim=trim, lengths=lengths)
+        return Encoded(image, *texts)
+
+    def compare(
+        self,
+        encoded: Encoded,
+        captions: Tensor,
+        image_keys: Tensor | None = None,
+        negatives: Negatives | None = None,
+        peers: Peers | None = None,
+    ) -> Outputs:
+        """The second half of `forward`: experts, negatives and matching on what is encoded."""
+        image, text, explanation = encoded
         outputs = Outputs(
             _unit(image.pooled),
             _unit(text.pooled),
@@ -101,7 +160,8 @@ class EntityCLIP(nn.Module):
         if self.config.detach_explanation:
             explanation = explanation._replace(tokens=explanation.tokens.detach())
         if negatives is None and self.matching is not None:
-            negatives = self._draw(outputs, same_pairs(captions, image_keys))
+            negatives = self._draw(outputs, captions, image_keys, peers)
+        pool = Pool(peers)
         true, *others = self.mmae(
             image,
             text,
@@ -110,6 +170,7 @@ class EntityCLIP(nn.Module):
             masked=not self.config.sees_padding,
             negative_explanation=self.config.negative_explanation,
             reference_eot=self.config.reference_compat,
+            pool=pool,
         )
         outputs.image_moe, outputs.text_moe = map(_unit, self.mmae.mix(image, text, true))
         if self.config.crossed:
@@ -119,9 +180,14 @@ class EntityCLIP(nn.Module):
             )
             outputs.image_plain, outputs.text_plain = map(_unit, self.mmae.mix(image, text, plain))
         if self.matching is not None:
-            outputs.itm_logits = self._match(image, text, negatives, true, *others)
+            outputs.itm_logits = self._match(image, text, negatives, pool, true, *others)
             outputs.itm_valid = negatives.valid
         return outputs
+
+    def text_lengths(self, captions: Tensor, explanations: Tensor | None) -> list[int]:
+        """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
+        sides = [captions, explanations] if self.needs_explanations else [captions]
+        return [self.backbone.longest(side) for side in sides]
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """The named terms of the objective; `loss` is what to minimise."""
@@ -131,33 +197,49 @@ class EntityCLIP(nn.Module):
         """The two towers' weights, loadable into plain open_clip."""
         return self.backbone.clip.state_dict()
 
-    def _encode(
-        self, images: Tensor, captions: Tensor, explanations: Tensor | None
-    ) -> tuple[Tokens, Tokens, Tokens | None]:
-        image = self.backbone.image_tokens(images)
-        trim = not self.config.sees_padding
-        if not self.needs_explanations:
-            return image, self.backbone.text_tokens(captions, trim=trim), None
-        return image, *self.backbone.texts_tokens(captions, explanations, trim=trim)
-
-    def _draw(self, outputs: Outputs, same: Tensor) -> Negatives:
+    def _draw(
+        self,
+        outputs: Outputs,
+        captions: Tensor,
+        image_keys: Tensor | None,
+        peers: Peers | None,
+    ) -> Negatives:
+        """Negatives for this process's rows; all processes draw the whole batch's from one seed."""
         image, text = outputs.image.detach(), outputs.text.detach()
-        if self.config.negatives == "uniform":
-            return draw_negatives(torch.zeros_like(same, dtype=image.dtype), same)
-        return draw_negatives(outputs.logit_scale.detach() * image @ text.T, same)
+        if peers is not None:
+            image, text, captions = map(peers.gather, (image, text, captions))
+            image_keys = None if image_keys is None else peers.gather(image_keys)
+        same = same_pairs(captions, image_keys)
+        if peers is not None and peers.negatives == "local":
+            same |= peers.apart(same.device)
+        logits = (
+            torch.zeros_like(same, dtype=image.dtype)
+            if self.config.negatives == "uniform"
+            else outputs.logit_scale.detach() * image @ text.T
+        )
+        negatives = draw_negatives(logits, same)
+        return negatives if peers is None else peers.part(negatives)
 
     def _match(
-        self, image: Tokens, text: Tokens, negatives: Negatives, *pairs: PairVectors
+        self, image: Tokens, text: Tokens, negatives: Negatives, pool: Pool, *pairs: PairVectors
     ) -> Tensor:
         """GI-ITM logits [3, B, 2] of the three kinds of pairs, in one pass of gate and head."""
         rows = torch.arange(len(image.pooled), device=image.pooled.device)
-        at = text.at if self.config.reference_compat else text.at[negatives.text]
-        images = torch.cat([image.pooled, image.pooled, image.pooled[negatives.image]])
-        texts = torch.cat(
-            [text.tokens[r, a] for r, a in ((rows, text.at), (negatives.text, at), (rows, text.at))]
-        )
+        images = torch.cat([image.pooled, image.pooled, pool(image.pooled)[negatives.image]])
+        # in this order, which is that in which gradients are summed: it decides the last bits
+        first = text.tokens[rows, text.at]
+        negative = self._negative_texts(text, negatives, pool)
+        texts = torch.cat([first, negative, text.tokens[rows, text.at]])
         vectors = PairVectors(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
         return _at_least_fp32(self.matching(images, texts, vectors)).view(3, len(rows), 2)
+
+    def _negative_texts(self, text: Tokens, negatives: Negatives, pool: Pool) -> Tensor:
+        """Negative texts' features [B, d], at their own EOT; `reference_compat`: the positive's."""
+        if self.config.reference_compat:
+            return pool(text.tokens, sequences=True)[negatives.text, text.at]
+        if pool.spans:  # pooled is the row at EOT: the other tokens can stay where they are
+            return pool(text.pooled)[negatives.text]
+        return text.tokens[negatives.text, text.at[negatives.text]]
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ class StepLog:
     """``log.jsonl`` of a run: a row a step, a row a validation, a row for broken pictures.
 
     On a GPU rows wait in memory, `every` at a time, so that no step waits for its loss to arrive.
+    Of several processes only the `main` one writes; all of them look at the loss.
     """
 
-    def __init__(self, path: Path, every: int):
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, *, main: bool = True):
+        self.path, self.every, self.main = path, every, main
         self.waiting: list[tuple[dict[str, Any], list[str]]] = []
 
     def add(
@@ -51,8 +53,16 @@ class StepLog:
 
     def write(self, *rows: dict[str, Any]) -> None:
         """Append rows at once, a validation's for instance."""
+        if not self.main:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def sync(self) -> None:
+        """Wait until the disk holds what is written: a checkpoint must not outlive its log."""
+        if self.main and self.path.exists():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
 
     def truncate(self, step: int) -> list[dict[str, Any]]:
         """Forget rows after `step`, which a stopped run does again; the rows that stay."""

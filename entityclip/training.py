@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,34 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from entityclip.checkpoint import (
-    pack_optimizer,
-    read_meta,
-    read_tensors,
-    refuse_other_run,
-    unpack_optimizer,
-    write_checkpoint,
-)
+from entityclip.checkpoint import pack_optimizer, read_meta, unpack_optimizer, write_checkpoint
 from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.broken import Broken
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
-from entityclip.model import EntityCLIP
+from entityclip.distributed import this_world
+from entityclip.grad_cache import cached_backward, compare, encode_in_chunks
+from entityclip.model import EntityCLIP, Outputs
+from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
 from entityclip.results import atomic_write_text
+from entityclip.run_state import (
+    BEST,
+    LAST,
+    load_model,
+    model_tensors,
+    random_state,
+    read_last,
+    refuse_another,
+    remove_leftovers,
+    restore_random_state,
+    run_facts,
+    save_last,
+)
 from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
+from entityclip.training_checks import precision, refuse_other_models, refuse_small
 
 log = logging.getLogger(__name__)
 
@@ -61,36 +72,7 @@ class TrainResult:
     @property
     def best(self) -> Path:
         """Weights at the lowest validation loss."""
-        return self.folder / "best.safetensors"
-
-
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up over `warmup_steps`, then cosine from `lr` to 0 at `total` optimizer steps."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    rest = max(1, total - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / rest))
-
-
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch, last incomplete one dropped: a function of its arguments alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(n, generator=generator).tolist()
-    return [order[i : i + batch_size] for i in range(0, n - batch_size + 1, batch_size)]
-
-
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW in its fused form; gains, biases and the logit scale are never decayed."""
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        vector = parameter.ndim < 2 or name.endswith("bias") or ".ln" in name
-        (kept if vector else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+        return self.folder / BEST
 
 
 def train(
@@ -105,40 +87,50 @@ def train(
 ) -> TrainResult:
     """Train `model` in place and leave a run in `folder`; goes on where an earlier call stopped.
 
+    Several processes, started as `accelerate launch` does, call it alike and train as one
+    (`distributed`); the first of them writes. `config.chunk` trains batches larger than memory.
+
     `identity` (anything JSON-ready, say data fingerprint and variant) is kept with the checkpoint;
     a checkpoint of another identity or configuration is refused. A pair of an `ImageTextDataset`
     whose picture cannot be read is left out of its batch and listed, with what is wrong, in the log
     and under ``broken`` in ``run.json``; validation leaves out the same pairs every epoch.
 
-    Raises TrainingError for a split smaller than a batch and for a loss that is not finite,
-    CheckpointError for damaged files, TooManyBroken above a dataset's share of broken pictures.
+    Raises TrainingError for a split smaller than a batch, for what several processes or `chunk`
+    cannot train and for a loss that is not finite, CheckpointError for damaged files and those of
+    another run, TooManyBroken above a dataset's share of broken pictures.
     """
     return _Trainer(model, train_set, val_set, config, folder, identity or {}, progress).run()
 
 
 class _Trainer:
     def __init__(self, model, train_set, val_set, config, folder, identity, progress):
-        if len(train_set) < config.batch_size:
-            raise TrainingError(
-                f"{len(train_set)} training pairs don't fill one batch of {config.batch_size}; "
-                "lower batch_size or give more pairs"
-            )
-        if len(val_set) < 2:
-            raise TrainingError(
-                f"{len(val_set)} validation pairs; contrastive losses need at least 2"
-            )
-        self.config, self.folder, self.progress = config, folder, progress
+        self.world = this_world()
+        sets = {"train": train_set, "val": val_set}
+        refuse_small(sets, config, self.world)
+        refuse_other_models(model, config, self.world)
+        self.config, self.folder = config, folder
+        self.progress = progress and self.world.main
+        if config.negatives_from == "local" and self.world.size > 1:
+            identity = {**identity, "processes": self.world.size}  # it decides what is local
         # through JSON, so that it compares equal to what a checkpoint hands back
         self.identity = json.loads(json.dumps({**identity, "train": as_dict(config)}))
+        self.facts = json.loads(json.dumps(run_facts(model, sets, identity)))
         # accelerate keeps one precision a process, and a notebook trains several models in one
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=_precision(config))
+        self.accelerator = Accelerator(mixed_precision=precision(config))
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare = self.accelerator.unwrap_model(self.model)
         self.sets = {
-            split: SplitServer(pairs, workers=config.workers, device=self.accelerator.device)
-            for split, pairs in (("train", train_set), ("val", val_set))
+            split: SplitServer(
+                pairs,
+                workers=config.workers,
+                device=self.accelerator.device,
+                world=self.world,
+                text_lengths=getattr(model, "text_lengths", None),
+                negatives=config.negatives_from,
+            )
+            for split, pairs in sets.items()
         }
         self.steps_per_epoch = len(train_set) // config.batch_size
         self.total = config.epochs * self.steps_per_epoch
@@ -146,7 +138,7 @@ class _Trainer:
         self.elapsed = 0.0  # seconds that earlier, interrupted calls spent
         self.best = {"epoch": 0, "val_loss": math.inf}
         every = 1 if self.accelerator.device.type == "cpu" else 20
-        self.log = StepLog(folder / "log.jsonl", every)
+        self.log = StepLog(folder / "log.jsonl", every, main=self.world.main)
 
     def run(self) -> TrainResult:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +156,9 @@ class _Trainer:
         record = {"identity": self.identity, "steps": self.step, **self.best,
                   "wall_time_s": result.wall_time_s, "resumed_from": resumed,
                   "broken": broken}  # fmt: skip
-        atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        if self.world.main:
+            atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        self.world.exchange([self.step])  # nobody reads what the first has not written yet
         return result
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
@@ -176,7 +170,8 @@ class _Trainer:
             row = self._step(batch)
             elapsed = time.perf_counter() - clock
             clock += elapsed
-            row |= {"step": self.step, "epoch": epoch + 1, "pairs_per_s": len(batch) / elapsed}
+            pairs = len(batch) if batch.peers is None else batch.peers.total
+            row |= {"step": self.step, "epoch": epoch + 1, "pairs_per_s": pairs / elapsed}
             for shown in self.log.add(row, batch.ids, self._last_good):
                 bar.set_postfix(
                     {k: f"{shown[k]:.3f}" for k in ("loss", "vtc", "itm") if k in shown}
@@ -214,7 +209,8 @@ class _Trainer:
 
     def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
         self.log.write({"step": step, "split": split, "broken": problems})
-        log.warning(
+        log.log(
+            logging.WARNING if self.world.main else logging.DEBUG,
             "%s, step %d: pairs left out for a broken picture: %d, so far %d; %s lists them",
             split, step, len(problems), len(self.sets[split].broken), self.log.path,
         )  # fmt: skip
@@ -228,14 +224,29 @@ class _Trainer:
         last = (within + 1) % config.accumulate == 0 or within + 1 == self.steps_per_epoch
         updates = math.ceil(self.steps_per_epoch / config.accumulate)
         rate = learning_rate(epoch * updates + group, config.epochs * updates, config)
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
-            terms = self._losses(batch)
-            self.accelerator.backward(terms["loss"] / passes)
+        terms = self._backward(batch, passes, last)
         if last:
             self._update(rate)
         self.step += 1
         tensors = {name: value.detach() for name, value in terms.items()}
         return {"lr": rate, "logit_scale": self._log_scale.detach().exp(), **tensors}
+
+    def _backward(self, batch: Batch, passes: int, last: bool) -> dict[str, Tensor]:
+        """Add one of `passes` gradients; with the `last`, they are averaged over processes."""
+
+        def backward(loss: Tensor) -> None:
+            self.accelerator.backward(loss / passes)
+
+        if self.config.chunk is None:
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                terms = self._losses(batch)
+                backward(terms["loss"])
+            return terms
+        autocast, objective = self.accelerator.autocast, partial(self._terms, batch)
+        terms = cached_backward(self.bare, batch, self.config.chunk, objective, backward, autocast)
+        if last:
+            self.world.average_gradients(self.bare.parameters())
+        return terms
 
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -255,7 +266,16 @@ class _Trainer:
         return self.elapsed + time.perf_counter() - self.start
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        return self.bare.losses(self.model(**batch.inputs()))
+        chunk, autocast = self.config.chunk, self.accelerator.autocast
+        if chunk is None:
+            return self._terms(batch, self.model(**batch.inputs()))
+        encoded = encode_in_chunks(self.bare, batch, chunk, autocast)
+        return self._terms(batch, compare(self.bare, encoded, batch, autocast))
+
+    def _terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """The named terms of the whole batch's objective, the same on every process."""
+        whole = outputs if batch.peers is None else outputs.joined(batch.peers)
+        return self.bare.losses(whole)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -283,54 +303,50 @@ class _Trainer:
         return means
 
     def _save(self, improved: bool) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.world.main:
             return
-        weights = {f"model.{k}": v for k, v in self.bare.state_dict().items()}
+        weights = model_tensors(self.bare)
         meta = {"step": self.step, "best": self.best, "identity": self.identity}
+        meta["facts"] = self.facts
+        self.log.sync()
         if improved:
-            write_checkpoint(self.folder / "best.safetensors", weights, meta)
+            write_checkpoint(self.folder / BEST, weights, meta)
         optimizer, groups = pack_optimizer(self.optimizer)
-        rng = {"rng.cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            rng["rng.cuda"] = torch.cuda.get_rng_state()
-        write_checkpoint(
-            self.folder / "last.safetensors",
-            weights | optimizer | rng,
-            meta | {"groups": groups, "elapsed": self._spent()},
-        )
+        state = weights | optimizer | random_state(self.accelerator.device)
+        meta |= {"groups": groups, "elapsed": self._spent()}
+        save_last(self.folder, state, meta, self.config.keep)
 
     def _resume(self) -> int | None:
-        path = self.folder / "last.safetensors"
-        if not path.exists():
-            self.log.truncate(0)
+        if self.world.main:
+            remove_leftovers(self.folder)
+        found = read_last(self.folder)
+        steps = self.world.exchange([-1 if found is None else found[1]["step"]])
+        if len({step for (step,) in steps}) > 1:
+            raise TrainingError(
+                f"the processes find different checkpoints in {self.folder} (steps {steps}); "
+                "it must lie on a disk that all of them share"
+            )
+        if found is None:
+            self._truncated_log(0)
             return None
-        meta, tensors = read_meta(path), read_tensors(path)
-        refuse_other_run(path, meta, self.identity)
-        self.bare.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        path, meta, tensors = found
+        refuse_another(path, meta, self.identity, self.facts)
+        load_model(self.bare, tensors)
         unpack_optimizer(self.optimizer, tensors, meta["groups"])
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        restore_random_state(tensors, self.accelerator.device)
         self.step, self.best, self.elapsed = meta["step"], meta["best"], meta["elapsed"]
-        for row in self.log.truncate(self.step):
-            found = row.get("broken", {}).items()
-            if found:
-                self.sets[row["split"]].broken.add([Broken(*item) for item in found])
+        for row in self._truncated_log(self.step):
+            problems = row.get("broken", {}).items()
+            if problems:
+                self.sets[row["split"]].broken.add([Broken(*item) for item in problems])
         return self.step
 
+    def _truncated_log(self, step: int) -> list[dict[str, Any]]:
+        """The rows that stay; the first process cuts the file, all know what it holds."""
+        return self.world.agree(self.log.truncate(step) if self.world.main else None)
+
     def _last_good(self) -> str:
-        path = self.folder / "last.safetensors"
+        path = self.folder / LAST
         if not path.exists():
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {path} of step {read_meta(path)['step']}"
-
-
-def _precision(config: TrainConfig) -> str:
-    if config.precision == "fp32":
-        return "no"
-    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if config.precision == "bf16":
-        return "bf16"
-    return "bf16" if able else "no"

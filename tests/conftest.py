@@ -13,6 +13,12 @@ from entityclip.backbone import create_backbone
 from entityclip.datasets.pair import PairDataset
 
 
+def pytest_ignore_collect(collection_path, config):
+    """tests/soak takes long: it runs where it is named (`make soak`), not with all the others."""
+    named = any("soak" in str(argument) for argument in config.args)
+    return True if collection_path.name == "soak" and not named else None
+
+
 @pytest.fixture(scope="session")
 def backbone():
     torch.manual_seed(0)

@@ -220,6 +220,7 @@ def other(value):
             "auto": "fp32",
             "gated": "mean",
             "hard": "uniform",
+            "global": "local",
             "own": "positive",
         }[value]
     return 2.0 if value is None else value + 1
@@ -228,9 +229,14 @@ def other(value):
 @pytest.mark.parametrize("kind", [EntityCLIPConfig, TrainConfig])
 def test_hash_differs_with_every_field(kind):
     plain = kind()
-    fields = [field.name for field in dataclasses.fields(kind)]
-    changed = [dataclasses.replace(plain, **{n: other(getattr(plain, n))}) for n in fields]
-    assert len({config_hash(c) for c in (plain, *changed)}) == len(fields) + 1
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    # how many checkpoints are kept changes no number: such a run is the same run
+    never = [n for n, field in fields.items() if field.metadata.get("identity") == "never"]
+    assert never == (["keep"] if kind is TrainConfig else [])
+    changed = {n: dataclasses.replace(plain, **{n: other(getattr(plain, n))}) for n in fields}
+    hashes = {name: config_hash(config) for name, config in changed.items()}
+    assert len({config_hash(plain), *hashes.values()}) == len(fields) + 1 - len(never)
+    assert all(hashes[name] == config_hash(plain) for name in never)
 
 
 def test_hash_is_the_values_whatever_their_form_and_order():
@@ -244,6 +250,15 @@ def test_hash_is_the_values_whatever_their_form_and_order():
 def test_hash_stays_what_it_was():
     # it names checkpoints and result rows on people's disks: changing it orphans them
     assert config_hash({"b": [1, 2.5, None], "a": {"ü": True}}) == "1d44e843f260da50"
+
+
+def test_fields_that_came_later_leave_older_runs_what_they_were():
+    settings = as_dict(load_profile("smoke").settings)
+    later = {"chunk", "negatives_from", "keep"}
+    for found in (settings["finetuning"], settings["pretraining"]["train"], as_dict(TrainConfig())):
+        assert not later & found.keys()
+    assert as_dict(TrainConfig(chunk=8, keep=3))["chunk"] == 8
+    assert config_hash(TrainConfig()) == "537bada037f4f6bf"
 
 
 def test_profile_in_a_dict_is_plain_values():

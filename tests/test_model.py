@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from entityclip.backbone import create_backbone
 from entityclip.config import EntityCLIPConfig
 from entityclip.losses import itm_accuracy, itm_loss, vtc_loss
 from entityclip.mmae import ExpertGroup
@@ -113,3 +114,20 @@ def test_bf16_autocast_keeps_losses_in_fp32(backbone, batch):
         terms = model.losses(model(*batch))
     assert terms["loss"].dtype == torch.float32
     assert torch.isfinite(terms["loss"])
+
+
+@pytest.mark.parametrize("config", [{}, {"bridge": 1.0, "crossed": True}, {"negatives": "uniform"}])
+def test_a_step_asks_no_tensor_for_its_value(config):
+    """On a GPU that would make the host wait; meta tensors have no values to ask for."""
+    model = EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(**config))
+    captions = torch.randint(1, 99, (4, model.backbone.clip.context_length))
+    lengths = model.text_lengths(captions, captions)  # on the CPU, before the batch is sent
+    model.to("meta")
+    images = torch.empty(4, 3, 64, 64, device="meta")
+    captions = captions.to("meta")
+    keys = torch.empty(4, dtype=torch.long, device="meta")
+    outputs = model(images, captions, captions, keys, lengths=lengths)
+    model.losses(outputs)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())  # DDP waits for each of them
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        model(images, captions, captions, keys)  # what asks how long the texts are

@@ -26,10 +26,10 @@ class Fixed(torch.nn.Module):
     def image_tokens(self, _images):
         return self.sides[0]
 
-    def text_tokens(self, _text, *, trim=True):
+    def text_tokens(self, _text, **_):
         return self.sides[1]
 
-    def texts_tokens(self, _captions, _explanations, *, trim=True):
+    def texts_tokens(self, _captions, _explanations, **_):
         return self.sides[1:]
 
 

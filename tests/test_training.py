@@ -19,6 +19,7 @@ from entityclip import checkpoint, training
 from entityclip.backbone import create_backbone
 from entityclip.checkpoint import CheckpointError, read_meta, read_tensors, write_checkpoint
 from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.datasets.pair import PairDataset
 from entityclip.model import EntityCLIP
 from entityclip.training import TrainingError, epoch_batches, learning_rate, make_optimizer, train
 
@@ -30,9 +31,10 @@ def sets(make_dataset):
     return make_dataset("train", 32, explanations=True), make_dataset("val", 16, explanations=True)
 
 
-def make_model(experts=1):
+def make_model(experts=1, **config):
     torch.manual_seed(5)
-    return EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(experts, experts, experts))
+    backbone = create_backbone("newsroom-tiny")
+    return EntityCLIP(backbone, EntityCLIPConfig(experts, experts, experts, **config))
 
 
 def read_log(folder):
@@ -205,8 +207,22 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(sets, tmp_path):
     with pytest.raises(CheckpointError, match="data: 'a' there, 'b' here"):
         train(make_model(), *sets, config, tmp_path, identity={"data": "b"}, progress=False)
     other = replace(config, lr=2e-3)
-    with pytest.raises(CheckpointError, match="train: "):
+    with pytest.raises(CheckpointError, match=r"\(train.lr: 0.001 there, 0.002 here\)"):
         train(make_model(), *sets, other, tmp_path, identity={"data": "a"}, progress=False)
+    # what the caller did not name: the model and the pairs
+    with pytest.raises(CheckpointError, match=r"\(model.bridge: 0.0 there, 1.0 here\)"):
+        train(
+            make_model(bridge=1.0), *sets, config, tmp_path, identity={"data": "a"}, progress=False
+        )
+    backbone = make_model().backbone
+    fewer = PairDataset(
+        sets[0].pairs[:31], backbone.preprocess, backbone.tokenize,
+        with_explanations=True, cache=True,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"train_data: '32 .* there, '31 .* here"):
+        train(
+            make_model(), fewer, sets[1], config, tmp_path, identity={"data": "a"}, progress=False
+        )
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
 
@@ -222,6 +238,42 @@ def test_a_corrupt_checkpoint_is_named_and_left_alone(sets, tmp_path, damage):
     with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
         train(make_model(), *sets, CONFIG, tmp_path, progress=False)
     assert path.read_bytes() == before
+
+
+def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_path, caplog):
+    config = replace(CONFIG, checkpoint_every=1, keep=3)
+    plain = train(make_model(), *sets, CONFIG, tmp_path / "plain", progress=False).folder
+    folder = train(make_model(), *sets, config, tmp_path / "kept", progress=False).folder
+    names = ["last.safetensors", "step-000000007.safetensors", "step-000000006.safetensors"]
+    there = {path.name for path in folder.glob("*.safetensors")}
+    assert there == {"best.safetensors", *names}
+    assert [read_meta(folder / name)["step"] for name in names] == [8, 7, 6]
+    whole = load_file(folder / "last.safetensors")
+    assert all(torch.equal(whole[k], v) for k, v in load_file(plain / "last.safetensors").items())
+    # how many are kept is no part of what a run is
+    for name in names[:2]:
+        (folder / name).unlink()  # `whole` is a view of the file
+        (folder / name).write_bytes(b"x")
+    resumed = train(make_model(), *sets, replace(config, keep=1), folder, progress=False)
+    assert resumed.resumed_from == 6
+    assert "last.safetensors is damaged" in caplog.text
+    again = load_file(folder / "last.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in whole.items())
+    assert {path.name for path in folder.glob("*.safetensors")} == {"best.safetensors", names[0]}
+
+
+def test_what_a_killed_process_was_writing_is_removed(sets, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    for name in (
+        ".last.safetensors.7.partial",
+        ".log.jsonl.abc",
+        ".tmpAbc",
+        ".step-000000001.x.partial",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".other").write_bytes(b"mine")
+    train(make_model(0), *sets, config, tmp_path, progress=False)
+    assert [path.name for path in tmp_path.glob(".*")] == [".other"]
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):

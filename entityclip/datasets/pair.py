@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from entityclip.datasets.broken import Broken
 from entityclip.datasets.decode import ImageError
 from entityclip.datasets.record import Pair, Picture, data_fingerprint
+
+if TYPE_CHECKING:
+    from entityclip.distributed import Peers
 
 __all__ = [
     "Batch",
@@ -48,14 +51,16 @@ class Batch:
     groups: list[str | None]
     others: Tensor | None = None  # [B, L] int64, another caption of each picture (captions.py)
     broken: list[Broken] = field(default_factory=list)  # asked for but left out (ImageTextDataset)
+    lengths: list[int] | None = None  # tokens of the longest caption and explanation, if counted
+    peers: Peers | None = None  # the other processes' parts of this batch, if there are any
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def inputs(self) -> dict[str, Tensor | None]:
+    def inputs(self) -> dict[str, Any]:
         """What a model's forward pass reads, by argument name."""
         names = ["images", "captions", "explanations", "image_keys"]
-        names += ["others"] if self.others is not None else []
+        names += [n for n in ("others", "lengths", "peers") if getattr(self, n) is not None]
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -67,7 +72,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {name: value for name, value in self.inputs().items() if value is not None}
+        tensors = {k: v for k, v in self.inputs().items() if isinstance(v, Tensor)}
         return replace(self, **{name: change(value) for name, value in tensors.items()})
 
 

@@ -1,0 +1,150 @@
+"""What a run keeps on disk to go on from, and which run it is that may go on from it.
+
+``last.safetensors`` holds everything; with `keep` = k, the k - 1 before it stay beside it as
+``step-*.safetensors``. Each is written whole or not at all, and at no moment is there none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entityclip.checkpoint import (
+    CheckpointError,
+    differences,
+    read_meta,
+    read_tensors,
+    refuse_other_run,
+    write_checkpoint,
+)
+from entityclip.config import as_dict
+
+log = logging.getLogger(__name__)
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int) -> None:
+    """Write `tensors` as the last checkpoint; of those before it, `keep` - 1 stay."""
+    last = folder / LAST
+    if keep > 1 and last.exists():
+        with contextlib.suppress(CheckpointError):  # a damaged one is not worth keeping
+            _set_aside(last, folder / f"step-{read_meta(last)['step']:09d}.safetensors")
+    write_checkpoint(last, tensors, meta)
+    earlier = [path for path in earlier_checkpoints(folder) if _step(path) < meta["step"]]
+    for path in {*earlier_checkpoints(folder)} - {*earlier[: keep - 1]}:
+        path.unlink()
+
+
+def earlier_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints before the last that are still there, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
+    """Path, meta and tensors of the newest checkpoint that can be read; None where there is none.
+
+    A damaged one is passed over, with a warning, for the one before it. Raises CheckpointError,
+    naming the newest, where all are damaged.
+    """
+    there = [path for path in (folder / LAST, *earlier_checkpoints(folder)) if path.exists()]
+    damage = None
+    for path in there:
+        try:
+            return path, read_meta(path), read_tensors(path)
+        except CheckpointError as error:
+            damage = damage or error
+            log.warning("%s", error)
+    if damage is not None:
+        raise damage
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing; nothing refers to it."""
+    ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
+    for path in folder.glob(".*"):
+        if path.is_file() and path.name.startswith(ours):
+            path.unlink(missing_ok=True)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights as a checkpoint names them."""
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Restore the weights of a checkpoint."""
+    found = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(found)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The generators that training draws from."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Go on drawing where :func:`random_state` was taken."""
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def run_facts(model: nn.Module, sets: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """What tells runs apart beyond the `identity` their caller gave: the model and the pairs.
+
+    The pairs count by ids and captions; pictures are not looked at.
+    """
+    facts: dict[str, Any] = {}
+    if "model" not in identity and hasattr(model, "config"):
+        facts["model"] = as_dict(model.config)
+    for split, dataset in sets.items():
+        if f"{split}_data" not in identity and hasattr(dataset, "pairs"):
+            digest = hashlib.blake2b(digest_size=8)
+            for pair in dataset.pairs:
+                digest.update(json.dumps([pair.id, pair.caption]).encode())
+            facts[f"{split}_data"] = f"{len(dataset.pairs)} pairs, {digest.hexdigest()}"
+    return facts
+
+
+def refuse_another(
+    path: Path, meta: dict[str, Any], identity: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Raise CheckpointError, listing the fields, for a checkpoint of another run, model or data."""
+    refuse_other_run(path, meta, identity)
+    theirs = meta.get("facts", {})  # checkpoints of older versions have none
+    known = {name: facts[name] for name in theirs.keys() & facts.keys()}
+    differing = differences({name: theirs[name] for name in known}, known)
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another run ({'; '.join(differing)}); "
+            "use another folder or delete it"
+        )
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _set_aside(last: Path, kept: Path) -> None:
+    """Give the last checkpoint a second name, which it keeps when it is replaced."""
+    staged = kept.with_name(f".{kept.name}.partial")
+    staged.unlink(missing_ok=True)
+    try:
+        os.link(last, staged)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(last, staged)
+    os.replace(staged, kept)

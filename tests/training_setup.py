@@ -1,0 +1,89 @@
+"""A tiny training run, made alike in any process: model, drawn pairs, and its gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entityclip.backbone import Backbone, create_backbone
+from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.datasets import load_pairs
+from entityclip.datasets.images import ImageTextDataset
+from entityclip.datasets.pair import PairDataset
+from entityclip.model import EntityCLIP
+from entityclip.training import _Trainer
+
+TRAIN, VAL = 24, 10
+CONFIG = TrainConfig(epochs=2, batch_size=7, lr=1e-3, precision="fp32", seed=3)
+
+
+@cache
+def backbone() -> Backbone:
+    """For its preprocessing and tokenizer."""
+    return create_backbone("newsroom-tiny")
+
+
+def make_model(**config: Any) -> EntityCLIP:
+    """The tiny model with one expert a group unless told otherwise, the same in every process."""
+    torch.manual_seed(5)
+    experts = {f"{side}_experts": 1 for side in ("image", "text", "explanation")}
+    return EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(**(experts | config)))
+
+
+def make_sets() -> list[PairDataset]:
+    """Drawn pairs to train and to validate with."""
+    served = backbone().preprocess, backbone().tokenize
+    return [
+        PairDataset(
+            load_pairs("newsroom", split, limit=n, seed=0, image_size=64, root=None),
+            *served, with_explanations=True, cache=True,
+        )
+        for split, n in (("train", TRAIN), ("val", VAL))
+    ]  # fmt: skip
+
+
+def write_pictures(folder: Path, broken: dict[str, list[int]]) -> None:
+    """The same pairs' pictures as files, those rows of `broken` damaged."""
+    for split, dataset in zip(("train", "val"), make_sets(), strict=True):
+        for row, pair in enumerate(dataset.pairs):
+            path = folder / f"{split}-{row}.png"
+            pair.load_image().save(path)
+            if row in broken.get(split, ()):
+                path.write_bytes(b"no picture")
+
+
+def make_file_sets(folder: Path) -> list[ImageTextDataset]:
+    """`make_sets` read from `write_pictures`' files."""
+    return [
+        ImageTextDataset(
+            [
+                replace(pair, image=folder / f"{split}-{row}.png")
+                for row, pair in enumerate(dataset.pairs)
+            ],
+            backbone().preprocess, backbone().tokenize, with_explanations=True, max_broken=0.5,
+        )
+        for split, dataset in zip(("train", "val"), make_sets(), strict=True)
+    ]  # fmt: skip
+
+
+def first_gradients(
+    folder: Path, model: dict[str, Any], training: dict[str, Any], passes: int = 1
+) -> dict[str, Tensor]:
+    """Terms and gradients of a run's first optimizer step in fp64, by its own training loop."""
+    config = replace(CONFIG, **training)
+    trainer = _Trainer(
+        make_model(**model).double(), *make_sets(), config, folder, {}, progress=False
+    )
+    found: dict[str, Tensor] = {}
+    batches = trainer._batches(0, skip=0)
+    for number, batch in zip(range(passes), batches, strict=False):
+        batch = replace(batch, images=batch.images.double())
+        terms = trainer._backward(batch, passes, last=number == passes - 1)
+        found |= {f"term.{number}.{k}": value.detach().clone() for k, value in terms.items()}
+    found |= {n: p.grad for n, p in trainer.bare.named_parameters() if p.grad is not None}
+    return found
