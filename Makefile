@@ -11,7 +11,7 @@ CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce sweep test soak lint unit notebooks figures lab lock clean
+.PHONY: reproduce sweep test soak lint unit notebooks figures lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make figures                             redraw figures and tables from stored results"
 	@echo "make lab                                 open the notebooks in JupyterLab"
 	@echo "make lock                                resolve requirements.lock anew"
+	@echo "make audit                               look the locked versions up among known holes"
 
 # The stamp is made anew whenever the pins or the package's metadata change.
 .venv/.installed: requirements.lock pyproject.toml
@@ -80,6 +81,13 @@ lock: .venv/.installed
 	( echo "# Exact versions for Linux x86-64 and Python 3.11. Refreshed by make lock."; \
 	  cat requirements.new ) > requirements.lock
 	rm requirements.new
+
+# Needs PyPI's list of known holes, so it is no part of `make test`, which checks the lock offline.
+# --strict: a package that could not be looked up is no pass.
+audit: .venv/.installed
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
+	  .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 clean:
 	rm -rf .venv runs build *.egg-info

@@ -111,7 +111,7 @@ def main() -> None:
         sides, [*mmae.parameters(), *matching.parameters()], args.repeats,
     )  # fmt: skip
     literal = timed(
-        lambda: twin(whole, scale, *negatives, 0.1, 0.1, False)["loss"],
+        lambda: twin(whole, scale, *negatives)["loss"],
         sides, list(twin.parameters()), args.repeats,
     )  # fmt: skip
     name = (

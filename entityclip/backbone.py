@@ -171,11 +171,14 @@ def create_backbone(
 
 
 def load_clip_weights(backbone: Backbone, path: Path) -> None:
-    """Load a plain open_clip state dict, or the CLIP part of one of our checkpoints.
+    """Load a .safetensors file: plain open_clip weights, a transformers CLIPModel's, or the CLIP
+    part of one of our checkpoints.
 
-    Raises BackboneError naming `path` for unreadable files and for missing or misshapen weights.
+    Raises BackboneError naming `path` for unreadable files, for missing or misshapen weights and,
+    where a config.json tells, for weights of another architecture.
     """
     from entityclip.checkpoint import CheckpointError, read_tensors
+    from entityclip.transformers_weights import as_open_clip, check_config, is_transformers
 
     try:
         state = read_tensors(path)
@@ -185,8 +188,11 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
     if any(key.startswith(ours) for key in state):
         state = {k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
     try:
+        if is_transformers(state):
+            check_config(path, backbone.clip)
+            state = as_open_clip(state)
         backbone.clip.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
 
 
@@ -214,6 +220,20 @@ def _check_weights(name: str, pretrained: str, local: bool) -> None:
         raise BackboneError(
             f"{name} has no weights {pretrained!r}; open_clip has {', '.join(tags) or 'none'}, "
             "or give the path of a .safetensors file"
+        )
+    # open_clip only warns, and every number would be a little wrong
+    built, meant = (
+        bool(config.get("quick_gelu"))
+        for config in (
+            open_clip.get_model_config(name),
+            open_clip.get_pretrained_cfg(name, pretrained),
+        )
+    )
+    if built != meant:
+        other = name.removesuffix("-quickgelu") if built else f"{name}-quickgelu"
+        raise BackboneError(
+            f"{name} has the {'Quick' if built else 'plain '}GELU activation and weights "
+            f"{pretrained!r} were trained with the other; use {other}"
         )
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from entityclip.block_ranks import both_ranks
 from entityclip.datasets.images import ImageTextDataset, whole_batch
 from entityclip.datasets.pair import PairDataset, data_fingerprint
-from entityclip.metrics import bootstrap_interval, retrieval_metrics, retrieval_ranks
+from entityclip.metrics import bootstrap_interval, retrieval_metrics
 from entityclip.model import EntityCLIP
 from entityclip.progress import progress_bar
 from entityclip.results import DIRECTIONS, Provenance, Row, measurement_rows, provenance
@@ -106,11 +107,8 @@ def retrieve(embeddings: Embeddings) -> Retrieval:
     """Rank all pictures for each caption and all captions for each picture."""
     pictures = torch.arange(len(embeddings.images))
     groups = embeddings.image_of, pictures
-    return Retrieval(
-        retrieval_ranks(embeddings.texts, embeddings.images, groups),
-        retrieval_ranks(embeddings.images, embeddings.texts, groups[::-1]),
-        embeddings.image_of,
-    )
+    ranks = both_ranks(embeddings.texts, embeddings.images, groups)
+    return Retrieval(*ranks, embeddings.image_of)
 
 
 def evaluate_embeddings(

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,6 +26,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from entityclip.config import Profile, as_dict
+from entityclip.promotion import promote
 
 PACKAGE = Path(__file__).resolve().parent
 _VERSIONED = ("torch", "open_clip_torch", "numpy", "matplotlib")
@@ -55,6 +55,11 @@ class Folders:
     def done(self, name: str) -> Path:
         """The record of the last good run."""
         return self.runs / "done" / f"{name}.json"
+
+    @property
+    def journal(self) -> Path:
+        """What `entityclip.promotion.recover` undoes a killed promotion by."""
+        return self.runs / "promoting.json"
 
 
 # ------------------------------------------------------------------------------------ finished work
@@ -231,53 +236,11 @@ def promote_run(
             *((path, folders.figures / figure) for figure, path in figures.items()),
             (stage / f"{name}.ipynb", folders.executed(name)),
             (staged_record, folders.done(name)),  # last: it vouches for the others
-        ]
+        ],
+        folders.journal,
     )
     shutil.rmtree(stage, ignore_errors=True)
     return record
-
-
-def promote(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Copy each (source, target) into place in order, all or none, with mode 0644.
-
-    Copies are complete beside their targets before the first target changes (the staging folder may
-    be on another disk); if a step fails, targets already replaced get their old content back.
-    """
-    targets = [target for _, target in pairs]
-    new = [target.with_name(f".{target.name}.new") for target in targets]
-    old = [target.with_name(f".{target.name}.old") for target in targets]
-    touched: list[int] = []
-    try:
-        for (source, target), copy, backup in zip(pairs, new, old, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            backup.unlink(missing_ok=True)  # a killed run's leftover is no backup of ours
-            _copy(source, copy)
-            if target.exists():
-                _copy(target, backup)
-        for index, target in enumerate(targets):
-            touched.append(index)  # before, so that a signal in between is undone as well
-            os.replace(new[index], target)
-    except BaseException:
-        for index in touched:
-            with contextlib.suppress(OSError):  # go on: restore as many as can be
-                _restore(old[index], targets[index])
-        raise
-    finally:
-        for leftover in (*new, *old):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    target.chmod(0o644)
-
-
-def _restore(backup: Path, target: Path) -> None:
-    if backup.exists():
-        os.replace(backup, target)
-    else:
-        target.unlink(missing_ok=True)
 
 
 def keep_failed(name: str, folders: Folders) -> Path:

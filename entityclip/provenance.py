@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import resource
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,7 +14,10 @@ from typing import Any, TypedDict
 
 import torch
 
-from entityclip.config import REPOSITORY, as_dict, config_hash
+from entityclip.commit import git_commit
+from entityclip.config import as_dict, config_hash
+
+__all__ = ["Provenance", "environment", "git_commit", "peak_memory_mb", "provenance"]
 
 _PACKAGES = (
     *("entityclip", "torch", "open_clip_torch", "accelerate", "safetensors"),
@@ -71,30 +73,6 @@ def environment() -> dict[str, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {"device": _device_name(device), "cores": str(os.cpu_count())}
     return {**_versions(), **machine, "commit": git_commit()}
-
-
-def git_commit(repository: Path = REPOSITORY) -> str:
-    """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
-
-    Only `entityclip/` is compared: figures and executed notebooks change while a run goes on, and
-    the settings stand in the row itself.
-    """
-
-    def git(*arguments: str) -> str:
-        # a git hook's GIT_DIR would point elsewhere than at the package's own checkout
-        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        command = ["git", "-C", str(repository), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-        return done.stdout.strip()
-
-    try:
-        # a package installed below some other project's checkout has no commit of its own
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != repository.resolve():
-            return "unknown"
-        commit = git("rev-parse", "--verify", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--", "entityclip") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def peak_memory_mb(device: torch.device | str = "cpu") -> float:

@@ -30,7 +30,9 @@ import nbformat
 import psutil
 import yaml
 
+from entityclip.commit import git_commit
 from entityclip.config import REPOSITORY, Profile, ProfileError, as_dict, config_hash, load_profile
+from entityclip.files import atomic_write_text
 from entityclip.notebook_runs import (
     Folders,
     PeakMemory,
@@ -42,6 +44,7 @@ from entityclip.notebook_runs import (
     promote_run,
     run_key,
 )
+from entityclip.promotion import recover
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 FIGURES = REPOSITORY / "figures"
@@ -110,6 +113,8 @@ def main(
             print(_table(preview(plan)))
             return 0
         with _stoppable(), _locked(plan), _kernel_environment(plan):
+            if recover(plan.folders.journal):
+                print("undid what a killed run had half put in place", file=sys.stderr)
             rows = run_chain(plan)
             print(_table(rows), flush=True)
             write_report(rows, plan)
@@ -162,6 +167,8 @@ def select_notebooks(folder: Path, only: Sequence[str], skip: Sequence[str] = ()
         hint = f"did you mean {close[0]}? " if close else ""
         raise ReproduceError(f"no notebook {name!r}; {hint}there are {', '.join(known)}")
     chosen = (wanted or set(known)) - skipped
+    if not chosen:
+        raise ReproduceError("--skip leaves no notebook to run")
     return [path for name, path in known.items() if name in chosen]
 
 
@@ -264,15 +271,36 @@ def preview(plan: Plan) -> list[Row]:
 
 
 def run_chain(plan: Plan) -> list[Row]:
-    """Run the plan's notebooks in order; after a failure the rest is skipped."""
+    """Run the plan's notebooks in order; after a failure the rest is skipped.
+
+    A signal is reported like a failure of the notebook it stopped, and raised again.
+    """
     rows: list[Row] = []
-    for notebook in plan.notebooks:
-        if rows and rows[-1].status in ("failed", "skipped"):
-            rows.append(Row(notebook.stem, "skipped"))
-        else:
-            key, fresh = _finished(notebook, plan)
-            rows.append(fresh or _run(notebook, key, plan))
+    try:
+        for notebook in plan.notebooks:
+            if rows and rows[-1].status in ("failed", "skipped"):
+                rows.append(Row(notebook.stem, "skipped"))
+            else:
+                rows.append(_run_or_keep(notebook, plan))
+    except Stopped as stop:
+        for path in plan.notebooks[len(rows) :]:
+            after = rows and rows[-1].status in ("failed", "skipped")
+            stopped = Row(path.stem, "failed", reason=f"stopped by {stop}")
+            rows.append(Row(path.stem, "skipped") if after else stopped)
+        with contextlib.suppress(OSError):  # a full disk must not hide that it was stopped
+            write_report(rows, plan)
+        raise
     return rows
+
+
+def _run_or_keep(notebook: Path, plan: Plan) -> Row:
+    try:
+        key, fresh = _finished(notebook, plan)
+    except (OSError, ValueError) as error:  # edited or deleted since the plan was made
+        reason = failure_reason(error, notebook)
+        print(f"{notebook.stem} failed: {reason}", file=sys.stderr, flush=True)
+        return Row(notebook.stem, "failed", reason=reason)
+    return fresh or _run(notebook, key, plan)
 
 
 def _finished(notebook: Path, plan: Plan) -> tuple[str, Row | None]:
@@ -319,7 +347,25 @@ def _locked(plan: Plan) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        with _alone_with(plan.folders.figures):
+            yield
+
+
+@contextlib.contextmanager
+def _alone_with(figures: Path) -> Iterator[None]:
+    """A run with another folder of runs must not promote into the same figures meanwhile."""
+    figures.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(figures, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ReproduceError(
+                f"{figures} is being filled by a run with another ENTITYCLIP_RUNS; wait for it"
+            ) from error
         yield
+    finally:
+        os.close(descriptor)  # and so unlocks
 
 
 @contextlib.contextmanager
@@ -374,10 +420,6 @@ def write_report(rows: list[Row], plan: Plan) -> None:
     A chain without gaps is told of beside its figures too: these took that long, on that machine.
     Of notebooks left out by ``--skip`` that report keeps what it said before.
     """
-    # imported late because they import torch, and a misspelt name should be refused at once
-    from entityclip.provenance import git_commit
-    from entityclip.results import atomic_write_text
-
     report = {
         "profile": plan.profile.name,
         "seed": plan.profile.seed,

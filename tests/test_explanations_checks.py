@@ -336,7 +336,7 @@ def test_pairs_that_bring_their_explanations_are_judged_too():
         ("n24news", "imgs/abc.jpg", "C:\\data\\imgs\\abc.jpg"),
         ("goodnews", "img/5a_0.jpg", "5a_0"),
         ("goodnews", "img/5a_0.jpg", "5a_0.jpg"),
-        ("visualnews", "root/origin/bbc/images/0/9.jpg", "/home/x/images/bbc/images/0/9.jpg"),
+        ("visualnews", "root/origin/bbc/images/0/9.jpg", "/home/someone/bbc/images/0/9.jpg"),
     ],
 )
 def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):

@@ -26,7 +26,7 @@ from entityclip.explanations import (
 from tests.fake_llm_server import FakeServer, answer
 
 PAIRS = newsroom_pairs("train", 160)
-KEY = "sk-test-0123456789abcdef"
+KEY = "sk-test-0123456789"
 
 
 def chat(*urls: str, **options) -> OpenAIChat:

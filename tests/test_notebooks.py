@@ -178,8 +178,11 @@ BREAKS = {
     "size": (size, lambda nb, code: code[3].update(outputs=stored("x" * 200_000))),
     "outputs-none": (outputs, lambda nb, code: [c.update(outputs=[]) for c in code]),
     "outputs-stderr": (outputs, lambda nb, code: code[3].update(outputs=stored("!", "stderr"))),
-    "path-source": (machine_paths, lambda nb, code: code[3].update(source="a = '/home/me/x'")),
-    "path-output": (machine_paths, lambda nb, code: code[3].update(outputs=stored("in /work/a"))),
+    "path-source": (machine_paths, lambda nb, code: code[3].update(source="a = '/home/someone/x'")),
+    "path-output": (
+        machine_paths,
+        lambda nb, code: code[3].update(outputs=stored("/home/someone")),
+    ),
     "logic-class": (logic, lambda nb, code: code[3].update(source="class A:\n    pass")),
     "logic-magic": (logic, lambda nb, code: code[3].update(source="!false")),
     "prose": (prose, lambda nb, code: [nb.cells.pop(i) for i in (15, 13, 11)]),
@@ -209,7 +212,7 @@ def test_rule_bites(name, tmp_path):
 
 
 def test_web_addresses_are_no_machine_paths():
-    assert not MACHINE_PATH.search("https://example.org/home/me and figures/tmp/a.png, and/or")
+    assert not MACHINE_PATH.search("https://example.org/home/page and figures/tmp/a.png, and/or")
 
 
 def figure_only():

@@ -17,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entityclip import notebook_runs, reproduce
 from entityclip.config import load_profile
-from entityclip.notebook_runs import Folders, promote, run_key
+from entityclip.notebook_runs import Folders, run_key
+from entityclip.promotion import promote
 
 PARAMETERS = 'profile = "smoke"\nseed = None\noutput_dir = ""\nsettings = {}  # e.g. a=b'
 DRAW = """

@@ -1,0 +1,193 @@
+"""Nothing is ever unpickled: the sources are read for it, and pickles are fed in."""
+
+import ast
+import pickle
+import subprocess
+
+import nbformat
+import pytest
+import torch
+
+from entityclip.backbone import BackboneError, create_backbone, load_clip_weights
+from entityclip.checkpoint import CheckpointError, read_meta, read_tensors
+from entityclip.config import REPOSITORY
+from entityclip.export import main as export_main
+
+# modules that unpickle what they read, whatever is asked of them
+MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# calls that do, by their last name
+CALLS = {"read_pickle", "unsafe_load", "full_load", "load_all", "full_load_all", "unsafe_load_all"}
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader"}
+
+
+def sources():
+    """Path and text of all that runs: package, benchmarks, and notebooks' code."""
+    for folder in ("entityclip", "benchmarks"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            yield path, path.read_text(encoding="utf-8")
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        yield path, "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    yield from ((p, p.read_text(encoding="utf-8")) for p in (REPOSITORY / "notebooks").glob("*.py"))
+
+
+def unsafe(source):
+    """The lines of a Python source that could unpickle something, each with why."""
+    tree = ast.parse(source)
+    safe = SAFE_LOADERS | {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and any(_last(b) in SAFE_LOADERS for b in node.bases)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {(node.module or "").split(".")[0]} | {alias.name for alias in node.names}
+        else:
+            names = set()
+        for name in sorted(names & MODULES):
+            yield f"line {node.lineno}: imports {name}"
+        if isinstance(node, ast.Call):
+            problem = _problem(node, safe)
+            if problem:
+                yield f"line {node.lineno}: {problem}"
+
+
+def _problem(call, safe):
+    name, owner = _last(call.func), _last(getattr(call.func, "value", None))
+    keywords = {k.arg: k.value for k in call.keywords}
+    if name in CALLS:
+        return f"{name} unpickles or builds objects"
+    if _true(keywords.get("allow_pickle")):
+        return f"{name} with allow_pickle"
+    if name != "load":
+        return None
+    if owner in ("torch", "jit") and not (owner == "torch" and _true(keywords.get("weights_only"))):
+        return f"{owner}.load without weights_only=True"
+    if owner in MODULES:
+        return f"{owner}.load"
+    if owner == "yaml":
+        loader = keywords.get("Loader") or (call.args[1] if len(call.args) > 1 else None)
+        return None if _last(loader) in safe else "yaml.load without a safe loader"
+    return None
+
+
+def _last(node):
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
+
+
+def _true(node):
+    """Whether a keyword is given and not plainly False."""
+    return node is not None and not (isinstance(node, ast.Constant) and not node.value)
+
+
+@pytest.mark.parametrize(("path", "text"), sources(), ids=lambda v: getattr(v, "name", ""))
+def test_no_source_unpickles(path, text):
+    assert list(unsafe(text)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import numpy, joblib.memory",
+        "from pickle import loads",
+        "from six.moves import cPickle",
+        "import torch; torch.load(path)",
+        "import torch; torch.load(path, weights_only=False)",
+        "import torch; torch.jit.load(path)",
+        "import numpy as np; np.load(path, allow_pickle=True)",
+        "import numpy as np; np.lib.format.read_array(file, allow_pickle=flag)",
+        "import pandas as pd; pd.read_pickle(path)",
+        "import yaml; yaml.load(text)",
+        "import yaml; yaml.load(text, yaml.Loader)",
+        "import yaml; yaml.load(text, Loader=yaml.UnsafeLoader)",
+        "import yaml; yaml.unsafe_load(text)",
+        "def f():\n    class Mine(yaml.Loader): pass\n    return yaml.load(text, Mine)",
+    ],
+)
+def test_what_unpickles_would_be_seen(source):
+    assert list(unsafe(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch; torch.load(path, weights_only=True)",
+        "import numpy as np; np.load(path)",
+        "import numpy as np; np.load(path, allow_pickle=False)",
+        "import json; json.load(file)",
+        "import yaml; yaml.safe_load(text); yaml.load(text, yaml.SafeLoader)",
+        "class Mine(yaml.SafeLoader): pass\nyaml.load(text, Mine)",
+        "picture.load(); experiment.load('clip')",
+    ],
+)
+def test_what_is_harmless_passes(source):
+    assert list(unsafe(source)) == []
+
+
+# ------------------------------------------------------------------------------- pickles fed in
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return subprocess.call, (["touch", str(self.target)],)
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """A pickle that leaves a mark, and the mark; proven to work first."""
+    mark = tmp_path / "went-off"
+    payload = pickle.dumps({"state_dict": Bomb(mark)})
+    pickle.loads(payload)
+    assert mark.exists()
+    mark.unlink()
+    yield payload, mark
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "weights.pt", "weights.bin", "weights.pth"])
+def test_a_pickle_is_refused_whatever_its_name(bomb, tmp_path, name):
+    payload, _ = bomb
+    path = tmp_path / name
+    path.write_bytes(payload)
+    for read in (read_tensors, read_meta):
+        with pytest.raises(CheckpointError, match=f"{name} is damaged or no safetensors file"):
+            read(path)
+    with pytest.raises(BackboneError, match=r"safetensors"):
+        create_backbone("newsroom-tiny", str(path))
+    with pytest.raises(BackboneError, match=r"safetensors"):
+        load_clip_weights(create_backbone("newsroom-tiny"), path)
+    assert export_main([str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "weights.pt"])
+def test_what_torch_saves_is_refused_too(bomb, tmp_path, name):
+    _, mark = bomb
+    path = tmp_path / name
+    torch.save({"weights": torch.zeros(2), "extra": Bomb(mark)}, path)
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        read_tensors(path)
+    with pytest.raises(BackboneError, match=r"safetensors"):
+        create_backbone("newsroom-tiny", str(path))
+
+
+def test_a_run_is_not_resumed_from_a_pickle(bomb, tmp_path, make_dataset, backbone):
+    from entityclip.config import EntityCLIPConfig, TrainConfig
+    from entityclip.model import EntityCLIP
+    from entityclip.training import train
+    from entityclip.variants import NO_EXPERTS
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").write_bytes(bomb[0])
+    model = EntityCLIP(backbone, EntityCLIPConfig(**NO_EXPERTS))
+    sets = make_dataset("train", 4), make_dataset("val", 2)
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+        train(model, *sets, TrainConfig(epochs=1, batch_size=2), tmp_path / "run", progress=False)
