@@ -29,6 +29,7 @@ from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
+from entityclip.preflight import find_problems
 from entityclip.training import train
 from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, find_variant
 
@@ -50,6 +51,11 @@ class Experiment:
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
+
+    def check(self) -> None:
+        """Say now what would fail later: missing data, packages, memory (entityclip.preflight)."""
+        for problem in find_problems(self.profile):
+            print(f"CHECK THIS FIRST: {problem}")
 
     # ------------------------------------------------------------------------------------ data
 

@@ -130,10 +130,7 @@ def test_a_folder_of_odd_files_is_indexed_with_a_report(backbone, tmp_path):
         *(f"broken {n}.jpg" for n in range(len(BROKEN))),
         *("bomb.png", "empty.jpg", "pipe.jpg", "dangling.jpg"),
     }
-    assert (
-        "900000000" in report["unreadable"]["bomb.png"]
-        or "pixels" in (report["unreadable"]["bomb.png"])
-    )
+    assert re.search(BROKEN["bomb"][1], report["unreadable"]["bomb.png"])
     assert report["unreadable"]["pipe.jpg"] == "not a regular file"
     assert set(report["not_pictures"]) == {"notes.txt", "Thumbs.db", "link.jpg", "loop.jpg"}
     assert report["embedded"] == 5

@@ -1,0 +1,164 @@
+"""The nearest of millions of vectors: exact search in chunks, FAISS's flat search as an option."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+_SCORES_AT_ONCE = 2**21  # 8 MiB: the scores of a chunk stay in a CPU's cache
+_ROWS_AT_ONCE = (2**10, 2**15)  # of the vectors: fewer waste calls, more waste memory
+_QUERIES_AT_ONCE = 1024
+_SPARE = 32  # candidates beyond the k best; their exact scores decide near ties
+# Rounding of a float32 dot product of width d: about sqrt(d) units of 2**-24 (Higham and Mary
+# 2019, SIAM J. Sci. Comput. 41(5), theorem 3.1), with room to spare
+_ROUNDING = 4 * 2.0**-24
+
+
+def nearest(queries: Floats, vectors: Floats, k: int, *, engine: str = "exact") -> Found:
+    """The k vectors of largest dot product with each query (cosine, where both are normalised).
+
+    queries [Q, d] and vectors [N, d] are floating-point arrays, the vectors a memmap as a rule:
+    they are read in chunks, so memory grows with Q·k and not with N. engine "exact" multiplies with
+    PyTorch; "faiss" uses FAISS's IndexFlatIP kernel and needs ``pip install entityclip[faiss]``.
+
+    Returns scores float32 [Q, k], largest first, and indices int64 [Q, k]. Both engines give the
+    same: what either finds is scored again in float64 and rounded, and of equal scores the lower
+    index comes first. Raises ValueError for shapes that do not fit, a k outside 1 … N, an unknown
+    engine and values that are NaN or infinite; ImportError where FAISS is not installed.
+    """
+    _check(queries, vectors, k)
+    if engine not in _ENGINES:
+        raise ValueError(f"no search engine {engine!r}; there are {', '.join(_ENGINES)}")
+    best_of = _ENGINES[engine]
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if not np.isfinite(queries).all():
+        row = int(np.argwhere(~np.isfinite(queries))[0, 0])
+        raise ValueError(f"query {row} holds NaN or infinite values")
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        rows = slice(start, start + _QUERIES_AT_ONCE)
+        found = _candidates(queries[rows], vectors, min(len(vectors), k + _SPARE), best_of)
+        for row, (rough, places) in enumerate(zip(*found, strict=True), start):
+            scores[row], indices[row] = _settled(queries[row], vectors, k, rough, places)
+    return scores, indices
+
+
+def _candidates(
+    queries: NDArray[np.float32], vectors: Floats, wanted: int, best_of: Callable[..., Found | None]
+) -> Found:
+    """The `wanted` best by an engine's float32 scores, chunk after chunk: [Q, wanted], [Q, wanted].
+
+    Largest first; equal scores in any order.
+    """
+    least, most = _ROWS_AT_ONCE
+    size = min(most, max(least, _SCORES_AT_ONCE // len(queries)))
+    scores = np.empty((len(queries), 0), dtype=np.float32)
+    places = np.empty((len(queries), 0), dtype=np.int64)
+    for start in range(0, len(vectors), size):
+        chunk = np.ascontiguousarray(vectors[start : start + size], dtype=np.float32)
+        found = best_of(queries, chunk, min(wanted, len(chunk)))
+        if found is None:
+            _name_broken(chunk, start)
+        more, rows = found
+        scores = np.concatenate([scores, more], axis=1)
+        places = np.concatenate([places, rows + start], axis=1)
+        order = np.argsort(-scores, axis=1)[:, :wanted]
+        scores, places = (np.take_along_axis(found, order, axis=1) for found in (scores, places))
+    return scores, places
+
+
+def _settled(
+    query: NDArray[np.float32],
+    vectors: Floats,
+    k: int,
+    rough: NDArray[np.float32],
+    places: NDArray[np.int64],
+) -> Found:
+    """The k best of one query's candidates (rough scores, largest first), by their exact scores.
+
+    Where rounding could have kept one of the best from being a candidate (more near ties than
+    spare candidates), all vectors are scored exactly.
+    """
+    places = np.sort(places)
+    found = vectors[places]
+    scores = _exact_scores(query, found)
+    best = np.argsort(-scores, kind="stable")[:k]
+    longest = np.linalg.norm(np.asarray(found, dtype=np.float64), axis=1).max()
+    slack = _ROUNDING * len(query) ** 0.5 * float(np.linalg.norm(query)) * longest
+    if len(places) < len(vectors) and rough[-1] + slack >= scores[best[-1]]:
+        least, _ = _ROWS_AT_ONCE
+        starts = range(0, len(vectors), least)
+        every = [_exact_scores(query, vectors[start : start + least]) for start in starts]
+        places, scores = np.arange(len(vectors)), np.concatenate(every)
+        best = np.argsort(-scores, kind="stable")[:k]
+    return scores[best], places[best]
+
+
+def _exact_scores(query: NDArray[np.float32], vectors: Floats) -> NDArray[np.float32]:
+    """Dot products [n] in float64, rounded; equal vectors get equal scores wherever they stand."""
+    products = np.multiply(vectors, query, dtype=np.float64)  # [n, d]
+    return products.sum(axis=1).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------- engines
+
+
+def _torch_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int) -> Found | None:
+    """The k best of a chunk, largest first; None where a value is NaN or infinite."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
+        scores = torch.from_numpy(queries) @ torch.from_numpy(chunk).T
+        if not torch.isfinite(scores.sum()):
+            return None
+        best = scores.topk(k, dim=1)
+    return best.values.numpy(), best.indices.numpy()
+
+
+def _faiss_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int) -> Found | None:
+    """`_torch_best` by FAISS, which would quietly leave out what is not a number."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "engine 'faiss' needs faiss-cpu: pip install 'entityclip[faiss]'; "
+            "engine 'exact' needs nothing and finds the same"
+        ) from error
+    if not np.isfinite(chunk.sum(dtype=np.float64)):
+        return None
+    return faiss.knn(queries, chunk, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+_ENGINES: dict[str, Callable[..., Found | None]] = {"exact": _torch_best, "faiss": _faiss_best}
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+def _check(queries: Floats, vectors: Floats, k: int) -> None:
+    for name, array in (("queries", queries), ("vectors", vectors)):
+        if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind != "f":
+            raise ValueError(
+                f"{name} are {array.dtype} of shape {array.shape}; expected floats [rows, d]"
+            )
+    if queries.shape[1] != vectors.shape[1]:
+        raise ValueError(
+            f"queries are {queries.shape[1]} wide and vectors {vectors.shape[1]}; "
+            "both must come from one joint space"
+        )
+    if not 1 <= k <= len(vectors):
+        raise ValueError(f"k is {k}; give 1 to {len(vectors)}, the number of vectors")
+
+
+def _name_broken(chunk: NDArray[np.float32], start: int) -> NoReturn:
+    broken = np.argwhere(~np.isfinite(chunk))
+    which = f"vector {start + int(broken[0, 0])}" if len(broken) else "a product of huge values"
+    raise ValueError(f"{which} is NaN or infinite; embed it again or leave it out")
