@@ -1,5 +1,6 @@
 """Search finds what a plain matrix product finds, page by page; the explorer tells ranks apart."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,6 +17,7 @@ from entityclip.experiments import Experiment
 from entityclip.explorer import Explorer
 from entityclip.search import Collection
 from entityclip.search_gallery import describe_page, plot_page, title_of
+from entityclip.why import explain_hits
 from tests.fixtures.pictures import save
 
 
@@ -231,3 +233,18 @@ def test_explorer_controls_change_query_and_variant(explorer, monkeypatch):
 def test_compared_variants_must_be_among_those_shown(explorer):
     with pytest.raises(ValueError, match="must be among zero-shot"):
         Explorer(explorer.experiment, "test", ["zero-shot", "clip"])
+
+
+def test_why_reads_the_explanation_as_each_picture_asks(explorer, backbone):
+    pairs = explorer.experiment.pairs("test")
+    model = explorer._model("entityclip")
+    collection = explorer._collection("entityclip")
+    hits = collection.vectors.ids[:2]
+    figure, table = explain_hits(model, collection, pairs[0], hits)
+    assert list(table["pair"].unique()) == hits
+    np.testing.assert_allclose(table.groupby("pair")[["from_image", "from_text"]].sum(), 1, 1e-4)
+    asked = table.set_index(["pair", "place"])["from_image"].unstack()
+    assert not np.allclose(*asked.to_numpy())
+    assert figure.axes
+    with pytest.raises(ValueError, match="has no explanation to look into"):
+        explain_hits(model, collection, replace(pairs[0], explanation=None), hits)

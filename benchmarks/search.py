@@ -1,0 +1,87 @@
+"""Exact search over stored vectors: ``python -m benchmarks.search``.
+
+    python -m benchmarks.search [--n 1000000] [--d 512] [--queries 20] [--k 10] [--folder DIR]
+
+Writes n random unit vectors to a file, and times one query after the other over it, as a person
+asks them: the package's `nearest`, and the literal product and full sort that it must agree with;
+FAISS too where it is installed. Printed are medians, their ratio, and this process's peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from entityclip.provenance import peak_memory_mb
+from entityclip.search_index import nearest
+
+
+def write_vectors(path: Path, n: int, d: int) -> None:
+    """n unit vectors [n, d] float32, written in pieces."""
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (n, d))
+    rng = np.random.default_rng(0)
+    for start in range(0, n, 16_384):
+        part = rng.standard_normal((min(16_384, n - start), d), np.float32)
+        vectors[start : start + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    vectors.flush()
+
+
+def literal(query: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
+    """Every score, sorted; of equal ones the lower row first."""
+    scores = (vectors @ query[0]).astype(np.float32)
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def timed(function, *arguments, **options):
+    start = time.perf_counter()
+    result = function(*arguments, **options)
+    return result, 1000 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--n", type=int, default=1_000_000, help="stored vectors")
+    parser.add_argument("--d", type=int, default=512, help="their width")
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="where the vectors' file goes for a while")
+    options = parser.parse_args()
+    engines = ["exact", *(["faiss"] if importlib.util.find_spec("faiss") else [])]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        path = Path(name) / "vectors.npy"
+        write_vectors(path, options.n, options.d)
+        vectors = np.load(path, mmap_mode="r")
+        rng = np.random.default_rng(1)
+        rows = rng.integers(0, options.n, options.queries)
+        noise = 0.5 * options.d**-0.5 * rng.standard_normal((options.queries, options.d))
+        queries = (vectors[rows] + noise).astype(np.float32)
+        nearest(queries[:1], vectors, options.k)  # reads the file once
+        times = {engine: [] for engine in (*engines, "literal")}
+        for query in queries[:, None]:
+            expected, ms = timed(literal, query, vectors, options.k)
+            times["literal"].append(ms)
+            for engine in engines:
+                (_, found), ms = timed(nearest, query, vectors, options.k, engine=engine)
+                times[engine].append(ms)
+                assert found[0].tolist() == expected.tolist(), f"{engine} finds other pictures"
+        peak = peak_memory_mb()
+    median = {engine: statistics.median(values) for engine, values in times.items()}
+    print(f"{options.n} vectors of width {options.d}, one query at a time, best {options.k}:")
+    for engine, ms in median.items():
+        ratio = median["literal"] / ms
+        print(f"  {engine:8} {ms:8.1f} ms a query (slowest {max(times[engine]):.1f})  {ratio:5.2f}")
+    if "faiss" not in engines:
+        print("  faiss is not installed")
+    print(
+        f"peak memory {peak:.0f} MB, of which {vectors.nbytes / 2**20:.0f} MB are the mapped file"
+    )
+
+
+if __name__ == "__main__":
+    main()
