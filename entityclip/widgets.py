@@ -112,13 +112,12 @@ def _widgets() -> Any:
 
 def _redraw(output: Any, show: Callable[[], Any]) -> None:
     """Put what `show` gives, or what is wrong with the input, into an output widget."""
-    try:
-        shown = show()
-    except (ValueError, OSError) as error:
-        shown = Markdown(f"**{error}**")
     output.clear_output(wait=True)
-    with output:
-        display(shown)
+    with output:  # also what `show` displays by itself
+        try:
+            display(show())
+        except (ValueError, OSError) as error:
+            display(Markdown(f"**{error}**"))
 
 
 def _uploaded(upload: Any) -> Image.Image:

@@ -230,6 +230,18 @@ def test_explorer_controls_change_query_and_variant(explorer, monkeypatch):
     assert asked == [(first, ["entityclip"]), (first, ["clip"]), (second, ["clip"])]
 
 
+def test_a_redraw_keeps_in_its_output_what_is_displayed_on_the_way(explorer, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
+    inside, where = [], []
+    output = widgets._widgets().Output
+    monkeypatch.setattr(output, "__enter__", lambda self: inside.append(self))
+    monkeypatch.setattr(output, "__exit__", lambda self, *_: inside.pop() and None)
+    monkeypatch.setattr(widgets, "display", lambda item: where.append((item, len(inside))))
+    widgets.explorer_controls(explorer)
+    kinds = [(type(item).__name__, depth) for item, depth in where]
+    assert kinds == [("Markdown", 1), ("Image", 1), ("VBox", 0)]
+
+
 def test_compared_variants_must_be_among_those_shown(explorer):
     with pytest.raises(ValueError, match="must be among zero-shot"):
         Explorer(explorer.experiment, "test", ["zero-shot", "clip"])

@@ -160,6 +160,10 @@ def screenshot(page: Any, path: Path) -> Path:
         ".jp-WindowedPanel-outer')].map(node => node.scrollHeight))"
     )
     page.set_viewport_size({"width": _WIDTH, "height": min(height + 160, _TALLEST)})
+    page.evaluate(
+        "() => document.querySelectorAll('.jp-NotebookPanel-notebook, .jp-WindowedPanel-outer')"
+        ".forEach(node => { node.scrollTop = 0; })"
+    )
     page.wait_for_timeout(800)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=path)
