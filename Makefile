@@ -11,7 +11,7 @@ CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce sweep test soak lint unit notebooks figures lab lock audit clean
+.PHONY: reproduce sweep test test-browser soak lint unit notebooks figures lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make soak                                kill runs at 20 random moments, and other long tests"
 	@echo "make figures                             redraw figures and tables from stored results"
 	@echo "make lab                                 open the notebooks in JupyterLab"
+	@echo "make test-browser [ONLY=02_method]       every notebook in JupyterLab in a real browser"
 	@echo "make lock                                resolve requirements.lock anew"
 	@echo "make audit                               look the locked versions up among known holes"
 
@@ -70,9 +71,20 @@ notebooks: .venv/.installed
 figures: .venv/.installed
 	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) --only 10_tables_and_figures --force
 
+# Run All in JupyterLab and Debian's chromium, smoke profile; screenshots in runs/browser.
+# THEME=dark shows the dark theme.
+test-browser: .venv/.installed
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [ -n "$$ENTITYCLIP_CHROMIUM" ] \
+	  || { apt-get update -qq && apt-get install -y -qq chromium; } \
+	  || { echo "install chromium, or set ENTITYCLIP_CHROMIUM=/path/to/one" >&2; exit 1; }
+	@$(BIN)/python -c "import playwright" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[browser]"
+	ENTITYCLIP_BROWSER=$(or $(ONLY),all) ENTITYCLIP_BROWSER_THEME=$(or $(THEME),light) \
+	  $(BIN)/python -m pytest tests/browser
+
 lab: .venv/.installed
 	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --notebook-dir=. "--LabApp.default_url=/lab/tree/notebooks/README.md?factory=Markdown%20Preview"
 
 lock: .venv/.installed
 	$(BIN)/python -m pip install --quiet uv

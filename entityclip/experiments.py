@@ -42,6 +42,7 @@ from entityclip.distributed import World, this_world
 from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
+from entityclip.preflight import find_problems
 from entityclip.training import train
 from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, find_variant
 
@@ -71,6 +72,11 @@ class Experiment:
         other.profile, other.seed = replace(self.profile, seed=seed), seed
         other._datasets = {}  # a control's explanations depend on the seed
         return other
+
+    def check(self) -> None:
+        """Say now what would fail later: missing data, packages, memory (entityclip.preflight)."""
+        for problem in find_problems(self.profile):
+            print(f"CHECK THIS FIRST: {problem}")
 
     # ------------------------------------------------------------------------------------ data
 

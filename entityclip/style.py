@@ -203,17 +203,19 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return paths
 
 
-def preview(figure: Figure, width: int = 680, quality: int = 75) -> Any:
+def preview(figure: Figure, width: int = 680, quality: int = 75, alt: str | None = None) -> Any:
     """The figure small, for a notebook's page, `width` pixels wide; the saved file stays sharp.
 
     Pictures become a JPEG, a chart a PNG of 64 colours: each weighs a fraction of the full PNG.
-    Closes the figure, so that the notebook does not show it a second time.
+    `alt` is what who cannot see it is told; None: what its axes say. Closes the figure, so that the
+    notebook does not show it a second time.
     """
     import IPython.display  # what notebooks alone need
 
     pictures = [picture for axis in figure.axes for picture in axis.images]
     for picture in pictures:
         picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
+    alt = alt or describe_axes(figure)
     sharp, small = io.BytesIO(), io.BytesIO()
     figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
     plt.close(figure)
@@ -226,7 +228,18 @@ def preview(figure: Figure, width: int = 680, quality: int = 75) -> Any:
             page = page.quantize(64, PIL.Image.Quantize.FASTOCTREE, dither=PIL.Image.Dither.NONE)
             page.save(small, "png", optimize=True)
     kind = "jpeg" if pictures else "png"
-    return IPython.display.Image(small.getvalue(), format=kind, width=width)
+    return IPython.display.Image(small.getvalue(), format=kind, width=width, alt=alt)
+
+
+def describe_axes(figure: Figure) -> str:
+    """A figure in words, as far as its titles and axis labels tell."""
+    charts = [axis for axis in figure.axes if not axis.images]
+    sides = [(axis.get_ylabel(), axis.get_xlabel()) for axis in charts]
+    labels = dict.fromkeys(" by ".join(filter(None, side)) for side in sides if any(side))
+    titles = dict.fromkeys(axis.get_title() for axis in figure.axes if axis.get_title())
+    shown = len(figure.axes) - len(charts)
+    parts = [f"{shown} pictures" if shown else "Chart", *labels, *list(titles)[:12]]
+    return "; ".join(" ".join(part.split()) for part in parts)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:

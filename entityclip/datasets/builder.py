@@ -66,6 +66,7 @@ class PairBuilder:
         self.root = root
         self._ids, self._images, self._captions = TextBuilder(), TextBuilder(), TextBuilder()
         self._groups, self._sections = LabelBuilder(), LabelBuilder()
+        self._own_explanations = LabelBuilder()
         self._state = bytearray()
         self._folder_codes = array("i")
         self._folders: dict[str, int] = {}
@@ -79,10 +80,13 @@ class PairBuilder:
         *,
         group: str | None = None,
         section: str | None = None,
+        explanation: str | None = None,
         where: object,
         broken: bool = False,
     ) -> None:
         """Take a row. `image` is a path below the root; `broken`: the release says so itself.
+
+        `explanation` is for sets that keep it in the row; others call `explain`.
 
         Raises ValueError beginning with `where` (a `Row` or text) for text that is not Unicode.
         """
@@ -99,6 +103,7 @@ class PairBuilder:
             self._captions.append(caption)
             self._groups.append(group)
             self._sections.append(section)
+            self._own_explanations.append(explanation)
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: half a surrogate pair in a text; mend the row") from error
         self._state.append(state)
@@ -124,7 +129,7 @@ class PairBuilder:
     def finish(self, what: str, *, limit: int | None, seed: int) -> tuple[PairTable, Report]:
         """The usable pairs in the order added, or a subset of them; logs the report of `what`."""
         if self._explanations is None:
-            self.explain(None, str, lambda name, image: name)
+            self._explanations = self._own_explanations.column()
         ids, images, state = self._ids.column(), self._images.column(), self._state
         self._mark_missing(images)
         seen: set[str] = set()

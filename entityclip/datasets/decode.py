@@ -60,7 +60,8 @@ def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
         raise
     # damaged files make Pillow raise almost anything: struct.error, EOFError, zlib.error, KeyError
     except Exception as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        what = str(error).split(" <_io.")[0]  # Pillow names the buffer by its address
+        raise ImageError(f"{type(error).__name__}: {what}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from entityclip.datasets import (
+    folder,
     goodnews,
     karpathy,
     n24news,
@@ -32,6 +33,7 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "mscoco": karpathy.MSCOCO_SPLITS,
     "tweets": tweets.RELATION_SPLITS,
     "twitter100k": tweets.TWITTER100K_SPLITS,
+    "folder": folder.SPLITS,
 }
 
 
@@ -56,6 +58,7 @@ LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
     "mscoco": partial(karpathy.karpathy_pairs, dataset="mscoco"),
     "tweets": tweets.relation_pairs,
     "twitter100k": tweets.twitter100k_pairs,
+    "folder": folder.folder_pairs,
 }
 
 

@@ -14,12 +14,11 @@ Twitter100k (Hu et al., IEEE Transactions on Multimedia 2018). Expected below th
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from entityclip.datasets.builder import PairBuilder, Report
 from entityclip.datasets.columns import PairTable
+from entityclip.datasets.csv_rows import csv_rows
 from entityclip.datasets.source import Row, inside, need
 
 RELATION_SPLITS = ("train", "test")
@@ -28,7 +27,6 @@ TWITTER100K_SPLITS = ("all",)
 _COLUMNS = ("tweet_id", "tweet", "text_is_represented", "image_adds")
 _RELATION_LAYOUT = "expected below the root: data.csv and T{tweet_id}.jpg, there or in images/"
 _TWITTER100K_LAYOUT = "expected below the root: text.txt and images/{n}.jpg"
-_MAX_FIELD = 1 << 24  # characters the csv module takes as one field
 
 
 def relation_pairs(
@@ -54,7 +52,7 @@ def relation_pairs(
     path = inside(root, root / "data.csv")
     base = "images/" if (root / "images").is_dir() else ""
     builder = PairBuilder(root)
-    for number, row in enumerate(_csv_rows(path)):
+    for number, row in enumerate(csv_rows(path, _COLUMNS, escapechar="\\")):
         tweet_id = row.name("tweet_id")
         labels = [_bit(row, name) for name in _COLUMNS[2:]]
         if (number < train_rows) == (split == "train"):
@@ -109,31 +107,6 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
     return lines[:-1] if lines[-1] == "" else lines
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    before = csv.field_size_limit(_MAX_FIELD)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, escapechar="\\", strict=True)
-            header = next(reader, [])
-            lacking = [name for name in _COLUMNS if name not in header]
-            if lacking or len(set(header)) != len(header):
-                raise ValueError(
-                    f"{path}: the first line must name the columns {', '.join(_COLUMNS)} once each,"
-                    f" got {', '.join(header)[:200] or 'nothing'}"
-                )
-            for number, cells in enumerate(reader):
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}, row {number}: {len(cells)} fields for {len(header)} columns; "
-                        "is a comma not quoted?"
-                    )
-                yield Row(dict(zip(header, cells, strict=True)), path, number)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable CSV ({error}); fetch it again") from error
-    finally:
-        csv.field_size_limit(before)
 
 
 def _bit(row: Row, field: str) -> int:

@@ -1,0 +1,180 @@
+"""The parts of notebooks/ that are generated: README.md, and each notebook's head and foot.
+
+    python -m benchmarks.notebook_heads
+
+Titles come from the notebooks, times and memory from ``figures/reproduce.json``, rounded so that
+a second run on the same machine says the same. Only Markdown between ``<!-- head -->`` and
+``<!-- /head -->`` (or foot) is written, and one call in the first code cell: outputs stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from entityclip.config import REPOSITORY
+from entityclip.files import atomic_write_text
+from entityclip.notebook_runs import find_notebooks
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+REPORT = REPOSITORY / "figures" / "reproduce.json"
+_CHECK = "experiment.check()"
+# the way on that a last cell told before there was a foot
+_OLD_FOOT = re.compile(r"\s*(Next|Back to):? \[[^]]*\]\([^)]*\)\.?\s*$")
+_INTRODUCTION = """\
+Open one and choose *Run → Run All Cells*. As they stand they run the `smoke` profile, whose numbers mean nothing; set
+`profile = "demo"` in the first code cell for the miniature's, or run `make reproduce`. Times and memory are those of the
+`demo` profile on the machine named in `figures/reproduce.json`. Each notebook runs alone: what it needs from an earlier
+one it finds in `runs/` or makes.
+"""  # noqa: E501
+
+
+class Chapter(NamedTuple):
+    """A notebook as its neighbours and the table of contents name it."""
+
+    path: Path
+    title: str
+    about: str  # the first sentence of its claim
+    minutes: str
+    memory: str
+
+
+def read_chapters(folder: Path = NOTEBOOKS, report: Path = REPORT) -> list[Chapter]:
+    """The notebooks of a folder in order, with what they took when `report` was written.
+
+    Raises ValueError for a notebook without a title.
+    """
+    rows = json.loads(report.read_text(encoding="utf-8"))["notebooks"]
+    measured = {row["notebook"]: row for row in rows}
+    chapters = []
+    for path in find_notebooks(folder):
+        text = "".join(_read(path)["cells"][0]["source"])
+        title = re.match(r"# +(.+)", text)
+        if not title:
+            raise ValueError(f"{path.name}: its first cell has no `# title`")
+        row = measured.get(path.stem, {})
+        chapters.append(Chapter(path, title[1].strip(), _claim(text), _minutes(row), _memory(row)))
+    return chapters
+
+
+def contents(chapters: Sequence[Chapter]) -> str:
+    """``notebooks/README.md``."""
+    lines = [
+        "<!-- Written by `python -m benchmarks.notebook_heads`. -->",
+        "# Notebooks",
+        "",
+        _INTRODUCTION,
+        "| notebook | what it shows, or the claim it tests | time | memory |",
+        "|---|---|--:|--:|",
+    ]
+    for chapter in chapters:
+        link = f"[{chapter.title}]({chapter.path.name})"
+        lines.append(f"| {link} | {chapter.about} | {chapter.minutes} | {chapter.memory} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_head(notebook: dict, chapters: Sequence[Chapter], place: int) -> dict:
+    """A notebook with its head, foot and early check brought up to date; outputs as they were."""
+    chapter = chapters[place]
+    links = [
+        f"← [{chapters[place - 1].title}]({chapters[place - 1].path.name})" if place else "",
+        "[Contents](README.md)",
+        f"[{chapters[place + 1].title}]({chapters[place + 1].path.name}) →"
+        if place + 1 < len(chapters)
+        else "",
+    ]
+    way = " · ".join(filter(None, links))
+    took = f"about {chapter.minutes} and {chapter.memory}"
+    if "–" in (chapter.minutes, chapter.memory):
+        took = "not measured yet"
+    head = f"{way}\n\n*Stored here: profile `smoke`. Profile `demo` on two CPU cores: {took}.*"
+    cells = [dict(cell) for cell in notebook["cells"]]
+    markdown = [n for n, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
+    first, last = markdown[0], markdown[-1]
+    cells[first]["source"] = _lines(_marked(_text(cells[first]), "head", head))
+    if first != last:
+        cells[last]["source"] = _lines(_marked(_OLD_FOOT.sub("", _text(cells[last])), "foot", way))
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            cell["source"] = _lines(_checked(_text(cell)))
+    return notebook | {"cells": cells}
+
+
+def main() -> None:
+    """Write what is out of date."""
+    chapters = read_chapters()
+    atomic_write_text(NOTEBOOKS / "README.md", contents(chapters))
+    for place, chapter in enumerate(chapters):
+        before = _read(chapter.path)
+        after = with_head(before, chapters, place)
+        if after != before:
+            atomic_write_text(chapter.path, dump(after))
+            print(f"{chapter.path.name}: head, foot or check written")
+
+
+def dump(notebook: dict) -> str:
+    """A notebook as Jupyter writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _marked(text: str, name: str, content: str) -> str:
+    """The text with its marked part replaced, or put at its end."""
+    part = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+    found = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+    if found.search(text):
+        return found.sub(lambda _: part, text)
+    return f"{text.rstrip()}\n\n{part}".lstrip()
+
+
+def _checked(source: str) -> str:
+    """The cell that makes the experiment, followed by its early check."""
+    if _CHECK in source:
+        return source
+    made = re.compile(r"^(experiment = Experiment\(.*\))$", re.MULTILINE)
+    return made.sub(rf"\1\n{_CHECK}", source)
+
+
+def _claim(text: str) -> str:
+    """The first sentence after the title, without its bold opening."""
+    body = re.sub(r"<!-- head -->.*?<!-- /head -->", "", text.partition("\n")[2], flags=re.DOTALL)
+    body = " ".join(re.sub(r"\*\*[^*]+\*\*", "", body, count=1).split())
+    return re.split(r"(?<=[.?!]) ", body, maxsplit=1)[0].replace("|", "\\|")
+
+
+def _minutes(row: dict) -> str:
+    seconds = row.get("seconds")
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return "1 min" if seconds > 30 else "½ min"
+    return f"{_two_steps(seconds / 60)} min"
+
+
+def _memory(row: dict) -> str:
+    return f"{math.ceil(row['peak_mb'] / 500) * 0.5:g} GB" if row.get("peak_mb") else "–"
+
+
+def _two_steps(minutes: float) -> int:
+    """Minutes rounded up to steps that two runs of one machine agree on."""
+    step = 1 if minutes < 5 else 5 if minutes < 30 else 15
+    return math.ceil(minutes / step) * step
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _text(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+if __name__ == "__main__":
+    main()
