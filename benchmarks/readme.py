@@ -38,11 +38,11 @@ MAP = {
     "05_ablation_mmae": ("shown only, as 06 and 12", "the ablation of MMAE; the leak question"),
     "06_ablation_gi_itm": ("–", "the ablation of GI-ITM"),
     "07_generalization": (
-        "`domains`, `cross_domain`, `sections.csv`, `section_confusion`",
+        "with `ALL=1`: domains, matrices, confusions",
         "cross-domain retrieval, zero-shot sections",
     ),
-    "08_itr": ("`itr_relations`, `itr_relations_f1`, `itr_grad_cam`", "the ITR paper"),
-    "09_ascl": ("`ascl_samples`, `ascl_wrong`, `ascl_ablation`, `ascl_queries`", "the AsCL paper"),
+    "08_itr": ("with `ALL=1`: relations, F1, Grad-CAM", "the ITR paper"),
+    "09_ascl": ("with `ALL=1`: samples, ablation, queries", "the AsCL paper"),
     "10_tables_and_figures": (
         "`retrieval`, `differences`, `recall_curves`, `seed_curves`; the tables of 05–09, 12",
         "all tables and figures, from stored rows",

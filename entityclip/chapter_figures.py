@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -91,6 +92,9 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
 
 
 def _show(figure: Figure, figures: Path, name: str, *, save: bool) -> None:
-    if save:
-        report.save_figure(figure, figures, name)
-    display(report.preview(figure))
+    if not save:
+        display(report.preview(figure))
+        return
+    report.save_figure(figure, figures, name)
+    plt.close(figure)  # its chapter shows it
+    print(f"drawn: {name}.png, {name}.svg")

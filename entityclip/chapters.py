@@ -126,4 +126,4 @@ def draw_search(experiment: Experiment, figures: Path, *, save: bool) -> None:
 def _show(figure: Figure, figures: Path, name: str, *, save: bool) -> None:
     if save:
         report.save_figure(figure, figures, name)
-    display(report.preview(figure))
+    display(report.preview(figure, width=440 if save else 680))  # its chapter shows it large
