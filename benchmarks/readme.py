@@ -47,7 +47,7 @@ MAP = {
         "`retrieval`, `differences`, `recall_curves`, `seed_curves`; the tables of 05–09, 12",
         "all tables and figures, from stored rows",
     ),
-    "11_search": ("–", "search with the trained model"),
+    "11_search": ("`disagreements.csv`, `search_words.csv`", "search with the trained model"),
     "12_controls_and_search": ("–", "controls that could refute the claims; a search for better"),
 }
 
