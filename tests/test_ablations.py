@@ -80,10 +80,10 @@ def test_differences_to_the_first_and_their_forest(experiment):
     assert found["variant"].unique().tolist() == ["no-matching minus entityclip"]
     assert found["value"].tolist() == [12.5, 12.5]
     forest = report.forest_table(found)
-    assert forest["label"].unique().tolist() == ["no-matching"]
+    assert forest["label"].unique().tolist() == ["No matching"]
     assert len(report.plot_forest(forest).axes) == 1
     several = pd.concat([found, found.assign(second="clip")])
-    assert f"no-matching − {LABELS['clip']}" in report.forest_table(several)["label"].tolist()
+    assert f"No matching − {LABELS['clip']}" in report.forest_table(several)["label"].tolist()
 
 
 def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
