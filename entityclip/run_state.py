@@ -148,3 +148,6 @@ def _set_aside(last: Path, kept: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(last, staged)
     os.replace(staged, kept)
+    # two names of one file, as after a kill that came between this and the next checkpoint, are
+    # both left by a rename (POSIX)
+    staged.unlink(missing_ok=True)

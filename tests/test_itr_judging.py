@@ -236,18 +236,18 @@ def test_every_variant_seed_protocol_and_label_has_its_row(study):
 
 
 def test_what_is_stored_is_not_measured_again(study, monkeypatch):
-    before = study.path.read_bytes()
+    before = study.files[-1].read_bytes()
     monkeypatch.setattr(RelationStudy, "_predict", pytest.fail)
     assert len(study.measure()) == 36
-    assert study.path.read_bytes() == before
+    assert study.files[-1].read_bytes() == before
     assert len(study.measure([4], ["clusters"])) == 6
 
 
 def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
-    whole = study.path.read_bytes()
+    whole = study.files[-1].read_bytes()
     lines = whole.splitlines(keepends=True)
     kept = [line for line in lines if b'"fine-tuning"' not in line or b'"seed": 4,' not in line]
-    study.path.write_bytes(b"".join(kept))
+    study.files[-1].write_bytes(b"".join(kept))
     asked = []
     original = RelationStudy._measure
     monkeypatch.setattr(
@@ -255,10 +255,10 @@ def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
     )
     rows = study.measure()
     assert [(seed, list(lacking)) for _, seed, lacking in asked] == [(4, ["fine-tuning"])] * 2
-    again = read_rows(study.path, schema=CLASSIFICATION)
+    again = read_rows(study.files[-1], schema=CLASSIFICATION)
     assert len(rows) == len(again) == 36
-    study.path.write_bytes(whole)
-    was = read_rows(study.path, schema=CLASSIFICATION)
+    study.files[-1].write_bytes(whole)
+    was = read_rows(study.files[-1], schema=CLASSIFICATION)
     key = ["variant", "seed", "protocol", "label"]
     pd.testing.assert_series_equal(
         again.set_index(key)["value"].sort_index(), was.set_index(key)["value"].sort_index()
@@ -271,7 +271,7 @@ def test_unknown_protocols_and_missing_rows_are_named(study):
     with pytest.raises(ResultsError, match="no rows of the present settings"):
         study.rows([99])
     with pytest.raises(ResultsError, match=r"row 1 lacks .*protocol"):
-        append_rows(study.path.with_name("x.jsonl"), [{"variant": "a"}], CLASSIFICATION)
+        append_rows(study.files[-1].with_name("x.jsonl"), [{"variant": "a"}], CLASSIFICATION)
 
 
 def test_gains_are_paired_by_seed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from entityclip.run_state import _set_aside
 from entityclip.training import train
 from tests.killing import ANY, BETWEEN, WRITING, Killer, differences_between
 from tests.processes import start
@@ -34,6 +35,16 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path):
     whole.join()
     assert whole.exitcode == 0, (tmp_path / "output").read_text()
     assert differences_between(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def test_a_checkpoint_set_aside_twice_leaves_no_third_name(tmp_path):
+    """As after a kill between that and the next checkpoint: both names are one file by then."""
+    last, kept = tmp_path / "last.safetensors", tmp_path / "step-000000002.safetensors"
+    last.write_bytes(b"weights")
+    for _ in range(2):
+        _set_aside(last, kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [last.name, kept.name]
+    assert kept.read_bytes() == b"weights"
 
 
 def test_a_difference_would_be_seen(tmp_path):
