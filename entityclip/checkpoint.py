@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from entityclip.files import replacing
 
 _META = "entityclip"
 
@@ -24,14 +25,10 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any
 
     Raises CheckpointError if the disk is full or not writable; what stood at `path` still does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(whole, staged, metadata={_META: json.dumps(meta)})
-        with open(staged, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(staged, path)
+        with replacing(path) as staged:
+            whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(whole, staged, metadata={_META: json.dumps(meta)})
     except (OSError, SafetensorError) as error:
         kept = (
             f"the last good {path.name} is untouched"
@@ -41,8 +38,6 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any
         raise CheckpointError(
             f"could not write {path}: {error}; {kept}. Free some space and resume"
         ) from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from entityclip.datasets.pair import data_fingerprint
-from entityclip.experiments import Experiment
+from entityclip.experiments import Experiment, device
 from entityclip.results import Row, append_rows, measurement_rows, provenance
+from entityclip.run_state import RECORD
 from entityclip.stored import find_rows
 from entityclip.training_logs import Log, read_log
 
@@ -28,12 +28,13 @@ def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
 
     The loss stands as the value, with the pairs of an epoch as `n_queries`.
     """
-    logs = experiment.logs()
+    variants = list(variants)
+    logs = experiment.logs(variants)
     known = find_rows(experiment, "curves")
     done = set() if known.empty else set(known.loc[known["seed"] == experiment.seed, "variant"])
     rows: list[Row] = []
     for name in variants:
-        if name in logs and name not in done and (logs[name].parent / "run.json").exists():
+        if name in logs and name not in done and (logs[name].parent / RECORD).exists():
             rows += _rows(experiment, name, logs[name])
     append_rows(experiment.results / "curves.jsonl", rows)
     return len(rows)
@@ -57,7 +58,7 @@ def stored_curves(experiment: Experiment, variants: Iterable[str]) -> dict[str, 
 
 
 def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
-    record = json.loads((log.parent / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((log.parent / RECORD).read_text(encoding="utf-8"))
     tables: list[pd.DataFrame] = list(read_log(log))
     rows: list[Row] = []
     for (split, column), table in zip(_SPLITS.items(), tables, strict=True):
@@ -76,7 +77,7 @@ def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
                 config=experiment.identity(variant),
                 seed=experiment.seed,
                 data_fingerprint=data_fingerprint(pairs),
-                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                device=device(),
                 wall_time_s=record["wall_time_s"],
             ),
         )

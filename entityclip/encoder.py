@@ -13,6 +13,8 @@ from entityclip.backbone import Backbone, BackboneError, create_backbone
 from entityclip.checkpoint import CheckpointError, read_meta, read_tensors
 from entityclip.config import EntityCLIPConfig
 from entityclip.model import EntityCLIP
+from entityclip.run_state import BEST
+from entityclip.run_state import load_model as load_weights
 
 
 def load_encoder(
@@ -61,14 +63,13 @@ def load_model(checkpoint: str | Path) -> EntityCLIP:
         raise BackboneError(f"{path} tells of no run of ours; only its towers can be used")
     backbone = create_backbone(identity["backbone"], image_size=identity.get("image_size"))
     model = EntityCLIP(backbone, EntityCLIPConfig(**identity["model"]))
-    tensors = read_tensors(path)
-    model.load_state_dict({name.removeprefix("model."): x for name, x in tensors.items()})
+    load_weights(model, read_tensors(path))
     return model.eval()
 
 
 def best_of(path: Path) -> Path:
     """The weights of a run's folder; another path as it is."""
-    return path / "best.safetensors" if path.is_dir() else path
+    return path / BEST if path.is_dir() else path
 
 
 def fingerprint(backbone: Backbone) -> str:

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -43,8 +43,9 @@ from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
 from entityclip.model import EntityCLIP
 from entityclip.preflight import find_problems
+from entityclip.run_state import BEST, RECORD, is_finished, load_model
 from entityclip.training import train
-from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, find_variant
+from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, Variant, find_variant
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,9 @@ class Experiment:
         torch.manual_seed(self.seed)
         backbone = create_backbone(settings.backbone, settings.pretrained, settings.image_size)
         if method == "itr":
-            load_clip_weights(backbone, self.pretrain_itr() / "best.safetensors")
+            load_clip_weights(backbone, self.pretrain_itr() / BEST)
         elif settings.pretraining:
-            load_clip_weights(backbone, self.pretrain() / "best.safetensors")
+            load_clip_weights(backbone, self.pretrain() / BEST)
         kind = AsCL if method == "ascl" else EntityCLIP
         return kind(backbone, self.config(variant)).to(device())
 
@@ -225,8 +226,7 @@ class Experiment:
             return self.build(variant).eval()
         folder = self.finetune(variant)
         model = self.build(variant)
-        tensors = read_tensors(folder / "best.safetensors")
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()})
+        load_model(model, read_tensors(folder / BEST))
         return model.eval()
 
     # -------------------------------------------------------------------------------- training
@@ -308,8 +308,7 @@ class Experiment:
         if force and world.main and run.folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
             run.folder.rename(previous)  # kept until the new run is finished
-        finished = all((run.folder / name).exists() for name in ("run.json", "best.safetensors"))
-        if world.agree(finished):
+        if world.agree(is_finished(run.folder)):
             return run.folder
         model = build()
         reads, control = model.needs_explanations, run.identity.get("explanations", "own")
@@ -345,7 +344,7 @@ class Experiment:
 
     def run_record(self, folder: Path) -> dict[str, Any]:
         """A finished run in one line: steps, best epoch, validation loss and minutes."""
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return {
             "run": folder.name,
             "steps": record["steps"],
@@ -354,17 +353,21 @@ class Experiment:
             "minutes": record["wall_time_s"] / 60,
         }
 
-    def logs(self) -> dict[str, Path]:
-        """The training logs of these settings that are there, by variant.
+    def logs(self, variants: Iterable[str] | None = None) -> dict[str, Path]:
+        """The training logs of these settings that are there, by variant; None: of all.
 
         Without AsCL's, whose loss has other terms than the rest, which curves set side by side.
         """
         logs = {
             name: self._finetuning(name).folder / "log.jsonl"
-            for name, variant in VARIANTS.items()
-            if variant.finetuned and variant.method != "ascl" and not self.lacks(name)
+            for name in (VARIANTS if variants is None else variants)
+            if _has_curve(find_variant(name)) and not self.lacks(name)
         }
         return {name: path for name, path in logs.items() if path.exists()}
+
+
+def _has_curve(variant: Variant) -> bool:
+    return variant.finetuned and variant.method != "ascl"
 
 
 def device() -> torch.device:

@@ -17,8 +17,9 @@ from typing import Any
 
 import open_clip
 
-from entityclip.backbone import Backbone, BackboneError, create_backbone, load_clip_weights
+from entityclip.backbone import Backbone, BackboneError, create_backbone
 from entityclip.checkpoint import CheckpointError, read_meta, write_checkpoint
+from entityclip.encoder import best_of
 from entityclip.files import atomic_write_text
 from entityclip.model_card import model_card, stored_metrics
 from entityclip.results import ResultsError
@@ -47,15 +48,14 @@ def export(
     Raises ExportError where the backbone isn't known, BackboneError and CheckpointError for weights
     that cannot be read, do not fit or cannot be written.
     """
-    path = source / "best.safetensors" if source.is_dir() else source
+    path = best_of(source)
     meta = read_meta(path)
     identity = meta.get("identity", {})
     name = backbone or identity.get("backbone")
     if name is None:
         raise ExportError(f"{path} does not say which model it is; give --backbone, e.g. ViT-B-32")
     size = image_size or identity.get("image_size")
-    built = create_backbone(name, image_size=size)
-    load_clip_weights(built, path)
+    built = create_backbone(name, str(path), size)
     found = stored_metrics(identity, row_files(path) if rows is None else rows)
     kept = {key: meta[key] for key in ("identity", "step", "best") if key in meta}
     write_checkpoint(folder / WEIGHTS, built.clip.state_dict(), kept)

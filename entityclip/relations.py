@@ -33,6 +33,7 @@ from entityclip.results import (
     provenance,
     read_rows,
 )
+from entityclip.run_state import BEST
 from entityclip.stored import row_files
 
 PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
@@ -72,7 +73,7 @@ class RelationStudy:
         backbone = self.experiment.build("zero-shot").backbone
         if tasks is not None:
             folder = self.pretrain(tasks, seed)
-            load_clip_weights(backbone, folder / "best.safetensors")
+            load_clip_weights(backbone, folder / BEST)
         return backbone.eval()
 
     def variants(self) -> dict[str, Tasks]:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -219,9 +220,32 @@ def read_rows(*paths: str | Path, schema: Schema = RETRIEVAL) -> pd.DataFrame:
     files: list[Path] = []
     for path in map(Path, paths):
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    rows = [row for file in files if file.exists() for row in _read_file(file, schema)]
-    if not rows:
+    states = tuple(_state(file) for file in files if file.exists())
+    frame = _read_files(states, schema)
+    if frame.empty:
         raise ResultsError(f"no result rows in {', '.join(map(str, paths))}; {schema.made_by}")
+    return frame.copy()
+
+
+class _State(NamedTuple):
+    """A file as it is at this moment."""
+
+    path: Path
+    inode: int
+    size: int
+    changed_ns: int
+
+
+def _state(path: Path) -> _State:
+    status = path.stat()
+    return _State(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)  # tables ask for the same files variant by variant
+def _read_files(files: tuple[_State, ...], schema: Schema) -> pd.DataFrame:
+    rows = [row for file in files for row in _read_file(file.path, schema)]
+    if not rows:
+        return pd.DataFrame()
     frame = pd.DataFrame(rows)
     created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)
     frame = frame.loc[created.sort_values(kind="stable").index]

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from entityclip.checkpoint import (
     CheckpointError,
-    differences,
     read_meta,
     read_tensors,
     refuse_other_run,
@@ -30,7 +29,7 @@ from entityclip.config import as_dict
 
 log = logging.getLogger(__name__)
 
-LAST, BEST = "last.safetensors", "best.safetensors"
+LAST, BEST, RECORD = "last.safetensors", "best.safetensors", "run.json"
 
 
 def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int) -> None:
@@ -43,6 +42,11 @@ def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], ke
     earlier = [path for path in earlier_checkpoints(folder) if _step(path) < meta["step"]]
     for path in {*earlier_checkpoints(folder)} - {*earlier[: keep - 1]}:
         path.unlink()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end, and its best weights are still there."""
+    return all((folder / name).exists() for name in (RECORD, BEST))
 
 
 def earlier_checkpoints(folder: Path) -> list[Path]:
@@ -124,15 +128,11 @@ def refuse_another(
     path: Path, meta: dict[str, Any], identity: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     """Raise CheckpointError, listing the fields, for a checkpoint of another run, model or data."""
-    refuse_other_run(path, meta, identity)
     theirs = meta.get("facts", {})  # checkpoints of older versions have none
-    known = {name: facts[name] for name in theirs.keys() & facts.keys()}
-    differing = differences({name: theirs[name] for name in known}, known)
-    if differing:
-        raise CheckpointError(
-            f"{path} belongs to another run ({'; '.join(differing)}); "
-            "use another folder or delete it"
-        )
+    known = theirs.keys() & facts.keys()
+    told = meta.get("identity", {}) | {name: theirs[name] for name in known}
+    ours = identity | {name: facts[name] for name in known}
+    refuse_other_run(path, {"identity": told}, ours)
 
 
 def _step(path: Path) -> int:

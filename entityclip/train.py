@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from entityclip.checkpoint import CheckpointError
     from entityclip.distributed import this_world
     from entityclip.launch import train_variant
+    from entityclip.run_state import RECORD
     from entityclip.step_log import TrainingError
 
     world = this_world()
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         PartialState().destroy_process_group()
     if world.main:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         print(
             f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
             f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"

@@ -39,6 +39,7 @@ from entityclip.results import atomic_write_text
 from entityclip.run_state import (
     BEST,
     LAST,
+    RECORD,
     load_model,
     model_tensors,
     random_state,
@@ -157,7 +158,7 @@ class _Trainer:
                   "wall_time_s": result.wall_time_s, "resumed_from": resumed,
                   "broken": broken}  # fmt: skip
         if self.world.main:
-            atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+            atomic_write_text(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
         self.world.exchange([self.step])  # nobody reads what the first has not written yet
         return result
 

@@ -29,8 +29,10 @@ from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.embedding_space import alignment, uniformity
 from entityclip.evaluation import Retrieval, encode_pairs, result_rows
 from entityclip.experiments import Experiment, device
+from entityclip.files import claimed
 from entityclip.measure import rank_rows, seed_retrievals
-from entityclip.results import ResultsError, Row, append_rows, provenance, read_rows
+from entityclip.results import Row, append_rows, find_rows, provenance
+from entityclip.run_state import BEST, is_finished, load_model
 from entityclip.stored import row_files
 from entityclip.training import train
 
@@ -158,28 +160,28 @@ class AsCLRuns:
         torch.manual_seed(seed)
         backbone = create_backbone(common.backbone, common.pretrained, common.image_size)
         if common.pretraining:
-            load_clip_weights(backbone, self.experiment.pretrain() / "best.safetensors")
+            load_clip_weights(backbone, self.experiment.pretrain() / BEST)
         return AsCL(backbone, self.config(variant)).to(device())
 
     def finetune(self, variant: str, seed: int) -> Path:
         """Fine-tune unless a finished run is there; the run's folder."""
         folder = self.folder(variant, seed)
-        if (folder / "run.json").exists() and (folder / "best.safetensors").exists():
-            return folder
-        model = self.build(variant, seed)
-        sets = [self.dataset(role, others=model.needs_others) for role in ("train", "val")]
-        train(
-            model, *sets, replace(self.settings.finetuning, seed=seed), folder,
-            identity=self.identity(variant, seed), progress=self.experiment.progress,
-        )  # fmt: skip
+        with claimed(folder.with_name(f"{folder.name}.lock"), wait=True):
+            if is_finished(folder):
+                return folder
+            model = self.build(variant, seed)
+            sets = [self.dataset(role, others=model.needs_others) for role in ("train", "val")]
+            train(
+                model, *sets, replace(self.settings.finetuning, seed=seed), folder,
+                identity=self.identity(variant, seed), progress=self.experiment.progress,
+            )  # fmt: skip
         return folder
 
     def load(self, variant: str, seed: int) -> AsCL:
         """The variant with its best weights, trained first if no finished run is found."""
         folder = self.finetune(variant, seed)
         model = self.build(variant, seed)
-        tensors = read_tensors(folder / "best.safetensors")
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()})
+        load_model(model, read_tensors(folder / BEST))
         return model.eval()
 
     # ------------------------------------------------------------------------------------ rows
@@ -197,9 +199,10 @@ class AsCLRuns:
     ) -> pd.DataFrame:
         """Train and evaluate what has no rows yet; `rows` of all that was asked for."""
         variants, seeds, ways = list(variants), list(seeds), list(ways)
+        known = self._read()
         for variant in variants:
             for seed in seeds:
-                missing = [way for way in ways if not self._stored(variant, seed, way)]
+                missing = [w for w in ways if not self._stored(known, variant, seed, w)]
                 if missing:
                     self._measure(self.load(variant, seed), variant, seed, missing)
         return self.rows(variants, seeds, ways)
@@ -213,8 +216,9 @@ class AsCLRuns:
         """Stored rows of these runs under the present settings; none leaves an empty frame."""
         seeds, ways = list(seeds), list(ways)
         wanted = [(v, s, way) for v in variants for s in seeds for way in ways]
-        found = [self._rows_of(*key) for key in wanted]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        known = self._read()
+        found = [self._rows_of(known, *key) for key in wanted]
+        return pd.concat(found, ignore_index=True) if found else known
 
     def retrievals(
         self,
@@ -228,21 +232,18 @@ class AsCLRuns:
             return []
         return list(seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test")).values())
 
-    def _stored(self, variant: str, seed: int, way: Measured) -> bool:
-        rows = self._rows_of(variant, seed, way)
-        return not rows.empty and "ranks" in rows and rows["ranks"].notna().any()
+    def _stored(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> bool:
+        rows = self._rows_of(known, variant, seed, way)
+        return not rows.empty and rows["ranks"].notna().any()
 
-    def _rows_of(self, variant: str, seed: int, way: Measured) -> pd.DataFrame:
-        try:
-            rows = read_rows(*row_files(self.experiment, "ascl"))
-        except ResultsError:
-            if self.results.exists():
-                raise
-            return pd.DataFrame()
-        return rows[
-            (rows["config_hash"] == config_hash(self._measured(variant, seed, way)))
-            & (rows["data_fingerprint"] == self._fingerprints["test"])
-        ]
+    def _read(self) -> pd.DataFrame:
+        """All rows on these test data, of whatever runs; columns but no rows before there are."""
+        known = find_rows(*row_files(self.experiment, "ascl"))
+        known = known if "ranks" in known else known.assign(ranks=None)
+        return known[known["data_fingerprint"] == self._fingerprints["test"]]
+
+    def _rows_of(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> pd.DataFrame:
+        return known[known["config_hash"] == config_hash(self._measured(variant, seed, way))]
 
     def _measured(self, variant: str, seed: int, way: Measured) -> dict[str, Any]:
         depths = {"text": self.settings.rerank_text, "image": self.settings.rerank_image}

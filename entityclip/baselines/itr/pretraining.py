@@ -38,6 +38,7 @@ from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.files import atomic_write_text
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
+from entityclip.run_state import BEST, LAST, RECORD, load_model, model_tensors
 from entityclip.step_log import StepLog, TrainingError
 
 _EMBED_BATCH = 256
@@ -56,7 +57,7 @@ class ITRResult:
     @property
     def best(self) -> Path:
         """The weights to go on with."""
-        return self.folder / "best.safetensors"
+        return self.folder / BEST
 
 
 def pretrain_itr(
@@ -143,7 +144,7 @@ class _Pretrainer:
         )  # fmt: skip
         record = {"identity": self.identity, "steps": self.step, **self.best,
                   "wall_time_s": result.wall_time_s, "resumed_from": resumed}  # fmt: skip
-        atomic_write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
+        atomic_write_text(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
         return result
 
     def _iterate(self, bar: Any) -> None:
@@ -241,28 +242,26 @@ class _Pretrainer:
         improved = val_contrast is None or lowest is None or val_contrast < lowest
         if improved:
             self.best = {"iteration": self.iteration, "val_contrast": val_contrast}
-        weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        weights = model_tensors(self.model)
         meta = {"step": self.step, "iteration": self.iteration, "best": self.best,
                 "identity": self.identity}  # fmt: skip
         if improved:
-            write_checkpoint(self.folder / "best.safetensors", weights, meta)
+            write_checkpoint(self.folder / BEST, weights, meta)
         optimizer, groups = pack_optimizer(self.optimizer)
         write_checkpoint(
-            self.folder / "last.safetensors",
+            self.folder / LAST,
             weights | optimizer,
             meta | {"groups": groups, "elapsed": self._spent()},
         )
 
     def _resume(self) -> int | None:
-        path = self.folder / "last.safetensors"
+        path = self.folder / LAST
         if not path.exists():
             self.log.truncate(0)
             return None
         meta, tensors = read_meta(path), read_tensors(path)
         refuse_other_run(path, meta, self.identity)
-        self.model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        load_model(self.model, tensors)
         unpack_optimizer(self.optimizer, tensors, meta["groups"])
         self.step, self.iteration = meta["step"], meta["iteration"]
         self.best, self.elapsed = meta["best"], meta["elapsed"]
@@ -273,7 +272,7 @@ class _Pretrainer:
         return self.elapsed + time.perf_counter() - self.start
 
     def _last_good(self) -> str:
-        path = self.folder / "last.safetensors"
+        path = self.folder / LAST
         if not path.exists():
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {path} of iteration {read_meta(path)['iteration']}"

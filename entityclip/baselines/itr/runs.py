@@ -16,6 +16,7 @@ from entityclip.datasets import load_pairs
 from entityclip.datasets.generated import with_generated
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.files import claimed
+from entityclip.run_state import is_finished
 
 
 class ITRRuns:
@@ -66,7 +67,7 @@ class ITRRuns:
         config, identity = self.config(seed, tasks), self.identity(start, seed, tasks)
         folder = self.folder / "checkpoints" / f"itr-seed{seed}-{config_hash(identity)[:8]}"
         with claimed(folder.with_name(f"{folder.name}.lock"), wait=True):
-            if (folder / "run.json").exists() and (folder / "best.safetensors").exists():
+            if is_finished(folder):
                 return folder
             train_set, val_set = (
                 self.dataset(role, config.needs_generated) for role in ("unlabelled", "held_out")
