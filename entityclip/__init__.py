@@ -17,7 +17,7 @@ _HOME = {
     "ImageTextDataset": "datasets.images",
     "ImageTextLoader": "datasets.images",
     "PairDataset": "datasets.pair",
-    "TrainConfig": "config",
+    "TrainConfig": "train_config",
     "create_backbone": "backbone",
     "embed": "embedding",
     "evaluate_retrieval": "evaluation",

@@ -1,4 +1,4 @@
-"""Every knob of a run: the model's, the training loop's, and the profile that holds both.
+"""The model's knobs, and the profile that holds these and all others of a run.
 
 A profile is a papermill parameter file (``notebooks/profiles/<name>.yaml``): ``profile``, ``seed``
 and one ``settings`` mapping. This module imports neither torch nor open_clip, so that a misspelt
@@ -7,10 +7,7 @@ name is refused before anything slow starts.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +16,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from entityclip.baselines.ascl.config import AsCLConfig, AsCLSettings
 from entityclip.baselines.itr.config import ClassifierConfig, ITRConfig, ITRSettings, PairSource
+from entityclip.identity import as_json
+from entityclip.train_config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 _STRICT = ConfigDict(extra="forbid", strict=True)
-# a field that came later: runs that don't use it stay the runs they were (`as_dict`)
-_LEFT_OUT_AT_DEFAULT = {"identity": "unless default"}
 
 
 class ProfileError(ValueError):
@@ -79,105 +77,6 @@ class EntityCLIPConfig:
     def sees_padding(self) -> bool:
         """Whether experts attend to what follows EOT, as in the authors' code."""
         return self.reference_compat or not self.mask_padding
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are the paper's for N24News (section 4.1)."""
-
-    __pydantic_config__ = _STRICT
-
-    epochs: int = 20
-    batch_size: int = 192  # pairs a forward pass, of all processes; losses see exactly these
-    lr: float = 1e-5  # peak; 5e-6 for GoodNews
-    optimizer: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 0  # linear, then cosine to 0 over the remaining steps
-    accumulate: int = 1  # forward passes an optimizer step; each contrasts its own batch
-    clip_grad_norm: float | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device supports it
-    checkpoint_every: int = 1000  # steps between checkpoints within an epoch; one ends each epoch
-    workers: int = 0  # processes that decode pictures; 0 decodes in this one
-    seed: int = 42
-    # rows encoded at a time, to the same gradient (grad_cache.py); None: the whole batch
-    chunk: int | None = dataclasses.field(default=None, metadata=_LEFT_OUT_AT_DEFAULT)
-    # with several processes: whose rows GI-ITM's negatives are (distributed.py)
-    negatives_from: Literal["global", "local"] = dataclasses.field(
-        default="global", metadata=_LEFT_OUT_AT_DEFAULT
-    )
-    # checkpoints to go on from: the last, and those before it as step-*.safetensors
-    keep: int = dataclasses.field(default=1, metadata={"identity": "never"})
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ValueError(
-                f"batch_size is {self.batch_size}; contrastive losses need at least 2 pairs a batch"
-            )
-        for name in ("epochs", "accumulate", "checkpoint_every", "keep", "chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("weight_decay", "warmup_steps", "workers", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
-        for name in ("lr", "clip_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be finite and positive")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; each must be from 0 to below 1")
-
-
-@dataclass(frozen=True)
-class AsCLConfig:
-    """What the AsCL model is (arXiv 2405.10029, section 3), and which of its parts are on."""
-
-    __pydantic_config__ = _STRICT
-
-    heads: int = 8  # of each way of looking; must divide the embedding width
-    local_weight: float = 0.8  # u in S = u S_local + (1 - u) S_global
-    temperature: float | None = 0.1  # of NT-Xent; None: CLIP's learned one
-    fusion: bool = True  # off: S is the cosine of CLIP's global features
-    richer: bool = True  # true texts of two captions of the picture
-    poorer: bool = True  # true texts of a caption's first half
-    wrong: bool = True  # texts made wrong among their embeddings, as negatives
-    noise: float = 1.0  # deviation of wrong texts' noise, of the words' root mean square
-    dropout: float = 0.5  # share of entries that dropout zeroes in wrong texts
-    cutoff: float = 0.2  # share of words or channels that are zeroed in wrong texts
-
-    def __post_init__(self) -> None:
-        if self.heads < 1:
-            raise ValueError(f"heads is {self.heads}; it must be at least 1")
-        for name in ("local_weight", "cutoff"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be from 0 to below 1")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be finite and positive")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"noise is {self.noise}; it must be finite and >= 0")
-
-
-class AsCLSettings(BaseModel):
-    """AsCL's chapter: data of several captions a picture, and the runs compared on them."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    dataset: str = Field(default="newsroom", min_length=1)
-    data_root: str | None = None
-    train_split: str = "captions_train"
-    val_split: str = "captions_val"
-    test_split: str = "captions_test"
-    train_pairs: int | None = Field(default=None, gt=1)  # None: the whole split
-    val_pairs: int | None = Field(default=None, gt=1)
-    test_pairs: int | None = Field(default=None, gt=1)
-    seeds: int = Field(default=3, gt=0)  # fine-tunings of each variant; all share one start
-    rerank_text: int = Field(default=15, gt=0)  # captions a picture that re-ranking reorders
-    rerank_image: int = Field(default=20, gt=0)  # pictures a caption that it reorders
-    model: AsCLConfig = AsCLConfig()
-    finetuning: TrainConfig = TrainConfig()
 
 
 class Pretraining(BaseModel):
@@ -235,6 +134,11 @@ class Settings(BaseModel):
         return self
 
 
+def runs_folder() -> Path:
+    """Where all that is trained and measured is kept: ``$ENTITYCLIP_RUNS``, else ``runs/`` here."""
+    return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")
+
+
 @dataclass(frozen=True)
 class Profile:
     """A named set of settings and the seed they run with."""
@@ -247,9 +151,9 @@ class Profile:
     def runs(self) -> Path:
         """Where this profile keeps checkpoints and result rows.
 
-        Below ``$ENTITYCLIP_RUNS`` if set, else below ``runs/`` beside the package.
+        Below `runs_folder`.
         """
-        return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs") / self.name
+        return runs_folder() / self.name
 
     def figures(self, output_dir: str = "") -> Path:
         """Where a notebook writes figures and tables: below `output_dir`, else below `runs`."""
@@ -281,53 +185,9 @@ def load_profile(
     merged = _merge(base, settings or {})
     try:
         # JSON mode keeps strictness but reads the YAML lists that stand for tuples
-        return Profile(name, seed, Settings.model_validate_json(_json(merged)))
+        return Profile(name, seed, Settings.model_validate_json(as_json(merged)))
     except ValidationError as error:
         raise ProfileError(f"{path.name}: {_explain(error)}") from error
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config (dataclass or pydantic model) as plain JSON-ready values, which identify a run.
-
-    Fields whose metadata say so are left out: always, or at their default.
-    """
-    if isinstance(config, BaseModel):
-        return {name: _plain(getattr(config, name)) for name in type(config).model_fields}
-    if dataclasses.is_dataclass(config):
-        kept = [f for f in dataclasses.fields(config) if _identifies(config, f)]
-        return {field.name: _plain(getattr(config, field.name)) for field in kept}
-    return json.loads(_json(config))
-
-
-def config_hash(config: Any) -> str:
-    """Sixteen hex digits that differ whenever any value of the config does."""
-    canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _identifies(config: Any, field: dataclasses.Field) -> bool:
-    rule = field.metadata.get("identity", "always")
-    at_default = getattr(config, field.name) == field.default
-    return rule == "always" or (rule == "unless default" and not at_default)
-
-
-def _plain(value: Any) -> Any:
-    """A config's value, configs within lists and mappings too, as `as_dict` has it."""
-    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
-        return as_dict(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return json.loads(_json(value))
-
-
-def _json(value: Any) -> str:
-    def plain(odd: Any) -> Any:
-        # str: YAML reads 2024-01-01 as a date, paths come from callers
-        return odd.model_dump(mode="json") if isinstance(odd, BaseModel) else str(odd)
-
-    return json.dumps(value, default=plain)
 
 
 def _read(path: Path) -> dict[str, Any]:

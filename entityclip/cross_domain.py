@@ -13,11 +13,12 @@ from typing import Any, Self
 
 import pandas as pd
 
-from entityclip.config import Profile, Settings, config_hash
+from entityclip.config import Profile, Settings
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.evaluation import evaluate_retrieval
 from entityclip.experiments import VARIANTS, Experiment
+from entityclip.identity import config_hash
 from entityclip.metrics import METRICS
 from entityclip.results import DIRECTIONS, Row, append_rows, find_rows
 from entityclip.stored import row_files

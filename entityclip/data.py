@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entityclip.config import REPOSITORY
+from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest, record_pairs
 from entityclip.results import atomic_write_text
@@ -124,8 +124,7 @@ def _entry(options: argparse.Namespace) -> Entry:
             f"{options.manifest.name}: datasets.{options.dataset}.splits and the loader differ in "
             f"{', '.join(sorted(lacking))}"
         )
-    runs = Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")
-    options.out = options.out or runs / "data" / options.dataset
+    options.out = options.out or runs_folder() / "data" / options.dataset
     return entries[options.dataset]
 
 

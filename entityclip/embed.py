@@ -9,16 +9,14 @@ for a wrong command line.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from entityclip.config import REPOSITORY
+from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, load_pairs
-from entityclip.embedding import embed
 from entityclip.files import atomic_write_text
 
 
@@ -44,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from entityclip.embedding import embed  # imports torch, which --help need not wait for
+
     images, texts = options.images, None
     if options.dataset:
         images = texts = load_pairs(
@@ -75,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m entityclip.embed", description=__doc__.split("\n\n")[1]
     )
     add = parser.add_argument
-    runs = Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")
     add("checkpoint", help="a run's folder, a .safetensors file, or a tag of open_clip")
     add("--model", help="open_clip's name of the model, where the checkpoint does not tell it")
     add("--images", help="a folder, or a .csv or .parquet with a column `image`")
@@ -86,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="of the split's pairs")
     add("--image-size", type=int, default=224, help="of a drawn data set's pictures")
     add("--out", type=Path, required=True, help="FILE.parquet, or FILE.npy with FILE.ids.json")
-    add("--cache", type=Path, default=runs / "embeddings", help="default: runs/embeddings")
+    add("--cache", type=Path, default=runs_folder() / "embeddings", help="default: runs/embeddings")
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=4, help="threads that read and decode")
     add("--quiet", action="store_true", help="no progress bar")
@@ -97,6 +96,8 @@ class _Callable(ModuleType):
     """This module, which importing it puts at `entityclip.embed` in the function's place."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from entityclip.embedding import embed
+
         return embed(*arguments, **options)
 
 

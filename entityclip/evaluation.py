@@ -66,6 +66,17 @@ class Retrieval:
         return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
 
 
+def distinct_pictures(image_keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the pictures of N pairs: each pair's picture [N], and each picture's first pair [M].
+
+    `image_keys` [N] are equal where pairs share a picture.
+    """
+    keys, image_of = image_keys.unique(return_inverse=True)
+    pairs = torch.arange(len(image_keys))
+    first = torch.full((len(keys),), len(pairs)).scatter_reduce(0, image_of, pairs, "amin")
+    return image_of, first
+
+
 @torch.inference_mode()
 def encode_pairs(
     model: EntityCLIP, dataset: PairDataset | ImageTextDataset, *, batch_size: int = 256,
@@ -79,10 +90,7 @@ def encode_pairs(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    keys, image_of = dataset.image_keys.unique(return_inverse=True)
-    first = torch.full((len(keys),), len(dataset)).scatter_reduce(
-        0, image_of, torch.arange(len(dataset)), "amin"
-    )
+    image_of, first = distinct_pictures(dataset.image_keys)
     loader = DataLoader(
         dataset, batch_size, collate_fn=dataset.collate, num_workers=workers,
         pin_memory=device.type == "cuda",

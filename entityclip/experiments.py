@@ -6,48 +6,35 @@ redone unless forced, an interrupted one goes on.
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
 from entityclip import neighbours
-from entityclip.backbone import Backbone, create_backbone, load_clip_weights
+from entityclip.backbone import create_backbone, load_clip_weights
+from entityclip.baselines.ascl.config import AsCLConfig
 from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.itr.runs import ITRRuns
 from entityclip.checkpoint import read_tensors
-from entityclip.config import (
-    AsCLConfig,
-    EntityCLIPConfig,
-    Profile,
-    TrainConfig,
-    as_dict,
-    config_hash,
-)
-from entityclip.controls import replace_explanations
-from entityclip.datasets import load_pairs
-from entityclip.datasets.captions import SeveralCaptions, second_captions
-from entityclip.datasets.images import ImageTextDataset
-from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
-from entityclip.datasets.registry import LOADERS
+from entityclip.config import EntityCLIPConfig
+from entityclip.datasets.pair import data_fingerprint
 from entityclip.distributed import World, this_world
-from entityclip.explanations.joining import training_pairs
 from entityclip.files import claimed
+from entityclip.identity import as_dict, config_hash
 from entityclip.model import EntityCLIP
 from entityclip.preflight import find_problems
+from entityclip.profile_data import ProfileData
 from entityclip.run_state import BEST, RECORD, is_finished, load_model
+from entityclip.train_config import TrainConfig
 from entityclip.training import train
-from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, Variant, find_variant
-
-log = logging.getLogger(__name__)
+from entityclip.variants import NO_EXPERTS, VARIANTS, Variant, find_variant
 
 
 class _Run(NamedTuple):
@@ -57,115 +44,13 @@ class _Run(NamedTuple):
     config: TrainConfig
 
 
-class Experiment:
+class Experiment(ProfileData):
     """A profile's runs: its data, its pretraining, its variants and their results."""
-
-    def __init__(self, profile: Profile, *, progress: bool = True):
-        self.profile, self.progress = profile, progress
-        self.settings, self.seed = profile.settings, profile.seed
-        self._pairs: dict[str, list[Pair]] = {}
-        self._seconds: dict[str, list[str] | None] = {}
-        self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
-
-    def of_seed(self, seed: int) -> Self:
-        """The same experiment under another training seed; the equal pairs are shared."""
-        other = copy.copy(self)
-        other.profile, other.seed = replace(self.profile, seed=seed), seed
-        other._datasets = {}  # a control's explanations depend on the seed
-        return other
 
     def check(self) -> None:
         """Say now what would fail later: missing data, packages, memory (entityclip.preflight)."""
         for problem in find_problems(self.profile):
             print(f"CHECK THIS FIRST: {problem}")
-
-    # ------------------------------------------------------------------------------------ data
-
-    def pairs(self, split: str) -> list[Pair]:
-        """A split's pairs under the profile's limits and, for training, its explanation policy."""
-        if split not in self._pairs:
-            settings = self.settings
-            limits = {"train": settings.train_pairs, "val": settings.val_pairs}
-            if settings.pretraining:
-                limits["generic"] = settings.pretraining.pairs
-                limits["generic_val"] = settings.pretraining.eval_pairs
-            pairs = load_pairs(
-                settings.dataset,
-                split,
-                limit=limits.get(split, settings.test_pairs),
-                seed=settings.data_seed,
-                image_size=settings.image_size,
-                root=Path(settings.data_root).expanduser() if settings.data_root else None,
-            )
-            source, policy = settings.explanation_source, settings.explanation_policy
-            # the data set's own under "use" stay as they are
-            if split in ("train", "val") and (source, policy) != ("own", "use"):
-                folder = self.profile.runs / "explanations"
-                pairs, report = training_pairs(
-                    pairs, source, policy, dataset=settings.dataset, split=split, folder=folder
-                )
-                level = logging.WARNING if report.failed else logging.INFO
-                log.log(
-                    level, "%s %s, explanations %s: %s", settings.dataset, split, source, report
-                )
-            self._pairs[split] = pairs
-        return self._pairs[split]
-
-    def dataset(
-        self, split: str, *, explanations: bool = False, control: Explanations = "own"
-    ) -> PairDataset | ImageTextDataset:
-        """A split ready for the model, as `serve` makes it.
-
-        `control` puts something else in place of the explanations (`entityclip.controls`).
-        """
-        key = (split, explanations, control)
-        if key not in self._datasets:
-            pairs = self.pairs(split)
-            if control != "own":  # which would turn a table of a million rows into a list
-                pairs = replace_explanations(pairs, control, seed=self.seed)
-            decoding = self.settings.train_decoding if split == "train" else "exact"
-            self._datasets[key] = self.serve(
-                self.settings.dataset, pairs, explanations=explanations, decoding=decoding
-            )
-        return self._datasets[key]
-
-    def serve(
-        self,
-        dataset: str,
-        pairs: Sequence[Pair],
-        *,
-        explanations: bool = False,
-        decoding: Literal["exact", "draft"] = "exact",
-    ) -> PairDataset | ImageTextDataset:
-        """Pairs of a data set ready for the model: drawn pictures are kept in memory, files read.
-
-        Training leaves out up to the share `settings.max_broken` of files that cannot be read;
-        evaluation raises at the first.
-        """
-        made_of = pairs, self.backbone.preprocess, self.backbone.tokenize
-        if dataset not in LOADERS:
-            return PairDataset(*made_of, with_explanations=explanations, cache=True)
-        return ImageTextDataset(
-            *made_of,
-            with_explanations=explanations,
-            decoding=decoding,
-            max_broken=self.settings.max_broken,
-        )
-
-    def second_captions(self, split: str) -> list[str] | None:
-        """A second caption of each pair's picture; None where it is that of another pair."""
-        if split not in self._seconds:
-            self._seconds[split] = second_captions(self.settings.dataset, self.pairs(split))
-        return self._seconds[split]
-
-    def with_seconds(self, split: str, dataset: PairDataset | ImageTextDataset) -> SeveralCaptions:
-        """A split's dataset whose batches carry a second caption of each picture."""
-        return SeveralCaptions(dataset, self.backbone.tokenize, self.second_captions(split))
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
-        return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
 
     # ---------------------------------------------------------------------------------- models
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from entityclip.datasets.pair import Pair, key63
-from entityclip.evaluation import Retrieval, evaluate_retrieval
+from entityclip.evaluation import Retrieval, distinct_pictures, evaluate_retrieval
 from entityclip.experiments import Experiment
 from entityclip.model import EntityCLIP
 from entityclip.neighbours import ranking
@@ -85,7 +85,7 @@ def seed_retrievals(rank_rows: pd.DataFrame, pairs: Sequence[Pair]) -> dict[int,
 def image_of(pairs: Sequence[Pair]) -> Tensor:
     """The picture row of each caption [N], as evaluation numbers pictures."""
     keys = torch.tensor([key63(pair.image_key) for pair in pairs])
-    return keys.unique(return_inverse=True)[1]
+    return distinct_pictures(keys)[0]
 
 
 def measure_pretraining(experiment: Experiment) -> Retrieval:

@@ -13,8 +13,8 @@ from typing import Any
 import open_clip
 import pandas as pd
 
-from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
+from entityclip.identity import config_hash
 from entityclip.provenance import git_commit
 from entityclip.results import COLUMNS, read_rows
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from entityclip.baselines.ascl.config import AsCLConfig
 from entityclip.baselines.ascl.retrieval import evaluate_similarity
-from entityclip.config import AsCLConfig, Settings, as_dict
+from entityclip.config import Settings
 from entityclip.datasets.captions import ONE_CAPTION, has_second_captions
 from entityclip.datasets.registry import LOADERS
 from entityclip.evaluation import Retrieval, evaluate_embeddings
+from entityclip.identity import as_dict
 from entityclip.variants import Method
 
 

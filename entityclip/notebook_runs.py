@@ -25,7 +25,8 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from entityclip.config import Profile, as_dict
+from entityclip.config import Profile
+from entityclip.identity import as_dict
 from entityclip.promotion import promote
 
 PACKAGE = Path(__file__).resolve().parent

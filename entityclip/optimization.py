@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from entityclip.config import TrainConfig
+from entityclip.train_config import TrainConfig
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import torch
 
 from entityclip.commit import git_commit
-from entityclip.config import as_dict, config_hash
+from entityclip.identity import as_dict, config_hash
 
 __all__ = ["Provenance", "environment", "git_commit", "peak_memory_mb", "provenance"]
 

@@ -21,9 +21,9 @@ from entityclip.baselines.itr.config import Task
 from entityclip.baselines.itr.probing import linear_probe, pair_embeddings, zero_shot_clusters
 from entityclip.baselines.itr.runs import ITRRuns
 from entityclip.baselines.itr.scores import Classes, relation_classes, score
-from entityclip.config import as_dict, config_hash
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
+from entityclip.identity import as_dict, config_hash
 from entityclip.progress import progress_bar
 from entityclip.results import (
     CLASSIFICATION,

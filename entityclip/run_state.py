@@ -25,7 +25,7 @@ from entityclip.checkpoint import (
     refuse_other_run,
     write_checkpoint,
 )
-from entityclip.config import as_dict
+from entityclip.identity import as_dict
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from entityclip.config import REPOSITORY, config_hash
+from entityclip.config import REPOSITORY
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
 from entityclip.files import atomic_write_text
+from entityclip.identity import config_hash
 from entityclip.results import ResultsError, read_rows
 from entityclip.variants import VARIANTS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entityclip.config import config_hash
+from entityclip.identity import config_hash
 from entityclip.metrics import METRICS
 from entityclip.results import ResultsError
 from entityclip.sheets import Cell, Mark, Sheet, sheet_markdown, standings

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from entityclip.config import ProfileError, load_profile
-from entityclip.reproduce import ReproduceError, parse_settings
+from entityclip.overrides import parse_settings
 from entityclip.variants import VARIANTS
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse_settings(options.set)
         profile = load_profile(options.profile, seed=options.seed, settings=settings)
-    except (ProfileError, ReproduceError) as error:
+    except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # imported late because they import torch, and a misspelt name should be refused at once

@@ -25,12 +25,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entityclip.checkpoint import pack_optimizer, read_meta, unpack_optimizer, write_checkpoint
-from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.broken import Broken
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.distributed import this_world
 from entityclip.grad_cache import cached_backward, compare, encode_in_chunks
+from entityclip.identity import as_dict
 from entityclip.model import EntityCLIP, Outputs
 from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
 from entityclip.progress import progress_bar
@@ -52,6 +52,7 @@ from entityclip.run_state import (
 )
 from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
+from entityclip.train_config import TrainConfig
 from entityclip.training_checks import precision, refuse_other_models, refuse_small
 
 log = logging.getLogger(__name__)

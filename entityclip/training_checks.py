@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from entityclip.config import TrainConfig
 from entityclip.distributed import World
 from entityclip.grad_cache import refuse_random_towers
 from entityclip.model import EntityCLIP
 from entityclip.step_log import TrainingError
+from entityclip.train_config import TrainConfig
 
 
 def refuse_small(sets: dict[str, Any], config: TrainConfig, world: World) -> None:

@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from entityclip.config import AsCLConfig, EntityCLIPConfig
+from entityclip.baselines.ascl.config import AsCLConfig
+from entityclip.config import EntityCLIPConfig
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 BRIDGE = {"bridge": 1.0}

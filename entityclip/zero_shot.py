@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entityclip.config import config_hash
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.evaluation import encode_pairs
 from entityclip.experiments import Experiment
+from entityclip.identity import config_hash
 from entityclip.metrics import as_clusters, resample_weights
 from entityclip.model import EntityCLIP
 from entityclip.results import Row, append_rows, find_rows, measurement_rows, provenance

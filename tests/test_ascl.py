@@ -10,6 +10,7 @@ import torch
 
 from entityclip.backbone import create_backbone
 from entityclip.baselines.ascl import runs as ascl_runs
+from entityclip.baselines.ascl.config import AsCLConfig
 from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.ascl.retrieval import (
     positions,
@@ -25,13 +26,14 @@ from entityclip.baselines.ascl.tables import (
     recall_table,
     rsum_table,
 )
-from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profile
+from entityclip.config import ProfileError, load_profile
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.pair import PairDataset
 from entityclip.experiments import Experiment
 from entityclip.losses import vtc_loss
 from entityclip.metrics import retrieval_ranks, rsum, similarity_ranks
+from entityclip.train_config import TrainConfig
 from entityclip.training import train
 
 OFF = {"fusion": False, "richer": False, "poorer": False, "wrong": False}

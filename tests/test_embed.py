@@ -16,10 +16,11 @@ import entityclip
 from entityclip import embedding
 from entityclip.backbone import Backbone, BackboneError
 from entityclip.checkpoint import CheckpointError, write_checkpoint
-from entityclip.config import EntityCLIPConfig, as_dict
+from entityclip.config import EntityCLIPConfig
 from entityclip.datasets import load_pairs
 from entityclip.embed import main
 from entityclip.encoder import fingerprint, load_encoder, load_model
+from entityclip.identity import as_dict
 from entityclip.model import EntityCLIP
 from entityclip.vectors import Vectors
 from tests.fixtures.pictures import BROKEN, bomb, save

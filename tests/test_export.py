@@ -12,8 +12,9 @@ from transformers import CLIPConfig, CLIPModel
 from entityclip import export as exporting
 from entityclip.backbone import BackboneError, create_backbone
 from entityclip.checkpoint import read_meta, write_checkpoint
-from entityclip.config import EntityCLIPConfig, as_dict, config_hash
+from entityclip.config import EntityCLIPConfig
 from entityclip.export import ExportError, export, main
+from entityclip.identity import as_dict, config_hash
 from entityclip.model import EntityCLIP
 from entityclip.results import append_rows, measurement_rows, provenance
 from entityclip.transformers_weights import as_open_clip

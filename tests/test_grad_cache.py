@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from entityclip.baselines.ascl.config import AsCLConfig
 from entityclip.baselines.ascl.model import AsCL
-from entityclip.config import AsCLConfig, as_dict
 from entityclip.grad_cache import refuse_random_towers
+from entityclip.identity import as_dict
 from entityclip.model import EntityCLIP
 from entityclip.step_log import TrainingError
 from entityclip.training import train

@@ -180,8 +180,9 @@ def test_what_torch_saves_is_refused_too(bomb, tmp_path, name):
 
 
 def test_a_run_is_not_resumed_from_a_pickle(bomb, tmp_path, make_dataset, backbone):
-    from entityclip.config import EntityCLIPConfig, TrainConfig
+    from entityclip.config import EntityCLIPConfig
     from entityclip.model import EntityCLIP
+    from entityclip.train_config import TrainConfig
     from entityclip.training import train
     from entityclip.variants import NO_EXPERTS
 

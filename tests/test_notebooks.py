@@ -15,7 +15,7 @@ from nbval.plugin import find_comment_markers
 
 from entityclip.config import REPOSITORY
 from entityclip.notebook_runs import find_notebooks
-from entityclip.reproduce import ReproduceError, check_parameters
+from entityclip.run_plan import ReproduceError, check_parameters
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 SHIPPED = sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from entityclip import notebook_runs, reproduce
 from entityclip.config import load_profile
 from entityclip.notebook_runs import Folders, run_key
+from entityclip.overrides import parse_settings
 from entityclip.promotion import promote
 
 PARAMETERS = 'profile = "smoke"\nseed = None\noutput_dir = ""\nsettings = {}  # e.g. a=b'
@@ -258,7 +259,7 @@ def test_no_notebooks_at_all(house, capsys):
 
 def test_values_are_read_as_people_mean_them():
     texts = ["a.b=1e-4", "a.c=false", "d=[0.9, 1E3, .5e-3]", "e=null", "f=1.0e-4", "g=1e", "h=3"]
-    assert reproduce.parse_settings(texts) == {
+    assert parse_settings(texts) == {
         "a": {"b": 1e-4, "c": False},
         "d": [0.9, 1000.0, 5e-4],
         "e": None,

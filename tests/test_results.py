@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from entityclip import results
-from entityclip.config import EntityCLIPConfig, as_dict, config_hash
+from entityclip.config import EntityCLIPConfig
+from entityclip.identity import as_dict, config_hash
 from entityclip.provenance import git_commit, provenance
 from entityclip.results import (
     COLUMNS,

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from entityclip import checkpoint, training
 from entityclip.backbone import create_backbone
 from entityclip.checkpoint import CheckpointError, read_meta, read_tensors, write_checkpoint
-from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.config import EntityCLIPConfig
 from entityclip.datasets.pair import PairDataset
 from entityclip.model import EntityCLIP
+from entityclip.train_config import TrainConfig
 from entityclip.training import TrainingError, epoch_batches, learning_rate, make_optimizer, train
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, precision="fp32", seed=3)

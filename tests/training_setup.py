@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from entityclip.backbone import Backbone, create_backbone
-from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.config import EntityCLIPConfig
 from entityclip.datasets import load_pairs
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import PairDataset
 from entityclip.model import EntityCLIP
+from entityclip.train_config import TrainConfig
 from entityclip.training import _Trainer
 
 TRAIN, VAL = 24, 10

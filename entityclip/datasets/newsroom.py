@@ -98,18 +98,23 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
     pixels.
     """
     _known(split)
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one pair")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be an integer >= 0")
-    if image_size < 32:
-        raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    check_request(n, seed, image_size)
     if split in _CAPTIONS:
         base = _CAPTIONS[split]
         pictures = range(math.ceil(n / CAPTIONS_A_PICTURE))
         pairs = [_captions(NewsroomPicture(base, seed, i, image_size), split) for i in pictures]
         return list(itertools.chain.from_iterable(pairs))[:n]
     return [_pair(NewsroomPicture(split, seed, index, image_size)) for index in range(n)]
+
+
+def check_request(n: int, seed: int, image_size: int) -> None:
+    """Raise ValueError for what no style of the newsroom draws."""
+    if n < 1:
+        raise ValueError(f"n is {n}; ask for at least one pair")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be an integer >= 0")
+    if image_size < 32:
+        raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
 
 
 def newsroom_size(split: str) -> int:

@@ -22,7 +22,7 @@ from entityclip.datasets.drawn.scenes_b import SCENES_B, backdrop_b
 from entityclip.datasets.drawn.stage import CLOTH_LIGHT, TIMES_B
 from entityclip.datasets.drawn.wording import explanation
 from entityclip.datasets.drawn.wording_b import entity_caption_b
-from entityclip.datasets.newsroom import Facts
+from entityclip.datasets.newsroom import Facts, check_request
 from entityclip.datasets.record import Pair
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
@@ -81,12 +81,7 @@ def newsroom_b_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64)
     negative seed, or pictures below 32 pixels.
     """
     _known(split)
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one pair")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be an integer >= 0")
-    if image_size < 32:
-        raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    check_request(n, seed, image_size)
     return [_pair(NewsroomBPicture(split, seed, index, image_size)) for index in range(n)]
 
 

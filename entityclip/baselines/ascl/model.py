@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entityclip.backbone import Backbone
+from entityclip.baselines.ascl.config import AsCLConfig
 from entityclip.baselines.ascl.fusion import HierarchicalFusion, Side
 from entityclip.baselines.ascl.losses import false_negatives, nt_xent, same_picture
 from entityclip.baselines.ascl.samples import (
@@ -18,7 +19,6 @@ from entityclip.baselines.ascl.samples import (
     word_mask,
     wrong_embeddings,
 )
-from entityclip.config import AsCLConfig
 
 
 @dataclass

@@ -15,7 +15,7 @@ from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.ascl.samples import poorer_text
 from entityclip.datasets.images import ImageTextDataset, whole_batch
 from entityclip.datasets.pair import PairDataset
-from entityclip.evaluation import Retrieval
+from entityclip.evaluation import Retrieval, distinct_pictures
 from entityclip.metrics import similarity_ranks
 from entityclip.progress import progress_bar
 
@@ -39,17 +39,14 @@ def similarities(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    keys, image_of = dataset.image_keys.unique(return_inverse=True)
-    first = torch.full((len(keys),), len(dataset)).scatter_reduce(
-        0, image_of, torch.arange(len(dataset)), "amin"
-    )
+    image_of, first = distinct_pictures(dataset.image_keys)
     loader = DataLoader(
         dataset, batch_sampler=[rows.tolist() for rows in first.split(batch_size)],
         collate_fn=dataset.collate, num_workers=workers,
     )  # fmt: skip
     sides = [model.image_side(whole_batch(batch).images.to(device)) for batch in loader]
     images = Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
-    found = torch.empty(len(keys), len(dataset))
+    found = torch.empty(len(first), len(dataset))
     starts = range(0, len(dataset), batch_size)
     for start in progress_bar(starts, desc="similarity", show=progress, leave=False):
         text = dataset.captions[start : start + batch_size]

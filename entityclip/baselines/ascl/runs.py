@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 
 from entityclip.backbone import create_backbone, load_clip_weights
+from entityclip.baselines.ascl.config import AsCLConfig, AsCLSettings
 from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.ascl.retrieval import retrieve, retrieve_reranked, similarities
 from entityclip.checkpoint import read_tensors
-from entityclip.config import AsCLConfig, AsCLSettings, as_dict, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.images import ImageTextDataset
@@ -30,6 +30,7 @@ from entityclip.embedding_space import alignment, uniformity
 from entityclip.evaluation import Retrieval, encode_pairs, result_rows
 from entityclip.experiments import Experiment, device
 from entityclip.files import claimed
+from entityclip.identity import as_dict, config_hash
 from entityclip.measure import rank_rows, seed_retrievals
 from entityclip.results import Row, append_rows, find_rows, provenance
 from entityclip.run_state import BEST, is_finished, load_model

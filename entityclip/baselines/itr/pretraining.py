@@ -33,9 +33,9 @@ from entityclip.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
-from entityclip.config import as_dict
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.files import atomic_write_text
+from entityclip.identity import as_dict
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
 from entityclip.run_state import BEST, LAST, RECORD, load_model, model_tensors

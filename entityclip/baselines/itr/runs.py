@@ -11,11 +11,12 @@ from typing import Any
 from entityclip.backbone import Backbone, create_backbone
 from entityclip.baselines.itr.config import ITRConfig, PairSource, Task
 from entityclip.baselines.itr.pretraining import pretrain_itr
-from entityclip.config import Settings, as_dict, config_hash
+from entityclip.config import Settings
 from entityclip.datasets import load_pairs
 from entityclip.datasets.generated import with_generated
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.files import claimed
+from entityclip.identity import as_dict, config_hash
 from entityclip.run_state import is_finished
 
 

@@ -183,15 +183,15 @@ def entity_caption(
     is not in HELD_OUT_CAPITALS. Every other word is drawn independently of countries and scene.
     """
     a, b = (_side(rng, country, capitals_only) for country in countries)
-    text = _pick(rng, _ENTITY).format(
+    text = pick(rng, _ENTITY).format(
         a=a,
         b=b,
-        event=_pick(rng, EVENTS[scene]),
-        verb=_pick(rng, _VERBS),
-        day=_pick(rng, _DAYS),
-        source=_pick(rng, _SOURCES),
+        event=pick(rng, EVENTS[scene]),
+        verb=pick(rng, _VERBS),
+        day=pick(rng, _DAYS),
+        source=pick(rng, _SOURCES),
     )
-    return _capitalised(text)
+    return capitalised(text)
 
 
 def generic_caption(
@@ -199,31 +199,31 @@ def generic_caption(
 ) -> str:
     """Say what is seen: both flags' looks, the scene, the light. Names no country."""
     a, b = (country.flag.words() for country in countries)
-    seen, light = _pick(rng, _SEEN[scene]), _pick(rng, _LIGHT[time])
-    return _capitalised(_pick(rng, _GENERIC).format(a=a, b=b, seen=seen, light=light))
+    seen, light = pick(rng, _SEEN[scene]), pick(rng, _LIGHT[time])
+    return capitalised(pick(rng, _GENERIC).format(a=a, b=b, seen=seen, light=light))
 
 
 def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str:
     """Name one of the countries and an event of the scene, and nothing else."""
     side = _side(rng, country, capitals_only=False)
-    return _capitalised(_pick(rng, _SHORT).format(side=side, event=_pick(rng, EVENTS[scene])))
+    return capitalised(pick(rng, _SHORT).format(side=side, event=pick(rng, EVENTS[scene])))
 
 
 def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
     """Say which scene is seen in which light, and nothing of flags."""
-    seen, light = _pick(rng, _SEEN[scene]), _pick(rng, _LIGHT[time])
-    return _capitalised(_pick(rng, _SCENE).format(seen=seen, light=light))
+    seen, light = pick(rng, _SEEN[scene]), pick(rng, _LIGHT[time])
+    return capitalised(pick(rng, _SCENE).format(seen=seen, light=light))
 
 
 def talk(rng: np.random.Generator) -> str:
     """A remark on matters that no picture of the newsroom shows."""
-    return _capitalised(
-        _pick(rng, _TALK).format(
-            role=_pick(rng, _ROLES),
-            verb=_pick(rng, _VERBS),
-            matter=_pick(rng, _MATTERS),
-            doubt=_pick(rng, _DOUBTS),
-            day=_pick(rng, _DAYS),
+    return capitalised(
+        pick(rng, _TALK).format(
+            role=pick(rng, _ROLES),
+            verb=pick(rng, _VERBS),
+            matter=pick(rng, _MATTERS),
+            doubt=pick(rng, _DOUBTS),
+            day=pick(rng, _DAYS),
         )
     )
 
@@ -234,8 +234,8 @@ def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
     It tells nothing that the names alone do not tell: no scene, no light, no position.
     """
     return " ".join(
-        _capitalised(
-            _pick(rng, _EXPLANATION).format(
+        capitalised(
+            pick(rng, _EXPLANATION).format(
                 name=country.name,
                 capital=country.capital,
                 demonym=country.demonym,
@@ -247,17 +247,19 @@ def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
 
 
 def _side(rng: np.random.Generator, country: Country, capitals_only: bool) -> str:
-    role = _pick(rng, _ROLES)
+    role = pick(rng, _ROLES)
     forms = [f"{role} from {country.name}", f"{country.demonym} {role}"]
     from_capital = f"{role} from {country.capital}"
     if capitals_only:
         return from_capital
-    return _pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
+    return pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
 
 
-def _capitalised(text: str) -> str:
+def capitalised(text: str) -> str:
+    """The text with a capital first letter, its others as they are."""
     return text[0].upper() + text[1:]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from entityclip.datasets.drawn.countries import Country
-from entityclip.datasets.drawn.wording import HELD_OUT_CAPITALS
+from entityclip.datasets.drawn.wording import HELD_OUT_CAPITALS, capitalised, pick
 
 EVENTS_B: dict[str, tuple[str, ...]] = {
     "courtroom": (
@@ -99,24 +99,20 @@ def entity_caption_b(rng: np.random.Generator, countries: Sequence[Country], sce
     word is drawn independently of countries and scene.
     """
     a, b = (_side(rng, country) for country in countries)
-    text = _pick(rng, _ENTITY).format(
+    text = pick(rng, _ENTITY).format(
         a=a,
         b=b,
-        event=_pick(rng, EVENTS_B[scene]),
-        verb=_pick(rng, _VERBS),
-        time=_pick(rng, _TIMES),
-        desk=_pick(rng, _DESKS),
+        event=pick(rng, EVENTS_B[scene]),
+        verb=pick(rng, _VERBS),
+        time=pick(rng, _TIMES),
+        desk=pick(rng, _DESKS),
     )
-    return text[0].upper() + text[1:]
+    return capitalised(text)
 
 
 def _side(rng: np.random.Generator, country: Country) -> str:
-    role = _pick(rng, _ROLES)
+    role = pick(rng, _ROLES)
     forms = [f"{role} of {country.name}", f"{country.demonym} {role}"]
     if country.capital not in HELD_OUT_CAPITALS:
         forms.append(f"{country.capital}-based {role}")
-    return _pick(rng, forms)
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
+    return pick(rng, forms)
