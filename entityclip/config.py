@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from entityclip.baselines.ascl.config import AsCLConfig, AsCLSettings
 from entityclip.baselines.itr.config import ClassifierConfig, ITRConfig, ITRSettings, PairSource
-from entityclip.identity import as_json
+from entityclip.identity import LEFT_OUT_AT_DEFAULT, as_json
 from entityclip.train_config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,6 +55,8 @@ class EntityCLIPConfig:
     bridge: float = 0.0  # weight of ½·VTC(I*, E*) + ½·VTC(T*, E*), the explanation as a third view
     crossed: bool = False  # V* with E against T* without, and the reverse: neither can copy E
     detach_explanation: bool = False  # experts read E but don't train its encoding
+    # chance that, in a training step, a pair's caption stands in for its explanation
+    explanation_dropout: float = field(default=0.0, metadata=LEFT_OUT_AT_DEFAULT)
 
     def __post_init__(self) -> None:
         for name in ("image_experts", "text_experts", "explanation_experts"):
@@ -65,6 +67,10 @@ class EntityCLIPConfig:
         for name in ("lambda_moe", "eta_itm", "bridge"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
+        if not 0 <= self.explanation_dropout < 1:
+            raise ValueError(
+                f"explanation_dropout is {self.explanation_dropout}; it must be from 0 to below 1"
+            )
         if self.crossed and not self.explanation_experts:
             raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 

@@ -115,6 +115,8 @@ class EntityCLIP(nn.Module):
         rows = len(images) if peers is None else peers.total
         if rows < 2:
             raise ValueError(f"a batch of {rows}: contrastive losses need at least 2 pairs")
+        if self.training and self.config.explanation_dropout and explanations is not None:
+            explanations = self._with_captions(explanations, captions, rows, peers)
         encoded = self.encode(images, captions, explanations, lengths)
         return self.compare(encoded, captions, image_keys, negatives, peers)
 
@@ -187,7 +189,10 @@ class EntityCLIP(nn.Module):
     def text_lengths(self, captions: Tensor, explanations: Tensor | None) -> list[int]:
         """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
         sides = [captions, explanations] if self.needs_explanations else [captions]
-        return [self.backbone.longest(side) for side in sides]
+        lengths = [self.backbone.longest(side) for side in sides]
+        if self.config.explanation_dropout:  # any caption may stand in for its explanation
+            lengths[1:] = [max(lengths)] * (len(lengths) - 1)
+        return lengths
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """The named terms of the objective; `loss` is what to minimise."""
@@ -196,6 +201,17 @@ class EntityCLIP(nn.Module):
     def clip_state_dict(self) -> dict[str, Tensor]:
         """The two towers' weights, loadable into plain open_clip."""
         return self.backbone.clip.state_dict()
+
+    def _with_captions(
+        self, explanations: Tensor, captions: Tensor, rows: int, peers: Peers | None
+    ) -> Tensor:
+        """Explanations of which some drawn ones are their captions: nobody can lean on them.
+
+        The whole batch's draws on every process, so that all stay at one place of their streams.
+        """
+        dropped = torch.rand(rows, device=captions.device) < self.config.explanation_dropout
+        dropped = dropped if peers is None else dropped[peers.own]
+        return torch.where(dropped[:, None], captions, explanations)
 
     def _draw(
         self,

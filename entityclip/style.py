@@ -73,6 +73,7 @@ VARIANTS = {
     "crossed": "Crossed",
     "bridge-crossed": "Bridge + crossed",
     "bridge-detached": "Bridge, detached",
+    "bridge-dropout": "Bridge, dropout",
 }
 SPLITS = {
     "test": "Test",

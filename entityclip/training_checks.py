@@ -41,6 +41,11 @@ def refuse_other_models(model: torch.nn.Module, config: TrainConfig, world: Worl
         )
     if config.chunk is not None:
         refuse_random_towers(model.backbone)
+        if model.config.explanation_dropout:
+            raise TrainingError(
+                "chunk encodes each row twice, and explanation_dropout would drop others the "
+                "second time; train without one of them"
+            )
 
 
 def precision(config: TrainConfig) -> str:

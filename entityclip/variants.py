@@ -120,6 +120,8 @@ _SEARCH = (
             BRIDGE | {"crossed": True}),
     Variant("bridge-detached", "The bridge alone trains the explanation's encoding.",
             BRIDGE | {"detach_explanation": True}),
+    Variant("bridge-dropout", "The bridge, three explanations in ten replaced by their captions.",
+            NO_EXPERTS | BRIDGE | {"explanation_dropout": 0.3}),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {

@@ -70,6 +70,12 @@ def test_towers_that_draw_are_refused(tmp_path):
         refuse_random_towers(model.backbone)
 
 
+def test_dropped_explanations_are_refused(tmp_path):
+    model = make_model(explanation_dropout=0.5)
+    with pytest.raises(TrainingError, match="explanation_dropout would drop others"):
+        train(model, *make_sets(), replace(CONFIG, chunk=3), tmp_path, progress=False)
+
+
 def test_models_that_compare_within_their_forward_pass_are_refused(tmp_path):
     model = AsCL(make_model().backbone, AsCLConfig())
     with pytest.raises(TrainingError, match=r"AsCL .* chunk=3; use one process without chunk"):

@@ -38,6 +38,29 @@ def test_terms_and_gradients_of_every_grouping(backbone, batch, counts):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, batch):
+    images, captions, explanations = batch
+    config = EntityCLIPConfig(0, 0, 0, bridge=1.0, explanation_dropout=0.5)
+    model = EntityCLIP(backbone, config)
+    lengths = model.text_lengths(explanations, captions)  # captions are the shorter ones here
+    assert lengths[1] == lengths[0] == backbone.longest(explanations)
+
+    torch.manual_seed(3)
+    got = model.train()(images, captions, explanations).explanation
+    torch.manual_seed(3)
+    dropped = torch.rand(5) < 0.5
+    assert 0 < dropped.sum() < 5
+    plain = model.eval()(images, captions, explanations)
+    torch.testing.assert_close(plain.explanation, model.encode_text(explanations))
+    expected = torch.where(dropped[:, None], plain.text, plain.explanation)
+    torch.testing.assert_close(got, expected)
+
+
+def test_an_explanation_dropout_outside_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"explanation_dropout is 1\.0"):
+        EntityCLIPConfig(explanation_dropout=1.0)
+
+
 def test_without_experts_the_loss_is_clips(backbone, batch):
     model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0))
     images, captions, _ = batch
