@@ -15,7 +15,7 @@ import pandas as pd
 from entityclip.ablation_plots import describe_leak
 from entityclip.comparison import describe
 from entityclip.config import REPOSITORY
-from entityclip.results import atomic_write_text
+from entityclip.files import atomic_write_text
 from entityclip.tables import retrieval_markdown
 
 FIGURES = REPOSITORY / "figures"

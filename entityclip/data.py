@@ -17,7 +17,7 @@ from pathlib import Path
 from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest, record_pairs
-from entityclip.results import atomic_write_text
+from entityclip.files import atomic_write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

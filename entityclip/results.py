@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-from entityclip.files import append, atomic_write_bytes, atomic_write_text, locked, mend_tail
+from entityclip.files import append, locked, mend_tail
 from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
     "Row",
     "Schema",
     "append_rows",
-    "atomic_write_bytes",
-    "atomic_write_text",
     "find_rows",
     "git_commit",
     "measurement_rows",

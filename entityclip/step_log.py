@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from entityclip.results import atomic_write_text
+from entityclip.files import atomic_write_text
 
 
 class TrainingError(RuntimeError):

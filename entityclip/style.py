@@ -21,7 +21,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
-from entityclip.results import atomic_write_bytes, atomic_write_text
+from entityclip.files import atomic_write_bytes, atomic_write_text
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"

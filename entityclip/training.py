@@ -29,13 +29,13 @@ from entityclip.datasets.broken import Broken
 from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.distributed import this_world
+from entityclip.files import atomic_write_text
 from entityclip.grad_cache import cached_backward, compare, encode_in_chunks
 from entityclip.identity import as_dict
 from entityclip.model import EntityCLIP, Outputs
 from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
-from entityclip.results import atomic_write_text
 from entityclip.run_state import (
     BEST,
     LAST,

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from entityclip.config import REPOSITORY
-from entityclip.results import atomic_write_text
+from entityclip.files import atomic_write_text
 
 MANIFEST = REPOSITORY / "data_manifest.yaml"
 

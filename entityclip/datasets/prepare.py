@@ -21,7 +21,7 @@ from tqdm import tqdm
 from entityclip.datasets.columns import PairTable
 from entityclip.datasets.decode import ImageError, decode
 from entityclip.datasets.prepared import MANIFEST, PreparedError, fingerprint, read_json
-from entityclip.results import atomic_write_bytes, atomic_write_text
+from entityclip.files import atomic_write_bytes, atomic_write_text
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from entityclip.datasets.decode import decode
 from entityclip.datasets.duplicates import overlaps
 from entityclip.datasets.manifest import Entry, LayoutEntry, expand
 from entityclip.datasets.source import inside
-from entityclip.results import atomic_write_text
+from entityclip.files import atomic_write_text
 
 _WINDOW = 512  # pictures in flight: bounds memory on a million
 
