@@ -222,6 +222,8 @@ def other(value):
             "global": "local",
             "own": "positive",
         }[value]
+    if isinstance(value, float):
+        return value / 2 or 0.5
     return 2.0 if value is None else value + 1
 
 
