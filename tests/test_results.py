@@ -11,14 +11,13 @@ import torch
 
 from entityclip import results
 from entityclip.config import EntityCLIPConfig
+from entityclip.files import atomic_write_bytes, atomic_write_text
 from entityclip.identity import as_dict, config_hash
 from entityclip.provenance import git_commit, provenance
 from entityclip.results import (
     COLUMNS,
     ResultsError,
     append_rows,
-    atomic_write_bytes,
-    atomic_write_text,
     measurement_rows,
     read_rows,
 )
