@@ -45,9 +45,9 @@ def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, 
     lengths = model.text_lengths(explanations, captions)  # captions are the shorter ones here
     assert lengths[1] == lengths[0] == backbone.longest(explanations)
 
-    torch.manual_seed(3)
+    torch.manual_seed(0)
     got = model.train()(images, captions, explanations).explanation
-    torch.manual_seed(3)
+    torch.manual_seed(0)
     dropped = torch.rand(5) < 0.5
     assert 0 < dropped.sum() < 5
     plain = model.eval()(images, captions, explanations)
