@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 
 from entityclip.datasets.drawn import wording
 from entityclip.datasets.drawn.countries import COUNTRIES, Country
+from entityclip.datasets.drawn.picture import DrawnPicture
 from entityclip.datasets.drawn.relations import Relation, draw_relation, relation_text
 from entityclip.datasets.drawn.scenes import SCENES, backdrop
 from entityclip.datasets.drawn.stage import TIMES, flagpole
@@ -55,18 +56,10 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class NewsroomPicture:
-    """One drawn picture, `size` pixels square; the same fields always draw the same bytes."""
+class NewsroomPicture(DrawnPicture):
+    """One drawn picture of the newsroom."""
 
-    split: str
-    seed: int
-    index: int
-    size: int
-
-    @property
-    def key(self) -> str:
-        """Names what is drawn, e.g. ``newsroom-v1/train/0/17/64``."""
-        return f"newsroom-v{NEWSROOM_VERSION}/{self.split}/{self.seed}/{self.index}/{self.size}"
+    style = f"newsroom-v{NEWSROOM_VERSION}"
 
     def load(self) -> Image.Image:
         """Draw it, in RGB."""

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from entityclip.datasets.drawn.countries import COUNTRIES, Country
+from entityclip.datasets.drawn.picture import DrawnPicture
 from entityclip.datasets.drawn.scenes_b import SCENES_B, backdrop_b
 from entityclip.datasets.drawn.stage import CLOTH_LIGHT, TIMES_B
 from entityclip.datasets.drawn.wording import explanation
@@ -39,18 +40,10 @@ _LIFT = np.array([22, 26, 30], np.float32)
 
 
 @dataclass(frozen=True)
-class NewsroomBPicture:
-    """One drawn picture, `size` pixels square; the same fields always draw the same bytes."""
+class NewsroomBPicture(DrawnPicture):
+    """One drawn picture of the newsroom's style B."""
 
-    split: str
-    seed: int
-    index: int
-    size: int
-
-    @property
-    def key(self) -> str:
-        """Names what is drawn, e.g. ``newsroom-b-v1/train/0/17/64``."""
-        return f"newsroom-b-v{NEWSROOM_B_VERSION}/{self.split}/{self.seed}/{self.index}/{self.size}"
+    style = f"newsroom-b-v{NEWSROOM_B_VERSION}"
 
     def load(self) -> Image.Image:
         """Draw it, in RGB."""
