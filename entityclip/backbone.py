@@ -10,6 +10,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,7 +165,7 @@ def create_backbone(
     except (RuntimeError, OSError, ImportError) as error:
         raise BackboneError(f"can't build {name!r} with weights {pretrained!r}: {error}") from error
     refuse_other_towers(clip, name)
-    backbone = Backbone(clip, open_clip.get_tokenizer(name), name)
+    backbone = Backbone(clip, _tokenizer(name), name)
     if local:
         load_clip_weights(backbone, Path(pretrained))
     return backbone
@@ -194,6 +195,12 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
         backbone.clip.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
+
+
+@cache
+def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    """One for all backbones of that name: reading its vocabulary takes longer than a tiny model."""
+    return open_clip.get_tokenizer(name)
 
 
 @contextmanager

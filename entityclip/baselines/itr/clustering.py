@@ -6,8 +6,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 _RESTARTS = 10  # the best of so many starts is kept
@@ -23,6 +21,10 @@ def cluster(
     where there are fewer distinct features than k. Raises ValueError for k below 2 or above N and
     for features that are not finite.
     """
+    # slow to import, and only ITR needs them
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     if features.ndim != 2 or not 2 <= k <= len(features):
         raise ValueError(
             f"k is {k} for features of shape {features.shape}; it must be from 2 to the number of "

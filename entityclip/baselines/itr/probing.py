@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
 from entityclip.backbone import Backbone
@@ -41,6 +39,8 @@ def linear_probe(train: NDArray[np.float32], labels: Classes, test: NDArray[np.f
     A linear probe adds up what it reads off the text and what it reads off the picture; whether
     the two agree it cannot see. Raises ValueError where a label has only one class.
     """
+    from sklearn.linear_model import LogisticRegression  # slow to import, and only this needs it
+
     predicted = {}
     for name, classes in labels.items():
         if len(np.unique(classes)) < 2:
@@ -73,6 +73,8 @@ def best_permutation(
 
     Hungarian method on the k × k table of counts, not k! tries. `clusters` and `classes` are [N].
     """
+    from scipy.optimize import linear_sum_assignment
+
     counts = np.zeros((k, k), np.int64)
     np.add.at(counts, (clusters, classes), 1)
     return linear_sum_assignment(counts, maximize=True)[1]
