@@ -217,20 +217,25 @@ def test_a_full_disk_leaves_the_last_export(run, tmp_path, monkeypatch, capsys):
 # --------------------------------------------------------------------------------- Hugging Face
 
 
-def hugging_face(folder, *, act="gelu", vision_heads=3):
+def hugging_face(folder, *, act="gelu", vision_heads=None):
     """A CLIPModel of newsroom-tiny's shape with random weights, biases and gains too."""
+    tiny = open_clip.get_model_config("newsroom-tiny")
+    vision, text, width = tiny["vision_cfg"], tiny["text_cfg"], tiny["embed_dim"]
     config = CLIPConfig(
         text_config=dict(
-            hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3,
-            max_position_embeddings=64, vocab_size=49408, hidden_act=act, projection_dim=96,
-            eos_token_id=49407, bos_token_id=49406,
+            hidden_size=text["width"], intermediate_size=4 * text["width"],
+            num_hidden_layers=text["layers"], num_attention_heads=text["heads"],
+            max_position_embeddings=text["context_length"], vocab_size=text["vocab_size"],
+            hidden_act=act, projection_dim=width, eos_token_id=49407, bos_token_id=49406,
         ),
         vision_config=dict(
-            hidden_size=96, intermediate_size=384, num_hidden_layers=3,
-            num_attention_heads=vision_heads, image_size=64, patch_size=16, hidden_act=act,
-            projection_dim=96,
+            hidden_size=vision["width"], intermediate_size=4 * vision["width"],
+            num_hidden_layers=vision["layers"],
+            num_attention_heads=vision_heads or vision["width"] // vision["head_width"],
+            image_size=vision["image_size"], patch_size=vision["patch_size"], hidden_act=act,
+            projection_dim=width,
         ),
-        projection_dim=96,
+        projection_dim=width,
     )  # fmt: skip
     model = randomised(CLIPModel(config))
     model.save_pretrained(folder)

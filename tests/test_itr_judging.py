@@ -184,12 +184,15 @@ def literal_cams(backbone, images, texts):
 def test_maps_are_grad_cams_and_leave_no_trace(backbone, data):
     cv2 = pytest.importorskip("cv2")
     pytest.importorskip("pytorch_grad_cam")
-    batch = data.collate([data[i] for i in range(4)])
+    batch = data.collate([data[i] for i in range(8)])
     maps = grad_cams(backbone, batch.images, batch.captions)
-    assert maps.shape == (4, 64, 64)
-    for found, small in zip(
-        maps, literal_cams(backbone, batch.images, batch.captions), strict=True
-    ):
+    assert maps.shape == (8, 64, 64)
+    literal = literal_cams(backbone, batch.images, batch.captions)
+    assert sum(small.any() for small in literal) >= 2
+    for found, small in zip(maps, literal, strict=True):
+        if not small.any():  # no patch helps
+            assert not found.any()
+            continue
         large = cv2.resize((small - small.min()) / (small.max() - small.min()), (64, 64))
         large = (large - large.min()) / (large.max() - large.min())
         np.testing.assert_allclose(found, large, atol=1e-3)

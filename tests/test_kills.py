@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import open_clip
+
 from entityclip.run_state import _set_aside
 from entityclip.training import train
+from tests import SHIPPED
 from tests.killing import ANY, BETWEEN, WRITING, Killer, differences_between
 from tests.processes import start
 from tests.training_setup import CONFIG, make_model, make_sets
@@ -14,6 +17,7 @@ EVERY_STEP = replace(CONFIG, epochs=4, checkpoint_every=1, keep=2)
 
 
 def train_in_a_process(folder):
+    open_clip.add_model_config(SHIPPED)  # larger: it takes long enough to write to be killed then
     train(make_model(), *make_sets(), EVERY_STEP, folder, progress=False)
 
 
