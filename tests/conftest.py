@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import matplotlib as mpl
 import pytest
 import torch
 
+mpl.use("Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from entityclip.backbone import create_backbone
@@ -42,3 +44,16 @@ def make_dataset(backbone):
         )
 
     return make
+
+
+@pytest.fixture
+def figure_style():
+    """The figures' style for one test, whose figures are closed at its end."""
+    import matplotlib.pyplot as plt
+
+    from entityclip.style import apply_style
+
+    with plt.rc_context():
+        apply_style()
+        yield
+    plt.close("all")

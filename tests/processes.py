@@ -1,4 +1,4 @@
-"""Processes of our own: several that train together, and one that is killed.
+"""Processes of our own: several that train together, one that is killed, one that knows nothing.
 
 They are forked from a server that has the package imported and has computed nothing yet: a process
 starts in a moment, without the threads that a test before it may have started.
@@ -25,6 +25,17 @@ def start(function: Callable[..., None], *arguments: Any, log: str) -> ForkServe
     process = context.Process(target=_run, args=(function, arguments, log))
     process.start()
     return process
+
+
+def run_alone(function: Callable[..., None], *arguments: Any) -> str:
+    """What `function(*arguments)` prints in a process of its own; fail with that if it fails."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = start(function, *arguments, log=log.name)
+        process.join(300)
+        process.kill()
+        printed = log.read()
+        assert process.exitcode == 0, printed
+        return printed
 
 
 def run_together(function: Callable[..., None], processes: int, *arguments: Any) -> None:

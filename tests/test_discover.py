@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import nbformat
-import papermill
+import pandas as pd
 import pytest
+from IPython.display import Image, Markdown
 
 from entityclip.config import REPOSITORY
 from entityclip.datasets.discover import find_datasets
@@ -66,33 +67,39 @@ def test_shared_rows_are_found_but_not_where_splits_contain_one_another(tmp_path
     assert (shared.first, shared.second, shared.ids, shared.pictures) == ("train", "test", 2, 2)
 
 
-def test_notebook_00_grows_a_section_per_data_set_found(tmp_path, monkeypatch):
+def run_cells(code, first, last, **parameters):
+    """What the cells show: the first two, whose parameters are set, and those from first to last.
+
+    In this process, whose imports a kernel of its own would have to repeat.
+    """
+    starts = [next(n for n, source in enumerate(code) if text in source) for text in (first, last)]
+    shown = []
+    names = {"display": shown.append}
+    exec(code[0], names)
+    names |= parameters
+    for source in [code[1], *code[starts[0] : starts[1] + 1]]:
+        exec(source, names)
+    return shown
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_notebook_00_grows_a_section_per_data_set_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     layouts.n24news(tmp_path / "data" / "nyt")
     layouts.karpathy(tmp_path / "data" / "flickr")
     # a picture that cannot be read is counted, and no sample
     (tmp_path / "data" / "nyt" / "imgs" / "img-1.jpg").write_bytes(b"")
-    notebook = papermill.execute_notebook(
-        REPOSITORY / "notebooks" / NOTEBOOK,
-        tmp_path / NOTEBOOK,
-        {"settings": {**TINY, "data_root": str(tmp_path / "data")}},
-        cwd=REPOSITORY / "notebooks",
-        progress_bar=False,
-    )
-    [cell] = [c for c in notebook.cells if "shared_rows(parts" in c.source]
-    kinds = [kind for o in cell.outputs for kind in (o.get("data") or {"print": 0})]
-    headings = [
-        o.data["text/markdown"] for o in cell.outputs if "text/markdown" in o.get("data", {})
-    ]
-    assert [text.splitlines()[0] for text in headings] == [
-        "### N24News", "### Flickr30K, Karpathy's splits",
-    ]  # fmt: skip
-    assert sum(kind.startswith("image/") for kind in kinds) == 4  # samples and histograms of each
-    tables = [o.data["text/plain"] for o in cell.outputs if "text/html" in o.get("data", {})]
-    rows = [dict(line.split(maxsplit=1) for line in t.splitlines() if line.split()) for t in tables]
-    assert [row["pairs"].split() for row in rows] == [["12", "6", "6"], ["80", "20", "20"]]
-    assert rows[0]["pictures_broken"].split()[0] == "1"
+    cells = nbformat.read(REPOSITORY / "notebooks" / NOTEBOOK, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    settings = {**TINY, "data_root": str(tmp_path / "data")}
+    shown = run_cells(code, "find_datasets", "shared_rows(parts", settings=settings)
+    headings = [x.data.splitlines()[0] for x in shown if isinstance(x, Markdown)]
+    assert headings == ["### N24News", "### Flickr30K, Karpathy's splits"]
+    assert sum(isinstance(x, Image) for x in shown) == 4  # samples and histograms of each
+    tables = [x for x in shown if isinstance(x, pd.DataFrame)]
+    assert [table.loc["pairs"].tolist() for table in tables] == [[12, 6, 6], [80, 20, 20]]
+    assert tables[0].loc["pictures_broken"].iloc[0] == 1
+    told = capsys.readouterr().out
+    assert "downloaded data sets found: n24news, flickr30k" in told
     written = {path.name for path in (tmp_path / "runs" / "smoke" / "figures").glob("data_*")}
     assert {"data_n24news.csv", "data_n24news.png", "data_flickr30k.csv"} <= written
-    nbformat.validate(notebook)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
+import open_clip
 import pytest
 import torch
 
@@ -15,7 +15,9 @@ from entityclip.launch import train_on_all_gpus
 from entityclip.results import read_rows
 from entityclip.step_log import TrainingError
 from entityclip.train import main
+from tests import NARROW, SHIPPED
 from tests.killing import differences_between
+from tests.processes import start
 
 SETTINGS = [
     *("train_pairs=24", "val_pairs=10", "test_pairs=8", "test_splits=[test]"),
@@ -35,20 +37,40 @@ NESTED = {
 }
 
 
+@pytest.fixture
+def shipped_backbone():
+    """The model that a command started anew has."""
+    open_clip.add_model_config(SHIPPED)
+    yield
+    open_clip.add_model_config(NARROW)
+
+
+def accelerate_launch(runs, *arguments):
+    """`accelerate launch`, less the start of its own Python; the two it starts are new ones."""
+    os.environ |= {
+        "ENTITYCLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    os.chdir(REPOSITORY)
+    sys.argv = ["accelerate launch", *arguments]
+    from accelerate.commands.launch import main
+
+    main()
+
+
+@pytest.mark.usefixtures("shipped_backbone")
 def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypatch):
     """Two processes each; the notebook's are forked from this one, whatever it did before."""
+    command = start(
+        accelerate_launch, tmp_path / "command",
+        *("--multi_gpu", "--num_processes", "2", "--main_process_port", launch._free_port()),
+        *("-m", "entityclip.train", "--profile", "smoke", "--variant", "clip"),
+        *("--set", *SETTINGS), log=str(tmp_path / "output"),
+    )  # fmt: skip
+    command.join()
+    told = (tmp_path / "output").read_text()
+    assert command.exitcode == 0, told[-3000:]
+    assert told.count("on 2 process(es), best epoch") == 1  # the first process speaks
     torch.rand(2000, 2000) @ torch.rand(2000, 2000)  # starts threads that a fork does not have
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-               "--num_processes", "2", "--main_process_port", launch._free_port(),
-               "-m", "entityclip.train", "--profile", "smoke", "--variant", "clip",
-               "--set", *SETTINGS]  # fmt: skip
-    environment = os.environ | {
-        "ENTITYCLIP_RUNS": str(tmp_path / "command"), "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("on 2 process(es), best epoch") == 1  # the first process speaks
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "notebook"))
     folder = train_on_all_gpus("smoke", "clip", processes=2, settings=NESTED)
     assert differences_between(folder, tmp_path / "command/smoke/checkpoints" / folder.name) == []

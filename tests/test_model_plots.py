@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,17 +25,10 @@ from entityclip.evaluation import Embeddings
 from entityclip.gate_plots import gate_table, plot_gates
 from entityclip.seed_curves import plot_seed_curves, seed_curves
 from entityclip.space_plots import plot_space
-from entityclip.style import HEAT, apply_style, save_figure
+from entityclip.style import HEAT, save_figure
 
+pytestmark = pytest.mark.usefixtures("figure_style")
 WHITE = Image.new("RGB", (64, 64), "white")
-
-
-@pytest.fixture(autouse=True)
-def _style():
-    with mpl.rc_context():
-        apply_style()
-        yield
-    plt.close("all")
 
 
 # ----------------------------------------------------------------------------------------- words

@@ -5,8 +5,6 @@ import itertools
 import pickle
 import platform
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -31,6 +29,7 @@ from entityclip.datasets.newsroom_b import (
     newsroom_b_size,
 )
 from entityclip.datasets.pair import Pair
+from tests.processes import run_alone
 from tests.test_wording import HELD_OUT, LOOKS, names_of, says, tokens
 
 PILLOW = pytest.mark.skipif(
@@ -100,17 +99,18 @@ def test_a_picture_follows_from_its_fields_alone():
     assert len({newsroom_b_pairs("val", 1, seed=s)[0].load_image().tobytes() for s in range(4)}) > 3
 
 
+def print_digest():
+    """Of nine pairs, drawn in reverse order."""
+    pairs = newsroom_b_pairs("test", 9, seed=5)[::-1]
+    drawn = [pair.load_image().tobytes() + pair.caption.encode() for pair in pairs]
+    print(hashlib.sha256(b"".join(drawn[::-1])).hexdigest())
+
+
 def test_another_process_draws_the_same_bytes():
-    code = (
-        "import hashlib; from entityclip.datasets.newsroom_b import newsroom_b_pairs as p;"
-        "t = [q.load_image().tobytes() + q.caption.encode() for q in p('test', 9, seed=5)[::-1]];"
-        "print(hashlib.sha256(b''.join(t[::-1])).hexdigest())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = b"".join(
         p.load_image().tobytes() + p.caption.encode() for p in newsroom_b_pairs("test", 9, seed=5)
     )
-    assert done.stdout.strip() == hashlib.sha256(here).hexdigest()
+    assert run_alone(print_digest).strip() == hashlib.sha256(here).hexdigest()
 
 
 def test_a_thousand_pictures_take_about_a_second():

@@ -3,13 +3,7 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
-
-import matplotlib as mpl
-
-mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,16 +49,10 @@ from entityclip.report import (
 )
 from entityclip.results import ResultsError
 from entityclip.style import GREEN, VERMILLION, marks, wrap
+from tests.processes import run_alone
 
+pytestmark = pytest.mark.usefixtures("figure_style")
 LEVELS = {"zero-shot": 1.0, "clip": 70.0, "entityclip": 65.0}
-
-
-@pytest.fixture(autouse=True)
-def _style():
-    with mpl.rc_context():
-        apply_style()
-        yield
-    plt.close("all")
 
 
 def make_rows(variants=LEVELS, splits=("test", "test_longtail"), seeds=(0,), **changes):
@@ -569,16 +557,12 @@ def test_the_same_data_give_the_same_bytes_in_any_process(tmp_path):
     first = draw_everything(tmp_path / "a")
     assert len(first) == 32  # twelve figures and two tables in two formats, four tables as CSV
     assert draw_everything(tmp_path / "b") == first
-    script = "import sys; from tests.test_report import draw_everything as d; print(d(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "c")],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == str(first)
+    assert run_alone(print_drawn, tmp_path / "c").strip() == str(first)
+
+
+def print_drawn(folder):
+    os.environ["SOURCE_DATE_EPOCH"] = "1"
+    print(draw_everything(folder))
 
 
 def test_figures_carry_neither_date_nor_program(tmp_path):

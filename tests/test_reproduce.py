@@ -6,12 +6,8 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
-import time
 
 import nbformat
-import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -175,42 +171,6 @@ def test_failure_leaves_the_last_good_results(house, capsys, kind):
     assert (runs / "notebooks" / "00_bad.ipynb").read_text() == "good"
     assert not (runs / "done").exists()
     assert not (runs / "staging" / "00_bad").exists()
-
-
-def test_second_run_is_refused_and_sigterm_ends_the_first(house, capsys):
-    started = house.runs / "started"
-    source = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(120)"
-    write_notebook(house.notebooks, "00_long", source)
-    code = (
-        "import sys, pathlib; from entityclip.reproduce import main; "
-        "n, f = map(pathlib.Path, sys.argv[1:]); "
-        "sys.exit(main(['--profile', 'smoke'], notebooks=n, figures=f))"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, str(house.notebooks), str(house.figures)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not started.exists():
-            assert first.poll() is None, first.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        kernels = psutil.Process(first.pid).children(recursive=True)
-        assert kernels
-        assert house.main("--profile", "smoke") == 2
-        assert f"already being run by process {first.pid}" in capsys.readouterr().err
-
-        first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=30)
-    finally:
-        first.kill()
-    assert first.returncode == 128 + signal.SIGTERM
-    assert errors.splitlines()[-1].startswith("stopped by SIGTERM")
-    assert "Traceback" not in errors
-    assert psutil.wait_procs(kernels, timeout=10)[1] == []
-    assert not (house.runs / "smoke" / "done").exists()
 
 
 # ------------------------------------------------------------------------------ refused at once

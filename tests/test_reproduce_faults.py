@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +60,7 @@ def report(house):  # noqa: F811
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_in_a_notebook(house, number):  # noqa: F811
+def test_killed_in_a_notebook(house, capsys, number):  # noqa: F811
     started = house.runs / "started"
     wait = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(120)"
     write_notebook(house.notebooks, "00_long", SPOIL, wait)
@@ -71,6 +70,9 @@ def test_killed_in_a_notebook(house, number):  # noqa: F811
     try:
         wait_for(started, first)
         kernels = psutil.Process(first.pid).children(recursive=True)
+        assert kernels
+        assert house.main("--profile", "smoke") == 2  # a second run is refused meanwhile
+        assert f"already being run by process {first.pid}" in capsys.readouterr().err
         first.send_signal(number)
         _, errors = first.communicate(timeout=60)
     finally:
@@ -81,15 +83,16 @@ def test_killed_in_a_notebook(house, number):  # noqa: F811
     if number == signal.SIGTERM:
         assert first.returncode == 128 + number
         assert errors.splitlines()[-1].startswith("stopped by SIGTERM")
+        assert "Traceback" not in errors
         assert report(house) == [
             ("00_long", "failed", "stopped by SIGTERM"),
             ("01_next", "skipped", None),
         ]
 
-    # whoever was killed holds nothing: the same command goes on
+    # whoever was killed holds nothing: the same notebook is run anew
     write_notebook(house.notebooks, "00_long", SPOIL)
-    assert house.main("--profile", "smoke") == 0
-    assert house.statuses() == {"00_long": "done", "01_next": "done"}
+    assert house.main("--profile", "smoke", "--only", "00_long") == 0
+    assert house.statuses() == {"00_long": "done"}
     assert good[0].read_text() == ""
     assert not (house.runs / "smoke" / "staging" / "00_long").exists()
 
@@ -175,7 +178,7 @@ def test_a_deaf_notebook_and_what_it_started_are_ended(house, capsys):  # noqa: 
     write_notebook(house.notebooks, "00_deaf", source)
     write_notebook(house.notebooks, "01_never", "1")
     good = good_results(house, "00_deaf")
-    assert house.main("--profile", "smoke", "--timeout", "8") == 1
+    assert house.main("--profile", "smoke", "--timeout", "4") == 1
     assert house.statuses() == {"00_deaf": "failed", "01_never": "skipped"}
     assert "CellTimeoutError: A cell timed out" in capsys.readouterr().err
     assert [path.read_text() for path in good] == ["good", "good"]
@@ -312,4 +315,3 @@ def test_a_notebook_alone_says_nothing_beside_the_figures(house, ran):  # noqa: 
     assert not told.exists()
     assert house.main("--profile", "smoke") == 0
     assert json.loads(told.read_text())["notebooks"][1]["status"] == "done"
-    shutil.rmtree(house.runs)

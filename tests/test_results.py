@@ -13,7 +13,7 @@ from entityclip import results
 from entityclip.config import EntityCLIPConfig
 from entityclip.files import atomic_write_bytes, atomic_write_text
 from entityclip.identity import as_dict, config_hash
-from entityclip.provenance import git_commit, provenance
+from entityclip.provenance import git_commit, peak_memory_mb, provenance
 from entityclip.results import (
     COLUMNS,
     ResultsError,
@@ -21,6 +21,7 @@ from entityclip.results import (
     measurement_rows,
     read_rows,
 )
+from tests.processes import run_alone, start
 
 
 def row(**changes):
@@ -150,16 +151,15 @@ def test_git_commit_is_unknown_outside_a_checkout_of_its_own(checkout, tmp_path_
     assert git_commit(checkout / "entityclip") == "unknown"
 
 
+def print_peaks():
+    before = peak_memory_mb()
+    block = np.ones(2**28 // 8)  # 256 MiB, touched
+    print(before, peak_memory_mb(), len(block))
+
+
 def test_peak_memory_is_in_mib():
     # in a process of its own: here an earlier test may have needed more already
-    script = (
-        "import numpy as np; from entityclip.provenance import peak_memory_mb as peak\n"
-        "before = peak(); block = np.ones(2**28 // 8); print(before, peak())"  # 256 MiB, touched
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    before, after = map(float, done.stdout.split())
+    before, after, _ = map(float, run_alone(print_peaks).split())
     assert before > 50  # torch alone
     assert 200 < after - before < 300
 
@@ -303,31 +303,23 @@ def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-APPENDER = """
-import json, sys
-from entityclip.results import append_rows
-path, writer, base = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-for i in range(500):
-    append_rows(path, [base | {"variant": writer, "seed": i, "device": "x" * (i % 97 * 50)}])
-"""
+def append_500(path, writer):
+    for i in range(500):
+        append_rows(path, [row(variant=writer, seed=i, device="x" * (i % 97 * 50))])
 
 
 def test_two_processes_can_append_at_once(tmp_path):
-    path = tmp_path / "a.jsonl"
-    command = [sys.executable, "-c", APPENDER, str(path)]
-    writers = [
-        subprocess.Popen(
-            [*command, name, json.dumps(row())], env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        for name in ("one", "two")
-    ]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    path, log = tmp_path / "runs" / "a.jsonl", tmp_path / "output"
+    writers = [start(append_500, path, name, log=str(log)) for name in ("one", "two")]
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0], log.read_text()
     frame = read_rows(path)
     assert frame.groupby("variant")["seed"].apply(set).to_dict() == {
         "one": set(range(500)),
         "two": set(range(500)),
     }
-    assert os.listdir(tmp_path) == ["a.jsonl"]
+    assert os.listdir(path.parent) == ["a.jsonl"]
 
 
 # --------------------------------------------------------------------------------- atomic writes

@@ -155,8 +155,8 @@ def test_a_shown_page_tells_what_it_shows(collection):
     assert shown.alt.startswith("Search for “a goal” – page 1")
 
 
+@pytest.mark.usefixtures("figure_style")
 def test_a_figure_without_a_description_says_its_labels():
-    style.apply_style()
     figure, axes = style.plt.subplots(1, 2)
     axes[0].set(xlabel="epoch", ylabel="loss", title="Test")
     axes[1].imshow(np.zeros((2, 2)))

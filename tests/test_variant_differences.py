@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,19 +9,12 @@ from matplotlib.colors import to_hex
 
 from entityclip.forest import COLUMNS, plot_forest
 from entityclip.sheets import Cell, sheet_latex
-from entityclip.style import apply_style, save_figure
+from entityclip.style import save_figure
 from entityclip.variant_differences import describe_differences, difference_sheet
 from tests.test_sheets import check_latex
 
+pytestmark = pytest.mark.usefixtures("figure_style")
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def _style():
-    with mpl.rc_context():
-        apply_style()
-        yield
-    plt.close("all")
 
 
 def make_differences():
