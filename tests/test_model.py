@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -113,10 +114,12 @@ def test_heads_must_divide_the_width():
 def test_hand_computed_losses():
     # both picture rows equally near both texts: log 2 each way
     same = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert vtc_loss(same, same, torch.tensor(5.0)).item() == pytest.approx(0.693147, abs=1e-6)
+    assert vtc_loss(same, same, torch.tensor(5.0)).item() == pytest.approx(math.log(2), abs=1e-6)
     # pairs apart and scale 10: log(1 + e^-10)
     apart = torch.eye(2)
-    assert vtc_loss(apart, apart, torch.tensor(10.0)).item() == pytest.approx(4.5398e-05, abs=1e-7)
+    assert vtc_loss(apart, apart, torch.tensor(10.0)).item() == pytest.approx(
+        math.log1p(math.exp(-10)), abs=1e-7
+    )
 
 
 def test_pairs_without_negative_count_in_the_first_term_only():
@@ -152,5 +155,5 @@ def test_a_step_asks_no_tensor_for_its_value(config):
     outputs = model(images, captions, captions, keys, lengths=lengths)
     model.losses(outputs)["loss"].backward()
     assert all(p.grad is not None for p in model.parameters())  # DDP waits for each of them
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+    with pytest.raises(RuntimeError, match="meta"):
         model(images, captions, captions, keys)  # what asks how long the texts are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -140,7 +141,7 @@ def test_leak_rows_are_recall_between_mixed_embeddings(runs, model):
 
 
 def test_matching_rows_count_right_answers(runs, model):
-    base = experiment()
+    base, model = experiment(), copy.deepcopy(model)
     with torch.no_grad():  # a head that always says "match"
         model.matching.head.weight.zero_()
         model.matching.head.bias.copy_(torch.tensor([-1.0, 1.0]))
