@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import matplotlib as mpl
 import pytest
@@ -19,6 +20,13 @@ def pytest_ignore_collect(collection_path, config):
     """tests/soak takes long: it runs where it is named (`make soak`), not with all the others."""
     named = any("soak" in str(argument) for argument in config.args)
     return True if collection_path.name == "soak" and not named else None
+
+
+def pytest_collection_finish(session):
+    """Where a collected test starts processes of its own, they are prepared for at once."""
+    processes = sys.modules.get("tests.processes")
+    if processes and session.items and not session.config.option.collectonly:
+        processes.warm_up()
 
 
 @pytest.fixture(scope="session")

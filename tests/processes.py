@@ -12,30 +12,39 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 _PRELOADED = ["entityclip.training", "entityclip.datasets", "tests.training_setup"]
 
 
+def warm_up() -> None:
+    """Start the server now: it imports beside the first tests, and has none of their settings."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
+
+
 def start(function: Callable[..., None], *arguments: Any, log: str) -> ForkServerProcess:
     """Start `function(*arguments)` in a process of its own, its output going to the file `log`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_run, args=(function, arguments, log))
+    warm_up()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run, args=(function, arguments, log)
+    )
     process.start()
     return process
 
 
 def run_alone(function: Callable[..., None], *arguments: Any) -> str:
-    """What `function(*arguments)` prints in a process of its own; fail with that if it fails."""
+    """The last line `function(*arguments)` prints in a process of its own; all, if it fails."""
     with tempfile.NamedTemporaryFile("r") as log:
         process = start(function, *arguments, log=log.name)
         process.join(300)
         process.kill()
-        printed = log.read()
+        process.join()
+        printed = log.read().strip()
         assert process.exitcode == 0, printed
-        return printed
+        return printed.rpartition("\n")[2]
 
 
 def run_together(function: Callable[..., None], processes: int, *arguments: Any) -> None:

@@ -43,15 +43,18 @@ def test_a_pair_without_any_negative_is_marked():
 def test_draws_follow_the_softmax_of_rows_and_columns():
     torch.manual_seed(0)
     logits = torch.tensor([[9.0, 0.0, 1.0], [2.0, 9.0, 0.0], [0.0, 1.0, 9.0]])
-    same = torch.eye(3, dtype=torch.bool)
-    draws = 20_000
+    blocks, calls = 100, 200  # a hundred such batches in one, which may draw from their own only
+    allowed = torch.block_diag(*[1 - torch.eye(3)] * blocks).bool()
     texts, images = torch.zeros(3, 3), torch.zeros(3, 3)
-    rows = torch.arange(3)
-    for _ in range(draws):
-        negatives = draw_negatives(logits, same)
-        texts[rows, negatives.text] += 1
-        images[rows, negatives.image] += 1
-    masked = logits.masked_fill(same, -torch.inf)
+    rows, one = torch.arange(3 * blocks), torch.ones(3 * blocks)
+    for _ in range(calls):
+        negatives = draw_negatives(logits.repeat(blocks, blocks), ~allowed)
+        assert allowed[rows, negatives.text].all()
+        assert allowed[rows, negatives.image].all()
+        texts.index_put_((rows % 3, negatives.text % 3), one, accumulate=True)
+        images.index_put_((rows % 3, negatives.image % 3), one, accumulate=True)
+    draws = blocks * calls
+    masked = logits.masked_fill(torch.eye(3, dtype=torch.bool), -torch.inf)
     # 5 standard deviations of a share estimated from this many draws are below 0.018
     torch.testing.assert_close(texts / draws, masked.softmax(1), atol=0.018, rtol=0)
     torch.testing.assert_close(images / draws, masked.T.softmax(1), atol=0.018, rtol=0)

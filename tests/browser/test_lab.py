@@ -16,7 +16,7 @@ from entityclip.config import REPOSITORY
 from entityclip.notebook_runs import find_notebooks
 from tests.browser.lab import NOTEBOOKS, find_chromium, run_all, running_lab, screenshot
 
-LIGHT = "02_method"  # trains nothing
+LIGHT = "11_search"  # the lightest with controls and pictures
 TIMEOUT = float(os.environ.get("ENTITYCLIP_BROWSER_TIMEOUT", 1200))  # seconds a notebook
 THEME = os.environ.get("ENTITYCLIP_BROWSER_THEME", "light")
 SHOTS = Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs") / "browser"
