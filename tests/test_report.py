@@ -556,8 +556,8 @@ def draw_everything(folder):
 def test_the_same_data_give_the_same_bytes_in_any_process(tmp_path):
     first = draw_everything(tmp_path / "a")
     assert len(first) == 32  # twelve figures and two tables in two formats, four tables as CSV
-    assert draw_everything(tmp_path / "b") == first
-    assert run_alone(print_drawn, tmp_path / "c") == str(first)
+    # here other tests have drawn before; there nothing has been
+    assert run_alone(print_drawn, tmp_path / "b") == str(first)
 
 
 def print_drawn(folder):
