@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from typing import Any
+
+from tests.fixtures.ports import free_port
 
 _PRELOADED = ["entityclip.training", "entityclip.datasets", "tests.training_setup"]
 
@@ -50,7 +51,7 @@ def run_alone(function: Callable[..., None], *arguments: Any) -> str:
 def run_together(function: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in `processes` that find each other; fail with what they print."""
     with tempfile.NamedTemporaryFile("r") as log:
-        port = _free_port()
+        port = free_port()
         running = [
             start(_member, rank, processes, port, function, arguments, log=log.name)
             for rank in range(processes)
@@ -93,9 +94,3 @@ def _member(rank: int, size: int, port: int, function: Callable[..., None], argu
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

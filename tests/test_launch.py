@@ -9,13 +9,13 @@ import open_clip
 import pytest
 import torch
 
-from entityclip import launch
 from entityclip.config import REPOSITORY
 from entityclip.launch import train_on_all_gpus
 from entityclip.results import read_rows
 from entityclip.step_log import TrainingError
 from entityclip.train import main
 from tests import NARROW, SHIPPED
+from tests.fixtures.ports import free_port
 from tests.killing import differences_between
 from tests.processes import start
 
@@ -62,7 +62,7 @@ def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypat
     """Two processes each; the notebook's are forked from this one, whatever it did before."""
     command = start(
         accelerate_launch, tmp_path / "command",
-        *("--multi_gpu", "--num_processes", "2", "--main_process_port", launch._free_port()),
+        *("--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())),
         *("-m", "entityclip.train", "--profile", "smoke", "--variant", "clip"),
         *("--set", *SETTINGS), log=str(tmp_path / "output"),
     )  # fmt: skip

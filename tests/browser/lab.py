@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import nbformat
 
 from entityclip.config import REPOSITORY
+from tests.fixtures.ports import free_port
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 _LAB_STARTS = 120  # seconds
@@ -85,7 +85,7 @@ def running_lab(folder: Path, *, theme: str = "light") -> Iterator[Lab]:
             if cell.cell_type == "code":
                 cell.update(outputs=[], execution_count=None)
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    token, port = secrets.token_hex(16), _free_port()
+    token, port = secrets.token_hex(16), free_port()
     lab = Lab(f"http://127.0.0.1:{port}", token, folder)
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
@@ -186,12 +186,6 @@ def _environment(folder: Path, theme: str) -> dict[str, str]:
     environment = {**os.environ, **{name: str(path) for name, path in own.items()}}
     environment.pop("TQDM_DISABLE", None)  # progress bars are part of what is looked at
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_up(lab: Lab, server: subprocess.Popen) -> None:
