@@ -110,12 +110,13 @@ def test_a_chat_token_in_a_caption_ends_nothing(server, pairs, tmp_path):
 
 
 def test_the_same_file_through_transformers(weights, pairs, tmp_path):
-    llm = LocalLLM.load(weights, batch_size=4, device="cpu")
+    llm = LocalLLM.load(weights, batch_size=3, device="cpu")
     assert llm.model == weights.name
-    brief = replace(SAMPLING, max_tokens=8)  # slower than the server
-    rows = explain(pairs[:4], llm, tmp_path / "cache.jsonl", sampling=brief, progress=False)
-    assert [row.id for row in rows] == [pair.id for pair in pairs[:4]]
+    # few and greedy, so never asked twice: in fp32 on a CPU, reading a prompt takes seconds
+    brief = Sampling(temperature=0, max_tokens=16)
+    rows = explain(pairs[:3], llm, tmp_path / "cache.jsonl", sampling=brief, progress=False)
+    assert [row.id for row in rows] == [pair.id for pair in pairs[:3]]
     assert {row.model for row in rows} == {weights.name}
     assert {row.finish_reason for row in rows} <= {"stop", "length"}
-    assert len({row.text for row in rows if row.text}) >= 3
+    assert len({row.text for row in rows if row.text}) >= 2
     assert not any("<|im_" in row.text for row in rows)

@@ -26,16 +26,20 @@ def literal(seeds, n, seed, others=None):
     rng, found = np.random.default_rng(seed), []
 
     def of(one, pictures):
-        texts = [c for p in pictures for c in np.flatnonzero(one.image_of == p)]
+        texts = np.concatenate([captions[id(one)][p] for p in pictures])
+        ranks = {
+            "text_to_image": one.text_to_image.numpy()[texts],
+            "image_to_text": one.image_to_text.numpy()[pictures],
+        }
         metrics = {
-            d: {f"R@{k}": 100 * np.mean([r <= k for r in ranks]) for k in (1, 5, 10)}
-            for d, ranks in (
-                ("text_to_image", one.text_to_image[texts].tolist()),
-                ("image_to_text", one.image_to_text[list(pictures)].tolist()),
-            )
+            d: {f"R@{k}": 100 * np.mean(r <= k) for k in (1, 5, 10)} for d, r in ranks.items()
         }
         return rsum(metrics)
 
+    captions = {
+        id(one): [np.flatnonzero(one.image_of == p) for p in range(len(one.image_to_text))]
+        for one in (*seeds, *(others or ()))
+    }
     for _ in range(n):
         pictures = rng.integers(0, len(seeds[0].image_to_text), len(seeds[0].image_to_text))
         each = [of(one, pictures) for one in seeds]
