@@ -12,13 +12,12 @@ import json
 import pandas as pd
 
 from benchmarks.marked_parts import replace_part
-from entityclip.ablation_plots import describe_leak
-from entityclip.comparison import describe
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
-from entityclip.tables import retrieval_markdown
+from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, label
 
 FIGURES = REPOSITORY / "figures"
+_SPACE = "\N{NO-BREAK SPACE}"  # an interval or a name stays on one line
 # notebook -> what it makes, what it answers to
 MAP = {
     "00_setup_and_data": ("`pairs`, `generic_pairs`, `lengths`, `splits.csv`", "data sets"),
@@ -26,17 +25,17 @@ MAP = {
         "`explanations`, `explanation_checks`, `explanation_lengths`",
         "the LLM's explanations",
     ),
-    "02_method": ("–", "section 3, equation by equation"),
+    "02_method": ("–", "the method, equation by equation"),
     "03_train": (
         "`pretraining_curves`, `training_curves`, `training_runs.csv`",
-        "section 4.1, training",
+        "training",
     ),
     "04_retrieval": (
         "`retrieval_gallery`, `attention_words`, `attention_patches`, `gates`, `embedding_space`",
         "the retrieval tables; what the experts look at",
     ),
-    "05_ablation_mmae": ("shown only, as 06 and 12", "the ablation of MMAE; the leak question"),
-    "06_ablation_gi_itm": ("–", "the ablation of GI-ITM"),
+    "05_ablation_mmae": ("saved by 10", "the ablation of MMAE; the leak question"),
+    "06_ablation_gi_itm": ("saved by 10", "the ablation of GI-ITM"),
     "07_generalization": (
         "with `ALL=1`: domains, matrices, confusions",
         "cross-domain retrieval, zero-shot sections",
@@ -44,33 +43,82 @@ MAP = {
     "08_itr": ("with `ALL=1`: relations, F1, Grad-CAM", "the ITR paper"),
     "09_ascl": ("with `ALL=1`: samples, ablation, queries", "the AsCL paper"),
     "10_tables_and_figures": (
-        "`retrieval`, `differences`, `recall_curves`, `seed_curves`; the tables of 05–09, 12",
+        "`retrieval`, `differences`, `recall_curves`, `seed_curves`; what has rows of 05–09, 12",
         "all tables and figures, from stored rows",
     ),
-    "11_search": ("`disagreements.csv`, `search_words.csv`", "search with the trained model"),
-    "12_controls_and_search": ("–", "controls that could refute the claims; a search for better"),
+    "11_search": (
+        "`disagreements.csv`, `search_words.csv`, `query_gates.csv`",
+        "search with the trained model",
+    ),
+    "12_controls_and_search": (
+        "saved by 10",
+        "controls that could refute the claims; a search for better",
+    ),
 }
 
 
 def results() -> str:
-    """The main table, text to image, and its differences in words."""
+    """The main table, text to image, and its differences."""
     table = pd.read_csv(FIGURES / "retrieval.csv")
-    one_way = table[table["direction"] == "text_to_image"].reset_index(drop=True)
-    said = "Differences query by query (bootstrap over queries and seeds, both paired):"
-    return f"{retrieval_markdown(one_way)}\n{said}\n\n{sentences('differences')}"
+    one_way = table[table["direction"] == "text_to_image"]
+    lines = ["| Split | Variant | Seeds | R@1 | R@10 | MeanR |",
+             "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    for row in one_way.to_dict("records"):
+        numbers = " | ".join(_number(row, metric) for metric in ("R@1", "R@10", "MeanR"))
+        split = label(row["split"], SPLITS).replace(" ", _SPACE)
+        names = f"{split} | {label(row['variant'], VARIANTS)}"
+        lines.append(f"| {names} | {row['seeds']} | {numbers} |")
+    said = "R@1, first minus second on the same queries and seeds (bold: the interval excludes 0):"
+    return "\n".join([*lines, "", said, "", differences("differences")])
 
 
 def controls() -> str:
-    """The controls' differences in words, then the leak question."""
-    leak = describe_leak(pd.read_csv(FIGURES / "leak.csv"))
-    return sentences("controls_differences") + "".join(f"- {line}\n" for line in leak)
+    """The controls' differences, then the leak question."""
+    said = "Retrieval between V\\* and T\\*, text to image, R@1 in percent, chance 0.25:"
+    return f"{differences('controls_differences')}\n{said}\n\n{leak()}"
 
 
-def sentences(name: str) -> str:
-    """A table of differences, text to image, as a list of sentences."""
+def differences(name: str) -> str:
+    """A table of differences: a line a comparison, a column a split and direction."""
     rows = pd.read_csv(FIGURES / f"{name}.csv")
-    rows = rows[rows["direction"] == "text_to_image"].to_dict("records")
-    return "".join(f"- {describe(row)}\n" for row in rows)
+    places = [(split, way) for split in SPLITS for way in DIRECTIONS]
+    places = [p for p in places if p in set(zip(rows["split"], rows["direction"], strict=True))]
+    heads = [f"{label(s, SPLITS)}, {DIRECTIONS[way].replace(' ', _SPACE)}" for s, way in places]
+    lines = [f"| R@1, difference | Seeds | {' | '.join(heads)} |",
+             "|---|--:|" + "--:|" * len(places)]  # fmt: skip
+    for (first, second), pair in rows.groupby(["first", "second"], sort=False):
+        at = pair.set_index(["split", "direction"])
+        cells = [_difference(at.loc[place]) if place in at.index else "" for place in places]
+        seeds = "–".join(str(n) for n in sorted(set(pair["seeds"])))
+        names = f"{label(first, VARIANTS)} − {label(second, VARIANTS)}"
+        lines.append(f"| {names} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def leak() -> str:
+    """Retrieval between V* and T*, text to image, by the explanation that they read at test."""
+    table = pd.read_csv(FIGURES / "leak.csv")
+    table = table[table["direction"] == "text_to_image"]
+    reads = {"own": "its own", "same wrong": "the same wrong one",
+             "two different wrong": "two different wrong ones"}  # fmt: skip
+    lines = [f"| Both read … | Seeds | {' | '.join(reads.values())} |",
+             "|---|--:|" + "--:|" * len(reads)]  # fmt: skip
+    for variant, rows in table.groupby("variant", sort=False):
+        value = rows.set_index("reads")["value"]
+        numbers = " | ".join(f"{value[kind]:.1f}" for kind in reads)
+        lines.append(f"| {label(variant, VARIANTS)} | {rows['seeds'].iloc[0]} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(row: dict, metric: str) -> str:
+    return f"{row[metric]:.1f} [{row[f'{metric}_low']:.1f},{_SPACE}{row[f'{metric}_high']:.1f}]"
+
+
+def _difference(row: pd.Series) -> str:
+    value = f"{row['value']:+.1f}"
+    if row["low"] > 0 or row["high"] < 0:
+        value = f"**{value}**"
+    return f"{value} [{row['low']:+.1f},{_SPACE}{row['high']:+.1f}]"
 
 
 def notebook_map() -> str:
