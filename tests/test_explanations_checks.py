@@ -297,12 +297,12 @@ def test_policies(policy, ids, kept, captions, dropped, tmp_path):
 
 
 def test_the_policy_is_a_setting_and_reaches_training_but_not_tests(monkeypatch):
-    from entityclip import experiments
+    from entityclip import experiments, profile_data
     from entityclip.config import load_profile
 
     assert Settings.model_fields["explanation_policy"].default == "use"
     bad = replace(PAIRS[0], explanation="The caption is nothing.")
-    monkeypatch.setattr(experiments, "load_pairs", lambda *args, **options: [bad, *PAIRS[1:3]])
+    monkeypatch.setattr(profile_data, "load_pairs", lambda *args, **options: [bad, *PAIRS[1:3]])
     expected = {
         "use": [bad, *PAIRS[1:3]],
         "drop": PAIRS[1:3],
