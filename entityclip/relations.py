@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from entityclip.backbone import Backbone, load_clip_weights
 from entityclip.baselines.itr.classifier import classify, finetune_classifier
@@ -34,6 +32,7 @@ from entityclip.results import (
     read_rows,
 )
 from entityclip.run_state import BEST
+from entityclip.seed_intervals import mean_over_seeds
 from entityclip.stored import row_files
 
 PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
@@ -110,6 +109,7 @@ class RelationStudy:
         self, seeds: Iterable[int] | None = None, protocols: Iterable[str] = PROTOCOLS
     ) -> pd.DataFrame:
         """Stored rows of these very settings. Raises ResultsError if there are none."""
+        rows = read_rows(*self.files, schema=CLASSIFICATION)  # before the data, which take longer
         seeds = list(self.runs.itr.seeds if seeds is None else seeds)
         hashes = {
             config_hash(self._identity(tasks, seed, protocol))
@@ -117,7 +117,6 @@ class RelationStudy:
             for seed in seeds
             for protocol in protocols
         }
-        rows = read_rows(*self.files, schema=CLASSIFICATION)
         kept = rows[rows["config_hash"].isin(hashes)]
         if kept.empty:
             raise ResultsError(
@@ -226,20 +225,12 @@ def relation_table(rows: pd.DataFrame) -> pd.DataFrame:
             (rows["variant"] == BEFORE) & (rows["protocol"] == protocol) & (rows["label"] == label)
         ]
         gains = group.set_index("seed")["value"].sub(before.set_index("seed")["value"]).dropna()
-        low, high = _t_interval(gains.to_numpy())
+        gain, low, high = mean_over_seeds(gains)
         table.append(
             {
                 "protocol": protocol, "variant": variant, "label": label,
-                "value": group["value"].mean(), "gain": gains.mean(), "gain_low": low,
+                "value": group["value"].mean(), "gain": gain, "gain_low": low,
                 "gain_high": high, "seeds": len(group),
             }
         )  # fmt: skip
     return pd.DataFrame(table)
-
-
-def _t_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of independent values; NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from entityclip.tables import mean_over_seeds
+from entityclip.seed_intervals import over_seeds
 
 SUMMARY = ("accuracy", "macro_f1")  # then one "f1/<section>" a section; all in percent
 
@@ -71,11 +71,7 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
         true = np.array(confusion).sum(1)
         line["majority"] = 100 * true.max() / true.sum()
         for metric in SUMMARY:
-            rows = group[group["metric"] == metric]
-            if len(rows) == 1:
-                value, low, high = rows[["value", "low", "high"]].iloc[0]
-            else:
-                value, low, high = mean_over_seeds(rows["value"].to_numpy(float))
+            value, low, high = over_seeds(group[group["metric"] == metric])
             line |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
         table.append(line)
     return pd.DataFrame(table)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from entityclip.config import config_hash
 from entityclip.metrics import METRICS
 from entityclip.results import ResultsError
+from entityclip.seed_intervals import PERCENT, over_seeds
 from entityclip.sheets import Cell, Mark, Sheet, sheet_markdown, standings
 from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, in_order, label
 
@@ -36,7 +35,7 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     refuse_mixtures(rows)
     table = []
     for names, group in rows.groupby(_GROUP, sort=False):
-        seeds = group["seed"].nunique()
+        seeds, by_metric = group["seed"].nunique(), dict(list(group.groupby("metric")))
         line: dict[str, Any] = dict(zip(_GROUP, names, strict=True)) | {
             "seeds": seeds,
             "n_queries": group["n_queries"].iloc[0],
@@ -44,8 +43,10 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
             "interval": "bootstrap over queries" if seeds == 1 else "t over seeds",
         }
         for metric in METRICS:
-            of_metric = group[group["metric"] == metric]
-            numbers = _summary(of_metric, metric) if len(of_metric) == seeds else (np.nan,) * 3
+            of_metric = by_metric.get(metric, ())
+            bounds = PERCENT if metric.startswith("R@") else (1, np.inf)
+            whole = len(of_metric) == seeds
+            numbers = over_seeds(of_metric, bounds) if whole else (np.nan,) * 3
             line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), numbers, strict=True))
         table.append(line)
     return _sorted(pd.DataFrame(table))
@@ -138,7 +139,9 @@ def refuse_mixtures(rows: pd.DataFrame) -> None:
                 f"rows of {dataset}/{split} come from different data ({which}); measure all "
                 "variants on the same data, or choose rows by data_fingerprint"
             )
-    settings = rows["config"].map(lambda config: config_hash(_without_seeds(config)))
+    configs = rows.drop_duplicates("config_hash").set_index("config_hash")["config"]
+    settings = configs.map(lambda config: config_hash(_without_seeds(config)))
+    settings = rows["config_hash"].map(settings)
     for (dataset, split, variant), group in settings.groupby(
         [rows["dataset"], rows["split"], rows["variant"]]
     ):
@@ -154,40 +157,6 @@ def _without_seeds(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {k: _without_seeds(v) for k, v in config.items() if k != "seed"}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
-
-
-def _summary(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Value, low and high of one metric, a row a seed."""
-    values = rows["value"].to_numpy(float)
-    if len(values) == 1:
-        low, high = rows[["low", "high"]].astype(float).iloc[0]
-        return values[0], low, high
-    bounds = (0, 100) if metric.startswith("R@") else (1, np.inf)
-    mean, low, high = mean_over_seeds(values)
-    low, high = np.clip([low, high], *bounds)
-    return mean, low, high
-
-
-def mean_over_seeds(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean of a value a seed and its 95 % interval by Student's t; NaN ends for a single seed."""
-    mean = values.mean()
-    if len(values) < 2:
-        return mean, np.nan, np.nan
-    half = _t_quantile(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
-def _t_quantile(degrees: int) -> float:
-    """The 97.5 % point of Student's t; no SciPy for one number."""
-    few = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-    if degrees <= len(few):
-        return few[degrees - 1]
-    z, n = NormalDist().inv_cdf(0.975), degrees
-    # Abramowitz and Stegun, 26.7.5
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
