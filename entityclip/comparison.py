@@ -71,6 +71,7 @@ def difference_table(
     for first, second in pairs:
         keys = ["dataset", "split", "direction", "seed"]
         both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
+        both = both.sort_values("seed", kind="stable")  # resamples draw seeds by their place
         for names, group in both.groupby(keys[:3], sort=False):
             if (group["data_fingerprint_x"] != group["data_fingerprint_y"]).any():
                 raise ValueError(f"{first} and {second} were measured on different data: {names}")
@@ -112,17 +113,21 @@ def describe(row: Mapping[str, Any]) -> str:
     first, _, second = row["variant"].partition(" minus ")
     direction = row["direction"].replace("_", " ")
     low, high = row["low"], row["high"]
-    if low <= 0 <= high:
-        verdict = f"{first} is not separable from {second}"
-    else:
-        higher_is_better = row["metric"].startswith("R@")
-        verdict = (
-            f"{first} is {'better' if (low > 0) == higher_is_better else 'worse'} than {second}"
-        )
+    found = verdict(low, high, higher_is_better=row["metric"].startswith("R@"))
     return (
-        f"{row['split']}, {direction}: {verdict} by {row['metric']} "
+        f"{row['split']}, {direction}: {first} is {found} {second} by {row['metric']} "
         f"(difference {row['value']:+.1f}, 95 % interval {low:+.1f} to {high:+.1f})"
     )
+
+
+def verdict(low: float, high: float, *, higher_is_better: bool = True) -> str:
+    """How the first compares with the second, by the interval of first minus second.
+
+    "better than", "worse than", or "not separable from" where 0 lies within or there is none (NaN).
+    """
+    if low > 0 or high < 0:
+        return "better than" if (low > 0) == higher_is_better else "worse than"
+    return "not separable from"
 
 
 def _per_query(ranks: NDArray[np.int64], metric: str) -> NDArray[np.float64]:

@@ -71,6 +71,7 @@ def test_what_cannot_be_compared_is_refused(arguments, says):
         ("R@1", -5.0, -1.0, "a is worse than b"),
         ("MeanR", -5.0, -1.0, "a is better than b"),
         ("R@1", -1.0, 0.0, "a is not separable from b"),
+        ("R@1", float("nan"), float("nan"), "a is not separable from b"),
     ],
 )
 def test_the_sentence_says_what_the_interval_says(metric, low, high, says):
@@ -106,6 +107,13 @@ def test_differences_use_the_seeds_that_both_have():
     assert row["n_queries"] == 4
     assert row["value"] == pytest.approx((50 + 25) / 2)
     assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_differences_do_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    rows = rank_rows({(v, s): rng.integers(1, 6, 60) for v in "ab" for s in range(4)})
+    table = difference_table(rows, [("a", "b")])
+    pd.testing.assert_frame_equal(difference_table(rows[::-1], [("a", "b")]), table)
 
 
 def test_one_seed_gives_the_paired_bootstrap_over_queries():

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from entityclip.baselines.ascl.runs import AsCLRuns, Measured
+from entityclip.comparison import verdict
 from entityclip.metrics import rsum
 from entityclip.rsum import rsum_difference, rsum_numbers
 
@@ -41,9 +42,8 @@ def describe_difference(runs: AsCLRuns, first: str, second: str) -> str:
     """`first` against `second` by RSUM in a sentence, paired by seed and picture."""
     of_both = (runs.retrievals(variant, runs.seeds) for variant in (first, second))
     value, low, high = rsum_difference(*of_both)
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not separable from"
     return (
-        f"{first} is {verdict} {second} by RSUM (difference {value:+.1f}, 95 % interval "
+        f"{first} is {verdict(low, high)} {second} by RSUM (difference {value:+.1f}, 95 % interval "
         f"{low:+.1f} to {high:+.1f}, {len(runs.seeds)} seeds)"
     )
 
