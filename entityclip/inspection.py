@@ -49,7 +49,7 @@ def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttenti
     mmae = _experts(model, "explanation")
     if batch.explanations is None:
         raise ValueError("the batch has no explanations; make its dataset with_explanations=True")
-    batch = batch.to(_device(model))
+    batch = batch.to(model.device)
     trim = not model.config.sees_padding
     image = model.backbone.image_tokens(batch.images)
     text, explanation = model.backbone.texts_tokens(batch.captions, batch.explanations, trim=trim)
@@ -71,7 +71,7 @@ def image_attention(model: EntityCLIP, batch: Batch) -> Tensor:
     Raises ValueError for a model without image experts.
     """
     mmae = _experts(model, "image")
-    image = model.backbone.image_tokens(batch.images.to(_device(model)))
+    image = model.backbone.image_tokens(batch.images.to(model.device))
     weights = _attention(mmae.image, image, normalize_tokens(image.tokens), None)
     return weights[..., 1:].unflatten(-1, model.backbone.clip.visual.grid_size)
 
@@ -88,7 +88,7 @@ def gate_weights(model: EntityCLIP, batches: Iterable[Batch]) -> pd.DataFrame:
     names = expert_names(model)
     frames = []
     for batch in batches:
-        moved = batch.to(_device(model))
+        moved = batch.to(model.device)
         for gate, weights in _gates(model, moved).items():
             table = pd.DataFrame(weights.float().cpu().numpy(), columns=names[gate])
             table = table.assign(pair=batch.ids, gate=gate)
@@ -213,7 +213,3 @@ def _experts(model: EntityCLIP, group: str) -> MMAE:
     if model.mmae is None or getattr(model.mmae, group) is None:
         raise ValueError(f"this model has no {group} experts")
     return model.mmae
-
-
-def _device(model: EntityCLIP) -> torch.device:
-    return next(model.parameters()).device

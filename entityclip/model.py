@@ -85,6 +85,11 @@ class EntityCLIP(nn.Module):
         """Whether training reads explanations at all."""
         return self.config.explanation_experts > 0 or self.config.bridge > 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and batches must be."""
+        return self.backbone.clip.logit_scale.device
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised picture embeddings [B, d] for images [B, 3, H, W]."""
         return F.normalize(self.backbone.encode_image(images), dim=-1)

@@ -49,7 +49,7 @@ def mixed_embeddings(
     if not model.config.explanation_experts:
         raise ValueError("the model has no explanation experts whose reading could be changed")
     images, texts = [], []
-    for rows, batch in _batches(dataset, _device(model)):
+    for rows, batch in _batches(dataset, model.device):
         image = model.backbone.image_tokens(batch.images)
         text = model.backbone.text_tokens(batch.captions, trim=not model.config.sees_padding)
         sides = []
@@ -110,10 +110,10 @@ def measure_matching(
     start = time.perf_counter()
     dataset = experiment.dataset(split, explanations=model.needs_explanations)
     right: dict[str, list[Tensor]] = {name: [] for name in MATCHING}
-    devices = [_device(model)] if _device(model).type == "cuda" else []
+    devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(experiment.seed)
-        for _, batch in _batches(dataset, _device(model)):
+        for _, batch in _batches(dataset, model.device):
             outputs = model.eval()(
                 batch.images, batch.captions, batch.explanations, batch.image_keys
             )
@@ -128,10 +128,6 @@ def measure_matching(
         rows += _recall_rows(experiment, variant, split, "pairs", ranks, model, start)
     append_rows(experiment.results / "matching.jsonl", rows)
     return rows
-
-
-def _device(model: EntityCLIP) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _batches(
@@ -159,7 +155,7 @@ def _recall_rows(
         config=experiment.identity(variant),
         seed=experiment.seed,
         data_fingerprint=data_fingerprint(experiment.pairs(split)),
-        device=_device(model),
+        device=model.device,
         wall_time_s=time.perf_counter() - start,
     )
     rows: list[Row] = []
