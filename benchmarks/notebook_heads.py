@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.marked_parts import replace_part, written_part
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
 from entityclip.notebook_runs import find_notebooks
@@ -123,11 +124,9 @@ def dump(notebook: dict) -> str:
 
 def _marked(text: str, name: str, content: str) -> str:
     """The text with its marked part replaced, or put at its end."""
-    part = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-    found = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-    if found.search(text):
-        return found.sub(lambda _: part, text)
-    return f"{text.rstrip()}\n\n{part}".lstrip()
+    if f"<!-- {name} -->" in text:
+        return replace_part(text, name, content)
+    return f"{text.rstrip()}\n\n{written_part(name, content)}".lstrip()
 
 
 def _checked(source: str) -> str:

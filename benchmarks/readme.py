@@ -8,10 +8,10 @@ Between ``<!-- name -->`` and ``<!-- /name -->`` nothing is typed by hand; a tes
 from __future__ import annotations
 
 import json
-import re
 
 import pandas as pd
 
+from benchmarks.marked_parts import replace_part
 from entityclip.ablation_plots import describe_leak
 from entityclip.comparison import describe
 from entityclip.config import REPOSITORY
@@ -92,13 +92,7 @@ PARTS = {"results": results, "controls": controls, "map": notebook_map}
 def filled(text: str) -> str:
     """The README with its measured parts as the files have them."""
     for name, write in PARTS.items():
-        content = write()
-        marked = re.compile(f"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-        if len(marked.findall(text)) != 1:
-            raise ValueError(
-                f"README.md needs one part between <!-- {name} --> and <!-- /{name} -->"
-            )
-        text = marked.sub(lambda _, n=name, c=content: f"<!-- {n} -->\n{c}<!-- /{n} -->", text)
+        text = replace_part(text, name, write().rstrip("\n"))
     return text
 
 
