@@ -10,8 +10,21 @@ from matplotlib.figure import Figure
 
 from entityclip.probes import CONDITIONS, MATCHING
 from entityclip.results import ResultsError
-from entityclip.style import DIRECTIONS, GREY, PAGE, PALETTE, SPLITS, VARIANTS, label
-from entityclip.tables import mean_over_seeds
+from entityclip.seed_intervals import over_seeds
+from entityclip.style import (
+    DIRECTIONS,
+    GREY,
+    MARKERS,
+    PAGE,
+    PALETTE,
+    SPLITS,
+    VARIANTS,
+    Marks,
+    in_order,
+    label,
+    marks,
+    variant_legend,
+)
 
 # what each knob's table rows are, by its value; EntityCLIP is the paper's point on each axis
 DOSES = {
@@ -20,23 +33,7 @@ DOSES = {
     },
     "λ, weight of VTC(V*, T*)": {0.01: "lambda-0.01", 0.1: "entityclip", 1.0: "lambda-1.0"},
 }  # fmt: skip
-_MARKERS = ("o", "s", "D", "^", "v", "P")
-
-
-def forest_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """`comparison.difference_table` as `plot_forest` wants it: label, group, value, low, high.
-
-    Where all are compared with one variant, labels name only what is compared with it.
-    """
-    one = differences["second"].nunique() == 1
-    firsts = differences["first"].map(lambda name: label(name, VARIANTS))
-    seconds = differences["second"].map(lambda name: label(name, VARIANTS))
-    groups = [
-        f"{label(row['split'], SPLITS)}, {label(row['direction'], DIRECTIONS)}, {row['metric']}"
-        for _, row in differences.iterrows()
-    ]
-    table = differences.assign(label=firsts if one else firsts + " − " + seconds, group=groups)
-    return table[["variant", "label", "group", "value", "low", "high", "seeds"]]
+_ASIDE = 0.05  # so that the intervals of two directions stand side by side
 
 
 def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figure:
@@ -50,8 +47,8 @@ def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figur
         1, len(DOSES), figsize=(PAGE, 2.5), sharey=True, layout="constrained"
     )
     for axis, (name, doses) in zip(axes, DOSES.items(), strict=True):
-        for (direction, shown), colour, marker in zip(
-            DIRECTIONS.items(), PALETTE, _MARKERS, strict=False
+        for (direction, shown), colour, marker, aside in zip(
+            DIRECTIONS.items(), PALETTE, MARKERS, (-_ASIDE, _ASIDE), strict=False
         ):
             rows = table[table["direction"] == direction].set_index("variant")
             found = {dose: rows.loc[v] for dose, v in doses.items() if v in rows.index}
@@ -61,7 +58,7 @@ def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figur
                 np.array([row[metric + end] for row in found.values()], float)
                 for end in ("", "_low", "_high")
             )
-            at = np.arange(len(doses))[[dose in found for dose in doses]]
+            at = np.flatnonzero([dose in found for dose in doses]) + aside
             axis.vlines(at, low, high, color=colour, linewidth=1.2)
             axis.plot(at, values, color=colour, marker=marker, label=shown)
         axis.set_xticks(range(len(doses)), labels=[f"{dose:g}" for dose in doses])
@@ -80,7 +77,7 @@ def leak_table(rows: pd.DataFrame) -> pd.DataFrame:
     `rows` are stored rows of kind "leak". Columns `variant`, `split`, `direction`, `reads`,
     `value`, `low`, `high`, `seeds`, `chance`; intervals as in `retrieval_table`.
     """
-    return _over_seeds(rows, "R@1, ", list(CONDITIONS))
+    return _by_kind(rows, "R@1, ", list(CONDITIONS))
 
 
 def plot_leak(table: pd.DataFrame, direction: str = "text_to_image") -> Figure:
@@ -91,11 +88,10 @@ def plot_leak(table: pd.DataFrame, direction: str = "text_to_image") -> Figure:
     """
     chosen = table[table["direction"] == direction]
     figure, axis = plt.subplots(figsize=(PAGE, 2.9), layout="constrained")
-    _grouped(axis, chosen, list(CONDITIONS), "reads")
-    axis.axhline(chosen["chance"].iloc[0], color=GREY, linestyle=":", linewidth=1)
+    variants = _grouped(axis, chosen, list(CONDITIONS))
     axis.set_ylabel(f"R@1 between V* and T* (%)\n{DIRECTIONS[direction]}")
     axis.set_xlabel("explanation that V* and T* read at test")
-    _legend(figure, axis)
+    variant_legend(figure, variants)
     return figure
 
 
@@ -115,21 +111,20 @@ def describe_leak(table: pd.DataFrame, direction: str = "text_to_image") -> list
 
 def matching_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of the matching head by kind of pair, columns as `leak_table`; chance is 50 %."""
-    return _over_seeds(rows, "accuracy, ", list(MATCHING)).assign(chance=50.0)
+    return _by_kind(rows, "accuracy, ", list(MATCHING)).assign(chance=50.0)
 
 
 def plot_matching(table: pd.DataFrame) -> Figure:
     """`matching_table`: a group of marks a kind of pair, a mark a variant."""
     figure, axis = plt.subplots(figsize=(PAGE, 2.7), layout="constrained")
-    _grouped(axis, table, list(MATCHING), "reads")
-    axis.axhline(50, color=GREY, linestyle=":", linewidth=1)
+    variants = _grouped(axis, table, list(MATCHING))
     axis.set_ylabel("accuracy of the head (%)")
     axis.set_xlabel("pairs")
-    _legend(figure, axis)
+    variant_legend(figure, variants)
     return figure
 
 
-def _over_seeds(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFrame:
+def _by_kind(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFrame:
     lines = []
     keys = ["variant", "split", "direction"]
     for names, group in rows.groupby(keys, sort=False):
@@ -137,10 +132,7 @@ def _over_seeds(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFra
             of_kind = group[group["metric"] == prefix + kind]
             if of_kind.empty:
                 continue
-            numbers = mean_over_seeds(of_kind["value"].to_numpy(float))
-            if len(of_kind) == 1:
-                numbers = of_kind[["value", "low", "high"]].astype(float).iloc[0]
-            value, low, high = numbers
+            value, low, high = over_seeds(of_kind)
             lines.append(
                 dict(zip(keys, names, strict=True))
                 | {"reads": kind, "value": value, "low": low, "high": high}
@@ -151,24 +143,31 @@ def _over_seeds(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFra
     return pd.DataFrame(lines)
 
 
-def _grouped(axis: Axes, table: pd.DataFrame, kinds: list[str], column: str) -> None:
-    variants = list(dict.fromkeys(table["variant"]))
+def _grouped(axis: Axes, table: pd.DataFrame, kinds: list[str]) -> Marks:
+    """A group of marks with intervals a kind, beside a line at chance; the variants' marks."""
+    variants = marks(in_order(table["variant"], VARIANTS))
     apart = 0.7 / max(1, len(variants))
-    for number, variant in enumerate(variants):
-        rows = table[table["variant"] == variant].set_index(column).reindex(kinds)
+    for number, (variant, (colour, marker)) in enumerate(variants.items()):
+        rows = table[table["variant"] == variant].set_index("reads").reindex(kinds)
         at = np.arange(len(kinds)) + (number - (len(variants) - 1) / 2) * apart
-        colour, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
         axis.vlines(at, rows["low"], rows["high"], color=colour, linewidth=1.2)
-        axis.plot(
-            at, rows["value"], marker, color=colour, label=label(variant, VARIANTS), clip_on=False
-        )
+        # above the axis, where a 0 would be struck through
+        axis.plot(at, rows["value"], marker, color=colour, clip_on=False, zorder=3)
+    chance = table["chance"].iloc[0]
+    axis.axhline(chance, color=GREY, linestyle=":", linewidth=1)
+    axis.annotate(
+        "chance",
+        (1, chance),
+        xycoords=axis.get_yaxis_transform(),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        fontsize=6.5,
+        color=GREY,
+    )
     axis.set_xticks(range(len(kinds)), labels=kinds)
     axis.set(ylim=(0, 103), xlim=(-0.5, len(kinds) - 0.5))
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="y", color="0.92", linewidth=0.6)
     axis.set_axisbelow(True)
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return variants

@@ -8,11 +8,31 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entityclip.style import GREY, PAGE
+from entityclip.style import BLUE, DIRECTIONS, GREY, PAGE, SPLITS, VARIANTS, label
 
-_BLUE = "#0072B2"
 _ROW = 0.2  # inches
 COLUMNS = ("variant", "label", "group", "value", "low", "high", "seeds")
+
+
+def forest_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """`comparison.difference_table` with COLUMNS, as `plot_forest` wants it.
+
+    Where all are compared with one variant, labels name only what is compared with it. Groups stand
+    in the house's order of splits and directions.
+    """
+    places = {name: place for names in (SPLITS, DIRECTIONS) for place, name in enumerate(names)}
+    differences = differences.sort_values(
+        ["split", "direction"], key=lambda column: column.map(places), kind="stable"
+    )
+    one = differences["second"].nunique() == 1
+    firsts = differences["first"].map(lambda name: label(name, VARIANTS))
+    seconds = differences["second"].map(lambda name: label(name, VARIANTS))
+    groups = [
+        f"{label(row['split'], SPLITS)}, {label(row['direction'], DIRECTIONS)}, {row['metric']}"
+        for _, row in differences.iterrows()
+    ]
+    table = differences.assign(label=firsts if one else firsts + " − " + seconds, group=groups)
+    return table[list(COLUMNS)]
 
 
 def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
@@ -63,20 +83,21 @@ def _difference(axis: Axes, y: float, row: pd.Series) -> None:
     if np.isnan(value):
         return
     if not np.isnan(low):
-        axis.hlines(y, low, high, color=_BLUE, linewidth=1.4)
+        axis.hlines(y, low, high, color=BLUE, linewidth=1.4)
     apart = low > 0 or high < 0
     axis.plot(
         value,
         y,
         "o",
         markersize=5,
-        color=_BLUE,
-        markerfacecolor=_BLUE if apart else "white",
+        color=BLUE,
+        markerfacecolor=BLUE if apart else "white",
         markeredgewidth=1.2,
     )
     interval = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
     seeds = f"{row['seeds']:.0f} seed{'s' if row['seeds'] != 1 else ''}"
-    for text, points in ((f"{value:+.1f}{interval}", 6), (seeds, 90)):
+    numbers = f"{value:+.1f}{interval}".replace("-", "−")  # as on the axis
+    for text, points in ((numbers, 6), (seeds, 90)):
         axis.annotate(
             text,
             (1, y),

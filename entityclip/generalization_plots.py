@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from entityclip.cross_domain import NOT_FINETUNED
-from entityclip.style import DIRECTIONS, PAGE, VARIANTS, in_order, label
+from entityclip.style import DIRECTIONS, HEAT, PAGE, VARIANTS, in_order, label
 
 DOMAINS = {
     "newsroom": "Newsroom A",
@@ -26,7 +26,6 @@ DOMAINS = {
     "goodnews": "GoodNews",
     NOT_FINETUNED: "not fine-tuned",
 }
-_COLOURS = "Blues"  # lightness alone tells, so any colour vision and any printer will do
 _SIDE_BY_SIDE = 10  # sections; larger matrices stand one above the other
 
 
@@ -124,7 +123,7 @@ def _heat_map(
     points: float,
     slant: float = 90,
 ) -> None:
-    axis.imshow(values, cmap=_COLOURS, vmin=0, vmax=100, aspect="auto")
+    axis.imshow(values, cmap=HEAT, vmin=0, vmax=100, aspect="auto")
     axis.set_xticks(range(len(columns)), labels=columns, rotation=slant)
     axis.set_yticks(range(len(rows)), labels=rows)
     axis.tick_params(length=0)
@@ -136,7 +135,7 @@ def _heat_map(
 
 
 def _colour_bar(figure: Figure, axes: np.ndarray, text: str) -> None:
-    scale = ScalarMappable(Normalize(0, 100), _COLOURS)
+    scale = ScalarMappable(Normalize(0, 100), HEAT)
     bar = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.01, ticks=range(0, 101, 25))
     bar.set_label(text)
     bar.outline.set_visible(False)

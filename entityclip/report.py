@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from entityclip.ablation_plots import (
     describe_leak,
-    forest_table,
     leak_table,
     matching_table,
     plot_doses,
@@ -30,7 +29,7 @@ from entityclip.attention_plots import (
     plot_word_attention,
     read_pairs,
 )
-from entityclip.forest import plot_forest
+from entityclip.forest import forest_table, plot_forest
 from entityclip.galleries import plot_gallery, plot_retrieval_gallery
 from entityclip.gate_plots import gate_table, plot_gates
 from entityclip.metrics import METRICS
@@ -49,6 +48,7 @@ from entityclip.style import (
     apply_style,
     in_order,
     label,
+    legend_columns,
     marks,
     preview,
     save_figure,
@@ -175,7 +175,7 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
         axis.hist(tokens, bins=bins, color=colour, alpha=0.7, label=kind)
     axis.axvline(limit, color=GREY, linestyle="--", linewidth=1, label=f"limit ({limit})")
     axis.set(xlabel="tokens", ylabel="texts", xlim=(0, longest * 1.03))
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
+    figure.legend(loc="outside lower center", ncols=legend_columns(len(lengths) + 1, 3))
     return figure
 
 
@@ -186,7 +186,7 @@ def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
             value, low, high = _numbers(row, _SHOWN)
             at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * apart
             axis.vlines(at, low, high, color=colour, linewidth=1.2)
-            axis.plot(at, value, marker, color=colour, clip_on=False)
+            axis.plot(at, value, marker, color=colour, clip_on=False, zorder=3)  # above the axis
             # beyond four variants the numbers would run into each other; the table has them
             for x, y, top in zip(at, value, np.fmax(value, high), strict=True):
                 if not np.isnan(y) and len(variants) <= 4:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from entityclip.style import PAGE, VARIANTS, in_order, label, marks
+from entityclip.style import PAGE, VARIANTS, in_order, label, legend_columns, marks
 from entityclip.training_logs import Log, read_log
 
 _PHASES = {"training": "Training (mean of each epoch)", "validation": "Validation"}
@@ -75,7 +75,7 @@ def plot_seed_curves(curves: pd.DataFrame, name: str = "VTC") -> Figure:
         Line2D([], [], color=colour, marker=marker, label=_named(variant, seeds[variant]))
         for variant, (colour, marker) in variants.items()
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(lines)))
+    figure.legend(handles=lines, loc="outside lower center", ncols=legend_columns(len(lines), 3))
     return figure
 
 

@@ -24,14 +24,14 @@ from matplotlib.textpath import text_to_path
 from entityclip.results import atomic_write_bytes, atomic_write_text
 
 COLUMN, PAGE = 3.5, 7.0  # inches
-GREY, GREEN, VERMILLION = "#6e6e6e", "#009E73", "#D55E00"
+GREY, GREEN, VERMILLION, BLUE = "#6e6e6e", "#009E73", "#D55E00", "#0072B2"
 HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks it
-PALETTE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#0072B2")
-_MARKERS = ("s", "D", "^", "v", "P", "X")
+PALETTE = (GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", BLUE)
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
 _FIXED = {
     "zero-shot": (GREY, "o"),
-    "clip": ("#0072B2", "s"),
+    "clip": (BLUE, "s"),
     "entityclip": (VERMILLION, "D"),
     "bridge": (GREEN, "s"),
     "bridge-entityclip": ("#CC79A7", "D"),
@@ -122,15 +122,16 @@ def in_order(names: pd.Series, known: dict[str, str]) -> list[str]:
 def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     """(colour, marker) of each variant; the three main ones look the same in every figure."""
     used = {_FIXED[v] for v in variants if v in _FIXED}
+    shapes = MARKERS[1:]  # the circle is zero-shot's
     free = [
         mark
-        for mark in zip(PALETTE, _MARKERS, strict=True)
+        for mark in zip(PALETTE, shapes, strict=True)
         if mark[0] not in {colour for colour, _ in used}
     ]
     others = [v for v in variants if v not in _FIXED]
     # more variants than colours: the markers move on against the colours
     spare = {
-        v: (free[i % len(free)][0], _MARKERS[(i + i // len(free)) % len(_MARKERS)])
+        v: (free[i % len(free)][0], shapes[(i + i // len(free)) % len(shapes)])
         for i, v in enumerate(others)
     }
     return {v: _FIXED.get(v) or spare[v] for v in variants}
@@ -144,7 +145,14 @@ def variant_legend(figure: Figure, variants: Marks) -> None:
         )
         for variant, (colour, marker) in variants.items()
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)))
+    columns = legend_columns(len(lines), 4)
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns)
+
+
+def legend_columns(entries: int, most: int) -> int:
+    """How many columns, `most` at the most, a legend needs so that its rows are about equal."""
+    rows = -(-entries // most)
+    return -(-entries // rows)
 
 
 def text_width(text: str, points: float, weight: str = "normal") -> float:
@@ -203,11 +211,18 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return paths
 
 
-def preview(figure: Figure, width: int = 680, quality: int = 75, alt: str | None = None) -> Any:
+def preview(
+    figure: Figure,
+    width: int = 680,
+    quality: int = 75,
+    alt: str | None = None,
+    drawn: Path | None = None,
+) -> Any:
     """The figure small, for a notebook's page, `width` pixels wide; the saved file stays sharp.
 
     Pictures become a JPEG, a chart a PNG of 64 colours: each weighs a fraction of the full PNG.
-    `alt` is what who cannot see it is told; None: what its axes say. Closes the figure, so that the
+    `alt` is what who cannot see it is told; None: what its axes say. `drawn` is this chart's PNG by
+    `save_figure`, if there is one: a chart is then not drawn again. Closes the figure, so that the
     notebook does not show it a second time.
     """
     import IPython.display  # what notebooks alone need
@@ -217,9 +232,12 @@ def preview(figure: Figure, width: int = 680, quality: int = 75, alt: str | None
         picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
     alt = alt or describe_axes(figure)
     sharp, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
+    if drawn is None or pictures:
+        figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
     plt.close(figure)
-    with PIL.Image.open(sharp) as page:  # drawn large, then shrunk: text keeps its proportions
+    with PIL.Image.open(
+        sharp if sharp.tell() else drawn
+    ) as page:  # drawn large, then shrunk: text keeps its proportions
         page = page.convert("RGB").resize((width, round(width * page.height / page.width)))
         if pictures:
             page.save(small, "jpeg", quality=quality)

@@ -137,6 +137,7 @@ def test_leak_table_means_over_seeds_and_says_chance():
     row = table.iloc[1]
     assert (row["reads"], row["value"], row["seeds"]) == ("same wrong", 10.5, 2)
     assert row["chance"] == 0.25
+    assert table["low"].iloc[0] == 0.0  # t over 0 and 1 reaches further than a share can
     one = report.leak_table(probe_rows("R@1, ", CONDITIONS, seeds=(0,)))
     assert (one["low"].iloc[0], one["high"].iloc[0]) == (0.0, 100.0)
     said = report.describe_leak(table)
@@ -165,8 +166,11 @@ def test_doses_lie_on_their_axes():
     figure = report.plot_doses(pd.DataFrame(rows), split="test")
     experts, weights = figure.axes
     assert [t.get_text() for t in experts.get_xticklabels()] == ["0", "1", "2", "4", "8"]
-    assert np.array_equal(experts.lines[0].get_xdata(), [0, 1, 3])  # 2 and 8 were not measured
-    assert np.array_equal(weights.lines[0].get_xdata(), [1, 2])
+    # beside their places, so that two directions' intervals do not hide each other; 2 and 8 were
+    # not measured
+    assert np.array_equal(experts.lines[0].get_xdata().round(), [0, 1, 3])
+    assert np.array_equal(weights.lines[0].get_xdata().round(), [1, 2])
+    assert (experts.lines[0].get_xdata() != experts.lines[1].get_xdata()).all()
     with pytest.raises(ResultsError, match="no text_to_image rows of"):
         report.plot_doses(pd.DataFrame(rows).assign(variant="klip"), split="test")
 

@@ -76,6 +76,7 @@ def plot_checks(table: pd.DataFrame) -> Figure:
             color=colour,
             label=name,
             clip_on=False,
+            zorder=3,  # above the axis
         )
     axis.set_yticks(height, labels=[check.replace("_", " ") for check in table.index])
     # one check in ten rows must still be told from none

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from entityclip.style import GREY, PAGE, PALETTE, wrap
+from entityclip.style import GREY, MARKERS, PAGE, PALETTE, wrap
 
 _LABELS = {"text": "text\nrepresented", "image": "image\nadds", "combined": "both\n(4 classes)"}
-_MARKERS = ("o", "s", "D", "^", "v", "P")
 _COLOURS = (GREY, *PALETTE)  # the start weights come first
 _COLUMN = 1.6  # inches of a picture's column
 
@@ -38,7 +37,7 @@ def plot_relation_scores(rows: pd.DataFrame) -> Figure:
                 values = chosen.loc[chosen["label"] == label, "value"]
                 x = place + (i - (len(variants) - 1) / 2) * width
                 style = {"color": _COLOURS[i % len(_COLOURS)], "zorder": 3}
-                axis.scatter([x] * len(values), values, s=9, marker=_MARKERS[i % 6],
+                axis.scatter([x] * len(values), values, s=9, marker=MARKERS[i % len(MARKERS)],
                              label=variant if place == 0 else None, **style)  # fmt: skip
                 axis.hlines(values.mean(), x - 0.4 * width, x + 0.4 * width, **style)
         axis.set_title(protocol, loc="left")
