@@ -8,15 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from IPython.display import Markdown, display
-from matplotlib.figure import Figure
 
 from entityclip import ablations, report
 from entityclip.experiments import Experiment
+from entityclip.redrawing import show, skipping
 from entityclip.results import ResultsError
 from entityclip.style import VARIANTS, label
 from entityclip.variants import TABLES
 
 
+@skipping()
 def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
     """Show a table of variants, text to image, and its differences to the first; `save` both ways.
 
@@ -25,12 +26,8 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
     splits = experiment.settings.test_splits
     for reason in ablations.left_out(experiment, table):
         print(reason)
-    try:
-        recalls = ablations.recall_table(experiment, table, splits=splits)
-        found = ablations.differences_to_first(experiment, table, splits=splits)
-    except ResultsError as error:
-        print(f"skipped: {error}")
-        return
+    recalls = ablations.recall_table(experiment, table, splits=splits)
+    found = ablations.differences_to_first(experiment, table, splits=splits)
     one_way = recalls[recalls["direction"] == "text_to_image"].reset_index(drop=True)
     display(Markdown(report.sheet_markdown(report.retrieval_sheet(one_way))))
     if save:
@@ -38,12 +35,11 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
         sheet = report.retrieval_sheet(recalls)
         report.save_sheet(sheet, figures, table, f"Table {table}, recall in percent.")
     if found.empty:
-        print(f"skipped: nothing in table {table} shares a seed with {TABLES[table][0]}")
-        return
+        raise ResultsError(f"nothing in table {table} shares a seed with {TABLES[table][0]}")
     reference = label(TABLES[table][0], VARIANTS)
     forest = report.forest_table(found)
     figure = report.plot_forest(forest, f"R@1 minus {reference} (points)")
-    _show(figure, figures, f"{table}_differences", save=save)
+    show(figure, figures, f"{table}_differences", save=save)
     sheet = report.difference_sheet(forest, reference)
     if save:
         report.save_table(found, figures, f"{table}_differences")
@@ -51,79 +47,57 @@ def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool)
     display(*map(Markdown, sheet.notes))
 
 
+@skipping(FileNotFoundError)  # it wants the pairs, and their data may not be here
 def draw_rsum(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
     """Show a table's RSUM with intervals and why rows are missing; `save` as ``<table>_rsum``."""
     for reason in ablations.left_out(experiment, table):
         print(reason)
     splits = experiment.settings.test_splits
-    try:
-        found = ablations.rsum_table(experiment, table, splits=splits)
-    except (ResultsError, FileNotFoundError) as error:
-        print(f"skipped: {error}")
-        return
+    found = ablations.rsum_table(experiment, table, splits=splits)
     print(found.round(1).to_string(index=False))
     if save:
         report.save_table(found, figures, f"{table}_rsum")
 
 
+@skipping()
 def draw_doses(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``ablation_mmae_doses``, recall against experts and against λ."""
     split = experiment.settings.test_splits[0]
-    try:
-        table = ablations.recall_table(experiment, "ablation_mmae", splits=[split])
-        figure = report.plot_doses(table, split=split)
-    except ResultsError as error:
-        print(f"skipped: {error}")
-        return
-    _show(figure, figures, "ablation_mmae_doses", save=save)
+    table = ablations.recall_table(experiment, "ablation_mmae", splits=[split])
+    figure = report.plot_doses(table, split=split)
+    show(figure, figures, "ablation_mmae_doses", save=save)
 
 
+@skipping()
 def draw_leak(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``leak``, how V* and T* agree under wrong explanations."""
-    try:
-        table = report.leak_table(ablations.leak_rows(experiment))
-    except ResultsError as error:
-        print(f"skipped: {error}")
-        return
+    table = report.leak_table(ablations.leak_rows(experiment))
     if save:
         report.save_table(table, figures, "leak")
-    _show(report.plot_leak(table), figures, "leak", save=save)
+    show(report.plot_leak(table), figures, "leak", save=save)
     display(*map(Markdown, report.describe_leak(table)))
 
 
+@skipping()
 def draw_matching(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``matching``, the matching head's accuracy by kind of pair."""
-    try:
-        table = report.matching_table(ablations.matching_rows(experiment))
-    except ResultsError as error:
-        print(f"skipped: {error}")
-        return
+    table = report.matching_table(ablations.matching_rows(experiment))
     if save:
         report.save_table(table, figures, "matching")
-    _show(report.plot_matching(table), figures, "matching", save=save)
+    show(report.plot_matching(table), figures, "matching", save=save)
 
 
+@skipping()
 def draw_search(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save`, the candidates on validation and the winner on test, if it was measured."""
-    try:
-        choice = ablations.choose_on_validation(experiment)
-    except ResultsError as error:
-        print(f"skipped: {error}")
-        return
+    choice = ablations.choose_on_validation(experiment)
     print(choice.round(1).to_string(index=False))
     if save:
         report.save_table(choice, figures, "search")
     chosen, splits = choice["variant"].iloc[0], experiment.settings.test_splits
     tested = ablations.compare_chosen(experiment, chosen, splits=splits)
     if tested.empty:
-        print(f"skipped: {chosen} was not measured on {', '.join(splits)} yet")
-        return
+        raise ResultsError(f"{chosen} was not measured on {', '.join(splits)} yet")
     if save:
         report.save_table(tested, figures, "search_tested")
     display(*map(Markdown, report.describe_differences(report.forest_table(tested))))
-
-
-def _show(figure: Figure, figures: Path, name: str, *, save: bool) -> None:
-    if save:
-        report.save_figure(figure, figures, name)
-    display(report.preview(figure, width=440 if save else 680))  # its chapter shows it large
