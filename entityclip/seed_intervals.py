@@ -19,7 +19,7 @@ def over_seeds(
     Student's t interval over seeds, cut at the `bounds` of what the metric can be.
     """
     if len(rows) == 1:
-        return tuple(float(rows[end].iloc[0]) for end in ("value", "low", "high"))
+        return tuple(rows[["value", "low", "high"]].to_numpy(float)[0].tolist())
     mean, low, high = mean_over_seeds(rows["value"].to_numpy(float))
     low, high = np.clip([low, high], *bounds)
     return mean, low, high
