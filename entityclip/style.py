@@ -228,7 +228,8 @@ def preview(
     """
     import IPython.display  # what notebooks alone need
 
-    pictures = [picture for axis in figure.axes for picture in axis.images]
+    shown = [image for axis in figure.axes for image in axis.images]
+    pictures = [image for image in shown if image.get_array().ndim == 3]  # a matrix is a chart
     for picture in pictures:
         picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
     alt = alt or describe_axes(figure)

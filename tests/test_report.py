@@ -619,4 +619,8 @@ def test_previews_are_small_and_of_the_kind_that_fits():
         assert min(page.convert("RGB").getpixel((0, 0))) > 250  # white, also on a dark page
     pictures = preview(plot_gallery([("a caption", None, picture("red"))]))
     assert (pictures.format, pictures.data[:2]) == ("jpeg", b"\xff\xd8")
+    figure, axis = plt.subplots()
+    matrix = axis.imshow(np.eye(3), interpolation="none")
+    assert preview(figure).format == "png"
+    assert matrix.get_interpolation() == "none"  # its cells keep their edges
     assert plt.get_fignums() == []
