@@ -71,7 +71,8 @@ def difference_table(
     for first, second in pairs:
         keys = ["dataset", "split", "direction", "seed"]
         both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
-        both = both.sort_values("seed", kind="stable")  # resamples draw seeds by their place
+        # neither rows nor intervals depend on what was measured first: resamples draw by place
+        both = both.sort_values(keys, kind="stable")
         for names, group in both.groupby(keys[:3], sort=False):
             if (group["data_fingerprint_x"] != group["data_fingerprint_y"]).any():
                 raise ValueError(f"{first} and {second} were measured on different data: {names}")

@@ -112,7 +112,9 @@ def test_differences_use_the_seeds_that_both_have():
 def test_differences_do_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     rows = rank_rows({(v, s): rng.integers(1, 6, 60) for v in "ab" for s in range(4)})
+    rows = pd.concat([rows, rows.assign(direction="another")])
     table = difference_table(rows, [("a", "b")])
+    assert len(table) == 2
     pd.testing.assert_frame_equal(difference_table(rows[::-1], [("a", "b")]), table)
 
 
