@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
 import sys
+import tarfile
 
 import matplotlib as mpl
 import pytest
@@ -13,6 +16,7 @@ mpl.use("Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from entityclip.backbone import create_backbone
+from entityclip.config import REPOSITORY
 from entityclip.datasets.pair import PairDataset
 
 
@@ -65,3 +69,21 @@ def figure_style():
         apply_style()
         yield
     plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def committed_figures(tmp_path_factory):
+    """figures/ as last committed: a reader's `make reproduce` puts its own numbers in their place.
+
+    What is written from them may tell of these or of those on disk. Without git, those on disk.
+    """
+    try:
+        archive = subprocess.run(
+            ["git", "archive", "HEAD", "figures"], cwd=REPOSITORY, capture_output=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return REPOSITORY / "figures"
+    folder = tmp_path_factory.mktemp("committed")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return folder / "figures"

@@ -6,14 +6,17 @@ import re
 
 import pytest
 
+from benchmarks import readme
 from benchmarks.readme import MAP, filled
 from entityclip.config import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_measured_parts_are_those_of_the_committed_figures():
-    assert filled(README) == README
+def test_measured_parts_are_those_of_the_figures(committed_figures, monkeypatch):
+    own = filled(README)
+    monkeypatch.setattr(readme, "FIGURES", committed_figures)
+    assert README in (own, filled(README)), "run python -m benchmarks.readme"
 
 
 def test_every_link_and_picture_leads_to_a_file():
