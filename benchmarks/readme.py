@@ -37,11 +37,17 @@ MAP = {
     "05_ablation_mmae": ("saved by 10", "the ablation of MMAE; the leak question"),
     "06_ablation_gi_itm": ("saved by 10", "the ablation of GI-ITM"),
     "07_generalization": (
-        "with `ALL=1`: domains, matrices, confusions",
+        "`cross_domain`, `section_confusion`, `sections.csv`; with `ALL=1`: `domains`",
         "cross-domain retrieval, zero-shot sections",
     ),
-    "08_itr": ("with `ALL=1`: relations, F1, Grad-CAM", "the ITR paper"),
-    "09_ascl": ("with `ALL=1`: samples, ablation, queries", "the AsCL paper"),
+    "08_itr": (
+        "`itr_relations_f1`; with `ALL=1`: `itr_relations`, `itr_grad_cam`",
+        "the ITR paper",
+    ),
+    "09_ascl": (
+        "`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
+        "the AsCL paper",
+    ),
     "10_tables_and_figures": (
         "`retrieval`, `differences`, `recall_curves`, `seed_curves`; what has rows of 05–09, 12",
         "all tables and figures, from stored rows",
