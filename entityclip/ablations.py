@@ -114,17 +114,21 @@ def _ranks(experiment: Experiment, table: str) -> pd.DataFrame:
 def choose_on_validation(experiment: Experiment) -> pd.DataFrame:
     """The search's candidates by mean R@1 of both directions on val, best first; no test rows read.
 
-    Columns `variant`, `seeds`, `R@1`, `lowest` and `highest` over seeds. Raises ResultsError before
-    every candidate has as many seeds as any other: a choice among unequals would not be one.
+    Columns `variant`, `seeds`, `R@1`, `lowest` and `highest` over the seeds that all candidates
+    have: a choice among unequals would not be one. Raises ResultsError while there is none.
     """
     rows = variant_rows(experiment, "search", splits=["val"])
     rows = rows[rows["metric"] == "R@1"]
+    measured = rows.groupby("seed")["variant"].agg(set)
+    lacking = measured.map(lambda names: [n for n in TABLES["search"] if n not in names])
+    shared = lacking.index[lacking.map(len) == 0]
+    if shared.empty:
+        least = min(lacking, key=len, default=TABLES["search"])
+        raise ResultsError(f"the search still lacks runs of {', '.join(least)}")
+    rows = rows[rows["seed"].isin(shared)]
     by_seed = rows.groupby(["variant", "seed"])["value"].mean().reset_index()
     table = by_seed.groupby("variant")["value"].agg(["count", "mean", "min", "max"])
     table = table.reindex(TABLES["search"])
-    if table["count"].isna().any() or table["count"].nunique() > 1:
-        lacking = table[table["count"].fillna(0) < table["count"].max()].index
-        raise ResultsError(f"the search still lacks runs of {', '.join(lacking)}")
     table.columns = ["seeds", "R@1", "lowest", "highest"]
     return table.sort_values("R@1", ascending=False, kind="stable").reset_index()
 
