@@ -89,7 +89,9 @@ def test_differences_to_the_first_and_their_forest(experiment):
 def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
     for number, name in enumerate(TABLES["search"]):
         lacking = ", ".join(TABLES["search"][number:])
-        with pytest.raises(ResultsError, match=f"still lacks runs of {lacking}$" if number else None):
+        with pytest.raises(
+            ResultsError, match=f"still lacks runs of {lacking}$" if number else None
+        ):
             ablations.choose_on_validation(experiment)
         store(experiment, name, "val", 10.0 + number)
         store(experiment, name, "test", 90.0 - number)
