@@ -71,6 +71,8 @@ class EntityCLIPConfig:
             raise ValueError(
                 f"explanation_dropout is {self.explanation_dropout}; it must be from 0 to below 1"
             )
+        if self.explanation_dropout and not (self.explanation_experts or self.bridge):
+            raise ValueError("explanation_dropout needs explanation_experts or a bridge")
         if self.crossed and not self.explanation_experts:
             raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 

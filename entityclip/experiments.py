@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,11 @@ from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.distributed import World, this_world
-from entityclip.files import claimed
 from entityclip.identity import as_dict, config_hash
 from entityclip.model import EntityCLIP
 from entityclip.preflight import find_problems
 from entityclip.profile_data import ProfileData
-from entityclip.run_state import BEST, RECORD, is_finished, load_model
+from entityclip.run_state import BEST, RECORD, claim, is_finished, load_model
 from entityclip.train_config import TrainConfig
 from entityclip.training import train
 from entityclip.variants import NO_EXPERTS, VARIANTS, Variant, find_variant
@@ -183,7 +182,7 @@ class Experiment(ProfileData):
     def _run(self, run: _Run, build: Callable[[], EntityCLIP | AsCL], force: bool) -> Path:
         world = this_world()
         # processes that train one run together claim it together
-        with self._claim(run.folder, wait=True) if world.main else nullcontext():
+        with claim(run.folder) if world.main else nullcontext():
             return self._train(run, build, force, world)
 
     def _train(
@@ -205,14 +204,9 @@ class Experiment(ProfileData):
             shutil.rmtree(previous, ignore_errors=True)
         return run.folder
 
-    @staticmethod
-    def _claim(folder: Path, *, wait: bool) -> AbstractContextManager[bool]:
-        """Two processes never train one run: the second waits and finds it finished."""
-        return claimed(folder.with_name(folder.name + ".lock"), wait=wait)
-
     def busy(self, variant: str) -> bool:
         """Whether another process is training `variant` at this moment."""
-        with self._claim(self._finetuning(variant).folder, wait=False) as free:
+        with claim(self._finetuning(variant).folder, wait=False) as free:
             return not free
 
     def discard(self, variant: str) -> None:

@@ -195,9 +195,8 @@ class EntityCLIP(nn.Module):
         """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
         sides = [captions, explanations] if self.needs_explanations else [captions]
         lengths = [self.backbone.longest(side) for side in sides]
-        if self.config.explanation_dropout:  # any caption may stand in for its explanation
-            lengths[1:] = [max(lengths)] * (len(lengths) - 1)
-        return lengths
+        # any caption may stand in for its explanation
+        return [lengths[0], max(lengths)] if self.config.explanation_dropout else lengths
 
     def losses(self, outputs: Outputs) -> dict[str, Tensor]:
         """The named terms of the objective; `loss` is what to minimise."""

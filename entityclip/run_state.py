@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from entityclip.checkpoint import (
     refuse_other_run,
     write_checkpoint,
 )
+from entityclip.files import claimed
 from entityclip.identity import as_dict
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,11 @@ def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], ke
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end, and its best weights are still there."""
     return all((folder / name).exists() for name in (RECORD, BEST))
+
+
+def claim(folder: Path, *, wait: bool = True) -> AbstractContextManager[bool]:
+    """Two processes never train one run: the second waits, and finds it finished."""
+    return claimed(folder.with_name(f"{folder.name}.lock"), wait=wait)
 
 
 def earlier_checkpoints(folder: Path) -> list[Path]:

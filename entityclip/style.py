@@ -237,9 +237,8 @@ def preview(
     if drawn is None or pictures:
         figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
     plt.close(figure)
-    with PIL.Image.open(
-        sharp if sharp.tell() else drawn
-    ) as page:  # drawn large, then shrunk: text keeps its proportions
+    # drawn large, then shrunk: text keeps its proportions
+    with PIL.Image.open(sharp if sharp.tell() else drawn) as page:
         page = page.convert("RGB").resize((width, round(width * page.height / page.width)))
         if pictures:
             page.save(small, "jpeg", quality=quality)

@@ -60,6 +60,8 @@ def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, 
 def test_an_explanation_dropout_outside_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"explanation_dropout is 1\.0"):
         EntityCLIPConfig(explanation_dropout=1.0)
+    with pytest.raises(ValueError, match="needs explanation_experts or a bridge"):
+        EntityCLIPConfig(0, 0, 0, explanation_dropout=0.1)
 
 
 def test_without_experts_the_loss_is_clips(backbone, batch):

@@ -29,11 +29,10 @@ from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.embedding_space import alignment, uniformity
 from entityclip.evaluation import Retrieval, encode_pairs, result_rows
 from entityclip.experiments import Experiment, device
-from entityclip.files import claimed
 from entityclip.identity import as_dict, config_hash
 from entityclip.measure import rank_rows, seed_retrievals
 from entityclip.results import Row, append_rows, find_rows, provenance
-from entityclip.run_state import BEST, is_finished, load_model
+from entityclip.run_state import BEST, claim, is_finished, load_model
 from entityclip.stored import row_files
 from entityclip.training import train
 
@@ -167,7 +166,7 @@ class AsCLRuns:
     def finetune(self, variant: str, seed: int) -> Path:
         """Fine-tune unless a finished run is there; the run's folder."""
         folder = self.folder(variant, seed)
-        with claimed(folder.with_name(f"{folder.name}.lock"), wait=True):
+        with claim(folder):
             if is_finished(folder):
                 return folder
             model = self.build(variant, seed)

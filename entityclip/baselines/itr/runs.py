@@ -15,9 +15,8 @@ from entityclip.config import Settings
 from entityclip.datasets import load_pairs
 from entityclip.datasets.generated import with_generated
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
-from entityclip.files import claimed
 from entityclip.identity import as_dict, config_hash
-from entityclip.run_state import is_finished
+from entityclip.run_state import claim, is_finished
 
 
 class ITRRuns:
@@ -67,7 +66,7 @@ class ITRRuns:
         """
         config, identity = self.config(seed, tasks), self.identity(start, seed, tasks)
         folder = self.folder / "checkpoints" / f"itr-seed{seed}-{config_hash(identity)[:8]}"
-        with claimed(folder.with_name(f"{folder.name}.lock"), wait=True):
+        with claim(folder):
             if is_finished(folder):
                 return folder
             train_set, val_set = (
