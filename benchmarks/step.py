@@ -37,9 +37,9 @@ from entityclip.config import EntityCLIPConfig
 from entityclip.losses import itm_loss, vtc_loss
 from entityclip.matching import Negatives, draw_negatives, same_pairs
 from entityclip.model import EntityCLIP
+from entityclip.optimization import make_optimizer
 from entityclip.provenance import environment, peak_memory_mb
 from entityclip.train_config import TrainConfig
-from entityclip.training import make_optimizer
 from entityclip.variants import BRIDGE, NO_EXPERTS
 from tests.literal import LiteralEntityCLIP, Sides, mix
 

@@ -12,15 +12,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,10 +26,9 @@ from entityclip.datasets.images import ImageTextDataset
 from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.distributed import this_world
 from entityclip.files import atomic_write_text
-from entityclip.grad_cache import cached_backward, compare, encode_in_chunks
 from entityclip.identity import as_dict
-from entityclip.model import EntityCLIP, Outputs
-from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
+from entityclip.model import EntityCLIP
+from entityclip.optimization import epoch_batches
 from entityclip.progress import progress_bar
 from entityclip.repeatable import repeatable
 from entityclip.run_state import (
@@ -53,11 +48,10 @@ from entityclip.run_state import (
 from entityclip.serving import SplitServer
 from entityclip.step_log import StepLog, TrainingError
 from entityclip.train_config import TrainConfig
-from entityclip.training_checks import precision, refuse_other_models, refuse_small
+from entityclip.training_checks import refuse_other_models, refuse_small
+from entityclip.training_step import Stepper
 
 log = logging.getLogger(__name__)
-
-MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5
 
 
 @dataclass(frozen=True)
@@ -117,29 +111,25 @@ class _Trainer:
         # through JSON, so that it compares equal to what a checkpoint hands back
         self.identity = json.loads(json.dumps({**identity, "train": as_dict(config)}))
         self.facts = json.loads(json.dumps(run_facts(model, sets, identity)))
-        # accelerate keeps one precision a process, and a notebook trains several models in one
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision(config))
-        torch.manual_seed(config.seed)
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
-        self.bare = self.accelerator.unwrap_model(self.model)
+        self.steps_per_epoch = len(train_set) // config.batch_size
+        self.stepper = Stepper(model, config, self.world, self.steps_per_epoch)
+        self.device, self.bare = self.stepper.device, self.stepper.bare
         self.sets = {
             split: SplitServer(
                 pairs,
                 workers=config.workers,
-                device=self.accelerator.device,
+                device=self.device,
                 world=self.world,
                 text_lengths=getattr(model, "text_lengths", None),
                 negatives=config.negatives_from,
             )
             for split, pairs in sets.items()
         }
-        self.steps_per_epoch = len(train_set) // config.batch_size
         self.total = config.epochs * self.steps_per_epoch
         self.step = 0  # forward passes done
         self.elapsed = 0.0  # seconds that earlier, interrupted calls spent
         self.best = {"epoch": 0, "val_loss": math.inf}
-        every = 1 if self.accelerator.device.type == "cpu" else 20
+        every = 1 if self.device.type == "cpu" else 20
         self.log = StepLog(folder / "log.jsonl", every, main=self.world.main)
 
     def run(self) -> TrainResult:
@@ -147,7 +137,7 @@ class _Trainer:
         resumed = self._resume()
         self.start = time.perf_counter()
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
-        with bar, repeatable(self.accelerator.device):
+        with bar, repeatable(self.device):
             for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
                 self._epoch(epoch, bar)
         result = TrainResult(
@@ -165,7 +155,7 @@ class _Trainer:
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         config = self.config
-        self.model.train()
+        self.stepper.model.train()
         done = self.step - epoch * self.steps_per_epoch
         clock = time.perf_counter()
         for batch in self._batches(epoch, skip=done):
@@ -218,71 +208,17 @@ class _Trainer:
         )  # fmt: skip
 
     def _step(self, batch: Batch) -> dict[str, Any]:
-        """One forward and backward pass; the optimizer steps every `accumulate` of them."""
-        config = self.config
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        group = within // config.accumulate
-        passes = min(config.accumulate, self.steps_per_epoch - group * config.accumulate)
-        last = (within + 1) % config.accumulate == 0 or within + 1 == self.steps_per_epoch
-        updates = math.ceil(self.steps_per_epoch / config.accumulate)
-        rate = learning_rate(epoch * updates + group, config.epochs * updates, config)
-        terms = self._backward(batch, passes, last)
-        if last:
-            self._update(rate)
+        row = self.stepper.step(batch, self.step)
         self.step += 1
-        tensors = {name: value.detach() for name, value in terms.items()}
-        return {"lr": rate, "logit_scale": self._log_scale.detach().exp(), **tensors}
-
-    def _backward(self, batch: Batch, passes: int, last: bool) -> dict[str, Tensor]:
-        """Add one of `passes` gradients; with the `last`, they are averaged over processes."""
-
-        def backward(loss: Tensor) -> None:
-            self.accelerator.backward(loss / passes)
-
-        if self.config.chunk is None:
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = self._losses(batch)
-                backward(terms["loss"])
-            return terms
-        autocast, objective = self.accelerator.autocast, partial(self._terms, batch)
-        terms = cached_backward(self.bare, batch, self.config.chunk, objective, backward, autocast)
-        if last:
-            self.world.average_gradients(self.bare.parameters())
-        return terms
-
-    def _update(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.config.clip_grad_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        with torch.no_grad():
-            self._log_scale.clamp_(0, MAX_LOGIT_SCALE)
-
-    @property
-    def _log_scale(self) -> Tensor:
-        return self.bare.backbone.clip.logit_scale
+        return row
 
     def _spent(self) -> float:
         return self.elapsed + time.perf_counter() - self.start
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        chunk, autocast = self.config.chunk, self.accelerator.autocast
-        if chunk is None:
-            return self._terms(batch, self.model(**batch.inputs()))
-        encoded = encode_in_chunks(self.bare, batch, chunk, autocast)
-        return self._terms(batch, compare(self.bare, encoded, batch, autocast))
-
-    def _terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The named terms of the whole batch's objective, the same on every process."""
-        whole = outputs if batch.peers is None else outputs.joined(batch.peers)
-        return self.bare.losses(whole)
-
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Mean losses over the validation split's full batches; the same draws every epoch."""
-        self.model.eval()
+        self.stepper.model.eval()
         served, seed = self.sets["val"], self.config.seed
         size = min(self.config.batch_size, len(served))
         rows = [list(range(i, i + size)) for i in range(0, len(served) - size + 1, size)]
@@ -290,11 +226,11 @@ class _Trainer:
             rows, seed=seed, found=lambda new: self._found("val", self.step, new)
         )
         sums: dict[str, Tensor] = {}
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.stepper.accelerator.autocast():
             torch.manual_seed(seed)
             for batch in batches:
-                for name, value in self._losses(batch).items():
+                for name, value in self.stepper.losses(batch).items():
                     sums[name] = sums.get(name, 0) + value
         means = {f"val_{name}": (value / len(rows)).item() for name, value in sums.items()}
         if not math.isfinite(means["val_loss"]):
@@ -313,8 +249,8 @@ class _Trainer:
         self.log.sync()
         if improved:
             write_checkpoint(self.folder / BEST, weights, meta)
-        optimizer, groups = pack_optimizer(self.optimizer)
-        state = weights | optimizer | random_state(self.accelerator.device)
+        optimizer, groups = pack_optimizer(self.stepper.optimizer)
+        state = weights | optimizer | random_state(self.device)
         meta |= {"groups": groups, "elapsed": self._spent()}
         save_last(self.folder, state, meta, self.config.keep)
 
@@ -334,8 +270,8 @@ class _Trainer:
         path, meta, tensors = found
         refuse_another(path, meta, self.identity, self.facts)
         load_model(self.bare, tensors)
-        unpack_optimizer(self.optimizer, tensors, meta["groups"])
-        restore_random_state(tensors, self.accelerator.device)
+        unpack_optimizer(self.stepper.optimizer, tensors, meta["groups"])
+        restore_random_state(tensors, self.device)
         self.step, self.best, self.elapsed = meta["step"], meta["best"], meta["elapsed"]
         for row in self._truncated_log(self.step):
             problems = row.get("broken", {}).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -21,8 +22,11 @@ from entityclip.checkpoint import CheckpointError, read_meta, read_tensors, writ
 from entityclip.config import EntityCLIPConfig
 from entityclip.datasets.pair import PairDataset
 from entityclip.model import EntityCLIP
+from entityclip.optimization import epoch_batches, learning_rate, make_optimizer
+from entityclip.step_log import TrainingError
 from entityclip.train_config import TrainConfig
-from entityclip.training import TrainingError, epoch_batches, learning_rate, make_optimizer, train
+from entityclip.training import train
+from entityclip.training_step import Stepper
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, precision="fp32", seed=3)
 
@@ -174,13 +178,13 @@ def test_logit_scale_stays_below_100(sets, tmp_path):
 
 
 def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(sets, tmp_path, monkeypatch):
-    original = training._Trainer._losses
+    original, steps = Stepper.backward, itertools.count()
 
-    def poisoned(self, batch):
-        terms = original(self, batch)
-        return {**terms, "loss": terms["loss"] * float("nan")} if self.step == 5 else terms
+    def poisoned(self, *given):
+        terms = original(self, *given)
+        return terms | {"loss": terms["loss"] * float("nan")} if next(steps) == 5 else terms
 
-    monkeypatch.setattr(training._Trainer, "_losses", poisoned)
+    monkeypatch.setattr(Stepper, "backward", poisoned)
     with pytest.raises(
         TrainingError, match=r"loss is nan at step 6.*last\.safetensors of step 4"
     ) as e:

@@ -84,7 +84,7 @@ def first_gradients(
     batches = trainer._batches(0, skip=0)
     for number, batch in zip(range(passes), batches, strict=False):
         batch = replace(batch, images=batch.images.double())
-        terms = trainer._backward(batch, passes, last=number == passes - 1)
+        terms = trainer.stepper.backward(batch, passes, last=number == passes - 1)
         found |= {f"term.{number}.{k}": value.detach().clone() for k, value in terms.items()}
     found |= {n: p.grad for n, p in trainer.bare.named_parameters() if p.grad is not None}
     return found
