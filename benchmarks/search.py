@@ -79,7 +79,7 @@ def main() -> None:
     if "faiss" not in engines:
         print("  faiss is not installed")
     print(
-        f"peak memory {peak:.0f} MB, of which {vectors.nbytes / 2**20:.0f} MB are the mapped file"
+        f"peak memory {peak:.0f} MiB, of which {vectors.nbytes / 2**20:.0f} MiB are the mapped file"
     )
 
 

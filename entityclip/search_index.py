@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Floats = NDArray[np.floating]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -26,8 +27,8 @@ def nearest(queries: Floats, vectors: Floats, k: int, *, engine: str = "exact") 
     """The k vectors of largest dot product with each query (cosine, where both are normalised).
 
     queries [Q, d] and vectors [N, d] are floating-point arrays, the vectors a memmap as a rule:
-    they are read in chunks, so memory grows with Q·k and not with N. engine "exact" multiplies with
-    PyTorch; "faiss" uses FAISS's IndexFlatIP kernel and needs ``pip install entityclip[faiss]``.
+    they are read in chunks, so memory grows with Q·k and not with N. engine "exact" multiplies and
+    selects; "faiss" uses FAISS's IndexFlatIP kernel and needs ``pip install entityclip[faiss]``.
 
     Returns scores float32 [Q, k], largest first, and indices int64 [Q, k]. Both engines give the
     same: what either finds is scored again in float64 and rounded, and of equal scores the lower
@@ -112,19 +113,30 @@ def _exact_scores(query: NDArray[np.float32], vectors: Floats) -> NDArray[np.flo
 # -------------------------------------------------------------------------------------- engines
 
 
-def _torch_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int) -> Found | None:
+def _exact_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int) -> Found | None:
     """The k best of a chunk, largest first; None where a value is NaN or infinite."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
-        scores = torch.from_numpy(queries) @ torch.from_numpy(chunk).T
-        if not torch.isfinite(scores.sum()):
-            return None
-        best = scores.topk(k, dim=1)
+    scores = _products(queries, chunk)
+    if not torch.isfinite(scores.sum()):
+        return None
+    best = scores.topk(k, dim=1)
     return best.values.numpy(), best.indices.numpy()
 
 
+def _products(queries: NDArray[np.float32], chunk: NDArray[np.float32]) -> Tensor:
+    """Dot products [Q, n]: one query's with NumPy, more with PyTorch, as each is the faster.
+
+    PyTorch's BLAS (MKL) takes one core for matrix times vector, NumPy's (OpenBLAS) all of them.
+    """
+    if len(queries) == 1:
+        with np.errstate(all="ignore"):  # what overflows is found by the sum, and named
+            return torch.from_numpy(queries @ chunk.T)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
+        return torch.from_numpy(queries) @ torch.from_numpy(chunk).T
+
+
 def _faiss_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int) -> Found | None:
-    """`_torch_best` by FAISS, which would quietly leave out what is not a number."""
+    """`_exact_best` by FAISS, which would quietly leave out what is not a number."""
     try:
         import faiss
     except ImportError as error:
@@ -137,7 +149,7 @@ def _faiss_best(queries: NDArray[np.float32], chunk: NDArray[np.float32], k: int
     return faiss.knn(queries, chunk, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-_ENGINES: dict[str, Callable[..., Found | None]] = {"exact": _torch_best, "faiss": _faiss_best}
+_ENGINES: dict[str, Callable[..., Found | None]] = {"exact": _exact_best, "faiss": _faiss_best}
 
 
 # --------------------------------------------------------------------------------------- errors
