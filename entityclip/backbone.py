@@ -14,14 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 import torch
-from open_clip.model import CLIP
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-
-open_clip.add_model_config(Path(__file__).parent / "backbones")
 
 
 class BackboneError(ValueError):
@@ -49,6 +43,8 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor], name: str):
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
         super().__init__()
         self.clip = clip
         self.name = name
@@ -152,6 +148,8 @@ def create_backbone(
     names and tags, for weights that don't fit or would need unpickling, and for models whose pooled
     feature is not one of the tokens.
     """
+    from entityclip.architectures import open_clip
+
     if name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
@@ -200,6 +198,8 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
 @cache
 def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """One for all backbones of that name: reading its vocabulary takes longer than a tiny model."""
+    from entityclip.architectures import open_clip
+
     return open_clip.get_tokenizer(name)
 
 
@@ -215,6 +215,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_weights(name: str, pretrained: str, local: bool) -> None:
+    from entityclip.architectures import open_clip
+
     if local:
         if Path(pretrained).suffix != ".safetensors":
             raise BackboneError(
@@ -246,6 +248,9 @@ def _check_weights(name: str, pretrained: str, local: bool) -> None:
 
 def refuse_other_towers(clip: nn.Module, name: str) -> None:
     """The experts need pooled features that are tokens: a ViT's CLS, a text tower's EOT."""
+    from open_clip.model import CLIP
+    from open_clip.transformer import VisionTransformer
+
     if not isinstance(clip, CLIP):
         raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
     visual = clip.visual

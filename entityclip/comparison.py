@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from entityclip.metrics import as_clusters, as_ranks, resample_weights
+
+_COLUMNS = [
+    *("dataset", "split", "direction", "variant", "first", "second"),
+    *("metric", "value", "low", "high", "seeds", "n_queries"),
+]
 
 
 class Difference(NamedTuple):
@@ -66,10 +71,10 @@ def difference_table(
     handful of seeds makes rather too narrow than too wide. A pair without a common seed has no row.
     Raises ValueError where ranks of different data would be compared.
     """
-    table, by_variant = [], dict(list(rank_rows.groupby("variant")))
-    nothing = rank_rows.iloc[:0]
+    keys = ["dataset", "split", "direction", "seed"]
+    table, compared = [], []
+    by_variant, nothing = dict(list(rank_rows.groupby("variant"))), rank_rows.iloc[:0]
     for first, second in pairs:
-        keys = ["dataset", "split", "direction", "seed"]
         both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
         # neither rows nor intervals depend on what was measured first: resamples draw by place
         both = both.sort_values(keys, kind="stable")
@@ -82,28 +87,44 @@ def difference_table(
                     for a, b in zip(group["ranks_x"], group["ranks_y"], strict=True)
                 ]
             )
-            cluster = as_clusters(group["clusters_x"].iloc[0], each.shape[1])
-            low, high = _interval(each, cluster, n_resamples, seed)
+            compared.append((as_clusters(group["clusters_x"].iloc[0], each.shape[1]), each))
             table.append(
                 dict(zip(keys, names, strict=False))
                 | {"variant": f"{first} minus {second}", "first": first, "second": second}
-                | {"metric": metric, "value": float(each.mean()), "low": low, "high": high}
+                | {"metric": metric, "value": float(each.mean())}
                 | {"seeds": len(each), "n_queries": each.shape[1]}
             )
-    return pd.DataFrame(table)
+    for row, (low, high) in zip(table, _intervals(compared, n_resamples, seed), strict=True):
+        row |= {"low": low, "high": high}
+    return pd.DataFrame(table, columns=_COLUMNS if table else None)
 
 
-def _interval(
-    each: NDArray[np.float64], cluster: NDArray[np.int64], n_resamples: int, seed: int
-) -> tuple[float, float]:
-    """95 % interval of the mean of differences [seeds, queries], both resampled."""
-    rng, drawn = np.random.default_rng(seed), []
-    for weights in resample_weights(cluster, n_resamples, rng):
-        of_seed = (weights @ each.T) / weights.sum(axis=1, keepdims=True)  # [resamples, seeds]
-        chosen = rng.integers(0, len(each), of_seed.shape)
-        drawn.append(np.take_along_axis(of_seed, chosen, axis=1).mean(axis=1))
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return float(low), float(high)
+def _intervals(
+    compared: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]], n_resamples: int, seed: int
+) -> list[tuple[float, float]]:
+    """95 % intervals of the means of (clusters [Q], differences [S, Q]), both axes resampled.
+
+    What is measured on the same queries shares their resamples, which take the most time to draw.
+    """
+    alike: dict[bytes, list[int]] = {}
+    for place, (cluster, _) in enumerate(compared):
+        alike.setdefault(cluster.tobytes(), []).append(place)
+    found: dict[int, tuple[float, float]] = {}
+    for places in alike.values():
+        cluster, every = compared[places[0]][0], np.concatenate([compared[p][1] for p in places])
+        blocks = [
+            (weights @ every.T) / weights.sum(axis=1, keepdims=True)
+            for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed))
+        ]
+        of_seeds = np.concatenate(blocks)  # [resamples, seeds of all]
+        ends = np.cumsum([len(compared[p][1]) for p in places])
+        for place, of_seed in zip(places, np.split(of_seeds, ends[:-1], axis=1), strict=True):
+            rng = np.random.default_rng([seed, 1])  # seeds are drawn apart from the queries
+            chosen = rng.integers(0, of_seed.shape[1], of_seed.shape)
+            means = np.take_along_axis(of_seed, chosen, axis=1).mean(axis=1)
+            low, high = np.quantile(means, [0.025, 0.975])
+            found[place] = float(low), float(high)
+    return [found[place] for place in range(len(compared))]
 
 
 def describe(row: Mapping[str, Any]) -> str:

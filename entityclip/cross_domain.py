@@ -15,7 +15,6 @@ import pandas as pd
 
 from entityclip.config import Profile, Settings
 from entityclip.datasets import DATASETS, DRAWN
-from entityclip.datasets.pair import data_fingerprint
 from entityclip.evaluation import evaluate_retrieval
 from entityclip.experiments import VARIANTS, Experiment
 from entityclip.identity import config_hash
@@ -145,13 +144,13 @@ def _measure_from(
     trained_on = source.settings.dataset if finetuned else NOT_FINETUNED
     config = {**source.identity(variant), "tested": "cross-domain"}
     if finetuned:  # the same settings on changed files are another model
-        config |= {f"{s}_data": data_fingerprint(source.pairs(s)) for s in ("train", "val")}
+        config |= {f"{s}_data": source.fingerprint(s) for s in ("train", "val")}
     model, parts = None, []
     for target, domain in zip(experiments, domains, strict=True):
         wanted = {
             **{"variant": variant, "dataset": domain.dataset, "split": domain.test},
             **{"seed": source.seed, "config_hash": config_hash(config)},
-            "data_fingerprint": data_fingerprint(target.pairs(domain.test)),
+            "data_fingerprint": target.fingerprint(domain.test),
         }
         stored = find_rows(*files, **wanted)
         if train and len(stored) < len(METRICS) * len(DIRECTIONS):

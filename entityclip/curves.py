@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment, device
 from entityclip.results import Row, append_rows, measurement_rows, provenance
 from entityclip.run_state import RECORD
@@ -76,7 +75,7 @@ def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
             provenance=provenance(
                 config=experiment.identity(variant),
                 seed=experiment.seed,
-                data_fingerprint=data_fingerprint(pairs),
+                data_fingerprint=experiment.fingerprint(split),
                 device=device(),
                 wall_time_s=record["wall_time_s"],
             ),

@@ -24,7 +24,6 @@ from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.itr.runs import ITRRuns
 from entityclip.checkpoint import read_tensors
 from entityclip.config import EntityCLIPConfig
-from entityclip.datasets.pair import data_fingerprint
 from entityclip.distributed import World, this_world
 from entityclip.identity import as_dict, config_hash
 from entityclip.model import EntityCLIP
@@ -46,9 +45,9 @@ class _Run(NamedTuple):
 class Experiment(ProfileData):
     """A profile's runs: its data, its pretraining, its variants and their results."""
 
-    def check(self) -> None:
-        """Say now what would fail later: missing data, packages, memory (entityclip.preflight)."""
-        for problem in find_problems(self.profile):
+    def check(self, *, training: bool = True) -> None:
+        """Say now what would fail later: missing data, packages, and memory for `training`."""
+        for problem in find_problems(self.profile, training=training):
             print(f"CHECK THIS FIRST: {problem}")
 
     # ---------------------------------------------------------------------------------- models
@@ -173,7 +172,7 @@ class Experiment(ProfileData):
         self, name: str, identity: dict[str, Any], splits: tuple[str, str], config: TrainConfig
     ) -> _Run:
         """Name a run's folder after all that it depends on."""
-        fingerprints = {f"{s}_data": data_fingerprint(self.pairs(s)) for s in splits}
+        fingerprints = {f"{s}_data": self.fingerprint(s) for s in splits}
         identity = {**identity, **fingerprints}
         hashed = config_hash({**identity, "train": as_dict(config)})
         folder = self.profile.runs / "checkpoints" / f"{name}-seed{config.seed}-{hashed[:8]}"

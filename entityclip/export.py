@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
+from entityclip.architectures import open_clip
 from entityclip.backbone import Backbone, BackboneError, create_backbone
 from entityclip.checkpoint import CheckpointError, read_meta, write_checkpoint
 from entityclip.encoder import best_of

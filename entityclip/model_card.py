@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pandas as pd
 
+from entityclip.architectures import open_clip
 from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.identity import config_hash
 from entityclip.provenance import git_commit

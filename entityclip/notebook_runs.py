@@ -19,15 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 import psutil
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
 from entityclip.config import Profile
 from entityclip.identity import as_dict
+from entityclip.lean_imports import left_out
 from entityclip.promotion import promote
+
+# jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
+# addresses here: three seconds, and a notebook has no such field
+with left_out("rfc3987_syntax"):
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
 PACKAGE = Path(__file__).resolve().parent
 _VERSIONED = ("torch", "open_clip_torch", "numpy", "matplotlib")

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 import torch
 
 from entityclip.config import Profile, Settings
@@ -33,14 +32,17 @@ class Memory(NamedTuple):
         return self.weights + self.activations
 
 
-def find_problems(profile: Profile, packages: Sequence[str] = PACKAGES) -> list[str]:
-    """What this machine lacks for a profile, each with what to do; empty if nothing is known."""
-    return [
-        *missing_packages(packages),
-        *data_problems(profile.settings),
-        *memory_problems(profile.settings),
-        *disk_problems(profile),
-    ]
+def find_problems(
+    profile: Profile, packages: Sequence[str] = PACKAGES, *, training: bool = True
+) -> list[str]:
+    """What this machine lacks for a profile, each with what to do; empty if nothing is known.
+
+    Without `training`, memory and disk are not asked about.
+    """
+    problems = [*missing_packages(packages), *data_problems(profile.settings)]
+    if training:
+        problems += [*memory_problems(profile.settings), *disk_problems(profile)]
+    return problems
 
 
 def missing_packages(packages: Sequence[str]) -> list[str]:
@@ -112,6 +114,8 @@ def training_memory(settings: Settings) -> Memory:
     tokens, b rows and a heads (Korthikanti et al. 2022, arXiv 2205.05198, equation 2); in fp32
     twice that. Weights, gradients and Adam's moments take 16 bytes a parameter.
     """
+    from entityclip.architectures import open_clip
+
     config = open_clip.get_model_config(settings.backbone)
     if config is None:
         return Memory(0, 0, 0)  # `create_backbone` says more about an unknown name

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entityclip.datasets.images import ImageTextDataset, whole_batch
-from entityclip.datasets.pair import Batch, PairDataset, data_fingerprint
+from entityclip.datasets.pair import Batch, PairDataset
 from entityclip.evaluation import Retrieval
 from entityclip.experiments import Experiment
 from entityclip.metrics import bootstrap_interval, recall_at_k, retrieval_ranks
@@ -154,7 +154,7 @@ def _recall_rows(
     origin = provenance(
         config=experiment.identity(variant),
         seed=experiment.seed,
-        data_fingerprint=data_fingerprint(experiment.pairs(split)),
+        data_fingerprint=experiment.fingerprint(split),
         device=model.device,
         wall_time_s=time.perf_counter() - start,
     )

@@ -16,7 +16,7 @@ from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions
 from entityclip.datasets.images import ImageTextDataset
-from entityclip.datasets.pair import Pair, PairDataset
+from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
 from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.joining import training_pairs
 from entityclip.variants import Explanations
@@ -31,6 +31,7 @@ class ProfileData:
         self.profile, self.progress = profile, progress
         self.settings, self.seed = profile.settings, profile.seed
         self._pairs: dict[str, list[Pair]] = {}
+        self._fingerprints: dict[str, str] = {}
         self._seconds: dict[str, list[str] | None] = {}
         self._datasets: dict[tuple[str, bool, str], PairDataset | ImageTextDataset] = {}
 
@@ -70,6 +71,12 @@ class ProfileData:
                 )
             self._pairs[split] = pairs
         return self._pairs[split]
+
+    def fingerprint(self, split: str) -> str:
+        """`data_fingerprint` of a split's pairs, taken once."""
+        if split not in self._fingerprints:
+            self._fingerprints[split] = data_fingerprint(self.pairs(split))
+        return self._fingerprints[split]
 
     def dataset(
         self, split: str, *, explanations: bool = False, control: Explanations = "own"

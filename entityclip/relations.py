@@ -140,8 +140,8 @@ class RelationStudy:
             "towers": towers,
             "protocol": protocol,
             "seed": seed,
-            "labelled": data_fingerprint(self.runs.pairs("labelled")),
-            "judged": data_fingerprint(self.runs.pairs("judged")),
+            "labelled": self.runs.fingerprint("labelled"),
+            "judged": self.runs.fingerprint("judged"),
             "classifier": as_dict(itr.classifier) if protocol == "fine-tuning" else None,
             "bootstrap": self.experiment.settings.bootstrap,
         }

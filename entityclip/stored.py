@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 
 from entityclip.config import REPOSITORY
-from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
 from entityclip.files import atomic_write_text
 from entityclip.identity import config_hash
@@ -98,7 +97,7 @@ def _same_data(experiment: Experiment, rows: pd.DataFrame) -> pd.Series:
     @cache
     def present(split: str) -> str | None:
         try:
-            return data_fingerprint(experiment.pairs(split))
+            return experiment.fingerprint(split)
         except FileNotFoundError:
             return None  # tables can be redrawn on a machine that lacks the data
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 from bisect import bisect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +202,36 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
     """
     paths = []
-    for kind, metadata in (
-        ("png", {"Software": None}),
-        ("svg", {"Date": None, "Creator": None}),
+    with (
+        _laid_out(figure, 200),
+        mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}),
     ):
-        buffer = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}):
+        for kind, metadata in (
+            ("png", {"Software": None}),
+            ("svg", {"Date": None, "Creator": None}),
+        ):
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
-        paths.append(Path(folder) / f"{name}.{kind}")
-        atomic_write_bytes(paths[-1], buffer.getvalue())
+            paths.append(Path(folder) / f"{name}.{kind}")
+            atomic_write_bytes(paths[-1], buffer.getvalue())
     return paths
+
+
+@contextmanager
+def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
+    """Lay a figure out once, where each `savefig` would do it anew, in a drawing of its own."""
+    engine, before = figure.get_layout_engine(), figure.dpi
+    if engine is None:
+        yield
+        return
+    figure.set_dpi(dpi)
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+        figure.set_dpi(before)
 
 
 def preview(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
 from torch import Tensor, nn
 
 _NAMES = {
@@ -74,7 +73,7 @@ def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def check_config(path: Path, clip: CLIP) -> None:
+def check_config(path: Path, clip: nn.Module) -> None:
     """Refuse weights whose config.json describes another model than `clip`.
 
     Activation and number of heads leave no trace in the weights, but change every number. Raises

@@ -231,7 +231,7 @@ def measure_sections(
     those of a split of `on`, by default `experiment` too. Raises ValueError as `classify_sections`.
     """
     on, files = on or experiment, row_files(experiment, "sections")
-    dataset, fingerprint = on.settings.dataset, data_fingerprint(on.pairs(split))
+    dataset, fingerprint = on.settings.dataset, on.fingerprint(split)
     parts = []
     for variant in variants:
         config = {**experiment.identity(variant), "templates": list(templates)}

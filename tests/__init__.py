@@ -6,11 +6,10 @@ word embeddings. Commands that are started anew, and the notebooks, have the pac
 
 from pathlib import Path
 
-import open_clip
+from entityclip import architectures
+from entityclip.architectures import open_clip
 
-from entityclip import backbone
-
-SHIPPED = Path(backbone.__file__).parent / "backbones"
+SHIPPED = Path(architectures.__file__).parent / "backbones"
 NARROW = Path(__file__).parent / "fixtures" / "backbones"
 
 open_clip.add_model_config(NARROW)  # takes the place of the package's

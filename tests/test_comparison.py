@@ -26,7 +26,7 @@ def test_the_interval_matches_the_literal_resampling():
     first, second = rng.integers(1, 8, 300), rng.integers(1, 8, 300)
     ours = paired_difference(first, second, n_resamples=4000, seed=0)
     literal = []
-    for _ in range(4000):
+    for _ in range(20_000):
         drawn = rng.integers(0, 300, 300)
         literal.append(100 * ((first[drawn] == 1).mean() - (second[drawn] == 1).mean()))
     assert ours.low == pytest.approx(np.quantile(literal, 0.025), abs=0.7)
@@ -116,6 +116,32 @@ def test_differences_do_not_depend_on_the_order_of_rows():
     table = difference_table(rows, [("a", "b")])
     assert len(table) == 2
     pd.testing.assert_frame_equal(difference_table(rows[::-1], [("a", "b")]), table)
+
+
+def test_an_interval_does_not_depend_on_what_else_is_compared():
+    rng = np.random.default_rng(0)
+    rows = rank_rows({(v, s): rng.integers(1, 6, 60) for v in "abc" for s in range(3)})
+    elsewhere = rows.assign(split="other", clusters=[[0, 0, 1, 2, 3] * 12] * len(rows))
+    every = difference_table(pd.concat([rows, elsewhere]), [("a", "b"), ("a", "c"), ("b", "c")])
+    assert len(every) == 6
+    for _, row in every.iterrows():
+        own = rows if row["split"] == "test" else elsewhere
+        alone = difference_table(own, [(row["first"], row["second"])])
+        assert alone.iloc[0].to_dict() == row.to_dict()
+
+
+def test_both_axes_are_resampled_as_in_a_loop():
+    rng = np.random.default_rng(0)
+    ranks = {(v, s): rng.integers(1, 4, 30) for v in "ab" for s in range(2)}
+    row = difference_table(rank_rows(ranks), [("a", "b")], n_resamples=20_000).iloc[0]
+    hits = {key: 100.0 * (values == 1) for key, values in ranks.items()}
+    each = np.stack([hits["a", s] - hits["b", s] for s in range(2)])
+    drawn = []
+    for _ in range(20_000):
+        queries, seeds = rng.integers(0, 30, 30), rng.integers(0, 2, 2)
+        drawn.append(np.mean([each[s, queries].mean() for s in seeds]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1.7)  # one query
 
 
 def test_one_seed_gives_the_paired_bootstrap_over_queries():

@@ -37,6 +37,12 @@ def test_a_check_prints_each_problem(capsys, monkeypatch):
     assert "no GPU, and ViT-B-32-quickgelu has about 15" in lines[1]
 
 
+def test_who_does_not_train_is_told_of_data_alone(capsys):
+    Experiment(load_profile("paper")).check(training=False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "settings.data_root is not set" in line
+
+
 def test_missing_packages_are_named_together():
     (problem,) = preflight.missing_packages(("torch", "no_such_a", "no_such_b"))
     assert problem.startswith("no_such_a, no_such_b not installed; pip install")

@@ -565,6 +565,21 @@ def print_drawn(folder):
     print(draw_everything(folder))
 
 
+def test_laying_out_once_draws_what_laying_out_each_time_draws(tmp_path):
+    def drawn():
+        return plot_retrieval(retrieval_table(make_rows()))
+
+    figure = drawn()
+    engine, dpi = figure.get_layout_engine(), figure.dpi
+    assert engine is not None
+    png, _ = save_figure(figure, tmp_path, "once")
+    literal = io.BytesIO()
+    drawn().savefig(literal, format="png", dpi=200, metadata={"Software": None})
+    assert png.read_bytes() == literal.getvalue()
+    assert type(figure.get_layout_engine()) is type(engine)
+    assert figure.dpi == dpi
+
+
 def test_figures_carry_neither_date_nor_program(tmp_path):
     figure = plot_lengths({"caption": [1, 2, 2]}, 77)
     png, svg = save_figure(figure, tmp_path, "lengths")

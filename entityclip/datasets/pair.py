@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose, Normalize, ToTensor
 
 from entityclip.datasets.broken import Broken
 from entityclip.datasets.decode import ImageError
@@ -201,6 +200,9 @@ def split_preprocess(
     preprocess: Callable[[Image.Image], Tensor],
 ) -> tuple[Callable[[Image.Image], Image.Image | Tensor], tuple[Tensor, Tensor] | None]:
     """The geometric steps and the [3, 1, 1] mean and std; (preprocess, None) for other tails."""
+    # a second to import, which redrawing figures can do without
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
     steps = preprocess.transforms if isinstance(preprocess, Compose) else []
     if len(steps) < 2 or not isinstance(steps[-2], ToTensor) or type(steps[-1]) is not Normalize:
         return preprocess, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +62,12 @@ LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
 }
 
 
+@lru_cache(maxsize=16)
+def _drawn(dataset: str, split: str, n: int, seed: int, image_size: int) -> tuple[Pair, ...]:
+    # a table asks for the same thousands of pairs again and again; their pictures are not drawn yet
+    return tuple(DRAWN[dataset].pairs(split, n, seed=seed, image_size=image_size))
+
+
 def load_pairs(
     dataset: str,
     split: str,
@@ -99,7 +105,7 @@ def load_pairs(
         if prepared is not None:
             raise ValueError(f"{dataset} is drawn at any size; it has no prepared copy")
         count = limit or DRAWN[dataset].size(split)
-        return DRAWN[dataset].pairs(split, count, seed=seed, image_size=image_size)
+        return list(_drawn(dataset, split, count, seed, image_size))
     if root is None:
         raise ValueError(f"{dataset} needs the folder it lies in: set `data_root`")
     pairs, report = LOADERS[dataset](Path(root), split, limit=limit, seed=seed)

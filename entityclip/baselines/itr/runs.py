@@ -46,7 +46,7 @@ class ITRRuns:
             "start": start,
             "backbone": self.settings.backbone,
             "image_size": self.settings.image_size,
-            "unlabelled": data_fingerprint(self.pairs("unlabelled", generated)),
+            "unlabelled": self.fingerprint("unlabelled", generated),
             "held_out": self.itr.held_out,
             "itr": as_dict(self.config(seed, tasks)),
         }
@@ -85,6 +85,10 @@ class ITRRuns:
         """
         return self._keep("pairs", role, generated, self._pairs)
 
+    def fingerprint(self, role: str, generated: bool = False) -> str:
+        """`data_fingerprint` of a role's pairs, taken once."""
+        return self._keep("fingerprint", role, generated, self._fingerprint)
+
     def dataset(self, role: str, generated: bool = False) -> PairDataset:
         """A role's pairs ready for the towers; drawn pictures are kept in memory."""
         return self._keep("dataset", role, generated, self._dataset)
@@ -110,6 +114,9 @@ class ITRRuns:
             pairs = pairs[:cut] if role == "unlabelled" else pairs[cut:]
         root = None if source.data_root is None else Path(source.data_root).expanduser()
         return with_generated(pairs, root) if generated else pairs
+
+    def _fingerprint(self, role: str, generated: bool) -> str:
+        return data_fingerprint(self.pairs(role, generated))
 
     def _load(self, source: PairSource, spared: int) -> Sequence[Pair]:
         return load_pairs(

@@ -1,0 +1,42 @@
+"""Commands that only read rows and draw do not wait for what only models and web addresses need."""
+
+import subprocess
+import sys
+
+import pytest
+
+from entityclip.lean_imports import left_out
+
+REDRAWING = "chapters, chapter_figures, curves, report, stored"
+
+
+def loaded_by(statement):
+    command = f"{statement}\nimport sys\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return {name.partition(".")[0] for name in ran.stdout.split()}
+
+
+def test_redrawing_figures_imports_no_models():
+    loaded = loaded_by(f"from entityclip import {REDRAWING}")
+    assert {"torch", "matplotlib"} <= loaded
+    assert not {"open_clip", "torchvision", "transformers", "timm"} & loaded
+
+
+def test_running_notebooks_compiles_no_grammar():
+    loaded = loaded_by("import entityclip.reproduce")
+    assert {"nbformat", "jsonschema"} <= loaded
+    assert "rfc3987_syntax" not in loaded
+
+
+def test_what_is_left_out_is_missing_for_a_while():
+    sys.modules.pop("this", None)
+    with left_out("this"), pytest.raises(ImportError):
+        import this  # noqa: F401
+    assert "this" not in sys.modules
+
+
+def test_what_is_imported_already_stays():
+    with left_out("subprocess"):
+        import subprocess as again
+    assert again is subprocess is sys.modules["subprocess"]
