@@ -21,7 +21,7 @@ help:
 	@echo "make test                                lint, unit tests, notebooks against stored outputs"
 	@echo "make soak                                kill runs at 20 random moments, and other long tests"
 	@echo "make figures                             redraw figures and tables from stored results"
-	@echo "make lab                                 open the notebooks in JupyterLab"
+	@echo "make lab [LAB='--no-browser --port=8890'] open the notebooks in JupyterLab"
 	@echo "make test-browser [ONLY=02_method]       every notebook in JupyterLab in a real browser"
 	@echo "make lock                                resolve requirements.lock anew"
 	@echo "make audit                               look the locked versions up among known holes"
@@ -82,9 +82,13 @@ test-browser: .venv/.installed
 	ENTITYCLIP_BROWSER=$(or $(ONLY),all) ENTITYCLIP_BROWSER_THEME=$(or $(THEME),light) \
 	  $(BIN)/python -m pytest tests/browser
 
+# The table of contents as a page with links, not as source; a query in the URL would swallow the token.
 lab: .venv/.installed
-	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true
-	$(BIN)/jupyter lab --notebook-dir=. "--LabApp.default_url=/lab/tree/notebooks/README.md?factory=Markdown%20Preview"
+	@$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1 || true
+	@mkdir -p $(BIN)/../share/jupyter/lab/settings
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' \
+	  > $(BIN)/../share/jupyter/lab/settings/overrides.json
+	$(BIN)/jupyter lab $(LAB) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/README.md
 
 lock: .venv/.installed
 	$(BIN)/python -m pip install --quiet uv

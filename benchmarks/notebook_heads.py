@@ -24,6 +24,7 @@ from entityclip.notebook_runs import find_notebooks
 NOTEBOOKS = REPOSITORY / "notebooks"
 REPORT = REPOSITORY / "figures" / "reproduce.json"
 _CHECK = "experiment.check()"
+_SPACE = "\N{NO-BREAK SPACE}"  # a narrow column would part a number from its unit
 # the way on that a last cell told before there was a foot
 _OLD_FOOT = re.compile(r"\s*(Next|Back to):? \[[^]]*\]\([^)]*\)\.?\s*$")
 _INTRODUCTION = """\
@@ -149,12 +150,12 @@ def _minutes(row: dict) -> str:
     if seconds is None:
         return "–"
     if seconds < 60:
-        return "1 min" if seconds > 30 else "½ min"
-    return f"{_two_steps(seconds / 60)} min"
+        return f"{'1' if seconds > 30 else '½'}{_SPACE}min"
+    return f"{_two_steps(seconds / 60)}{_SPACE}min"
 
 
 def _memory(row: dict) -> str:
-    return f"{math.ceil(row['peak_mb'] / 500) * 0.5:g} GB" if row.get("peak_mb") else "–"
+    return f"{math.ceil(row['peak_mb'] / 500) * 0.5:g}{_SPACE}GB" if row.get("peak_mb") else "–"
 
 
 def _two_steps(minutes: float) -> int:

@@ -36,7 +36,8 @@ def write_report(rows: list[Row], plan: Plan) -> None:
     """Write the table, the settings, the commit and the machine to ``<runs>/reproduce.json``.
 
     A chain without gaps is told of beside its figures too: these took that long, on that machine.
-    Of notebooks left out by ``--skip`` that report keeps what it said before.
+    Of notebooks left out by ``--skip`` that report keeps what it said before, and it takes from a
+    run of a few what it lacks: chapters that take an hour are rarely part of a chain.
     """
     report = {
         "profile": plan.profile.name,
@@ -53,26 +54,33 @@ def write_report(rows: list[Row], plan: Plan) -> None:
         "notebooks": [dataclasses.asdict(row) for row in rows],
     }
     atomic_write_text(plan.folders.runs / "reproduce.json", json.dumps(report, indent=2) + "\n")
-    # where nothing was run, the figures' own report still tells what they took
-    if (
-        plan.whole
-        and any(row.status == "done" for row in rows)
-        and all(row.status in ("done", "up to date") for row in rows)
-    ):
-        beside = plan.folders.figures / "reproduce.json"
-        present = {row["notebook"]: row for row in report["notebooks"]}
-        known = _reported(beside) | present
-        names = [path.stem for path in find_notebooks(plan.folders.notebooks)]
-        report["notebooks"] = [known[name] for name in names if name in known]
-        atomic_write_text(beside, json.dumps(report, indent=2) + "\n")
+    _write_beside_figures(report, plan)
 
 
-def _reported(report: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier report says of each notebook; nothing where there is none to be read."""
+def _write_beside_figures(report: dict[str, Any], plan: Plan) -> None:
+    path = plan.folders.figures / "reproduce.json"
+    earlier, present = _read(path), {row["notebook"]: row for row in report["notebooks"]}
+    known = {row["notebook"]: row for row in earlier["notebooks"]} if earlier else {}
+    statuses = {row["status"] for row in report["notebooks"]}
+    if plan.whole and "done" in statuses <= {"done", "up to date"}:
+        known |= present
+    elif earlier:
+        report = earlier
+        known = {name: row for name, row in present.items() if row["status"] == "done"} | known
+    else:  # where nothing was run, the figures' own report still tells what they took
+        return
+    names = [notebook.stem for notebook in find_notebooks(plan.folders.notebooks)]
+    report = {**report, "notebooks": [known[name] for name in names if name in known]}
+    atomic_write_text(path, json.dumps(report, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """An earlier report; None where there is none to be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        rows = json.loads(report.read_text(encoding="utf-8"))["notebooks"]
-        return {row["notebook"]: row for row in rows}
-    return {}
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if all(row["notebook"] for row in report["notebooks"]):
+            return report
+    return None
 
 
 def report_table(rows: list[Row]) -> str:

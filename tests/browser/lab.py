@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -92,17 +93,46 @@ def running_lab(folder: Path, *, theme: str = "light") -> Iterator[Lab]:
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
         *(f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"),
     ]
-    with (folder / "lab.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(folder, theme))
+    with _served(lab, command, _environment(folder, theme)):
+        yield lab
+
+
+@contextmanager
+def lab_by_make(folder: Path) -> Iterator[Lab]:
+    """What ``make lab`` serves, without a browser of its own; settings and logs in `folder`."""
+    token, port = secrets.token_hex(16), free_port()
+    lab = Lab(f"http://127.0.0.1:{port}", token, folder)
+    options = [
+        *("--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
+    ]
+    # as installed as the tests are: nothing is to be installed anew below them
+    command = [
+        *("make", "lab", "--old-file=.venv/.installed", f"LAB={' '.join(options)}"),
+        f"BIN={Path(sys.executable).parent}",
+    ]
+    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data"}
+    own = {name: str(folder / place) for name, place in places.items()}
+    with _served(lab, command, {**os.environ, **own}):
+        yield lab
+
+
+@contextmanager
+def _served(lab: Lab, command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """Start `command` in the repository, wait until it answers, and end it and its children."""
+    with (lab.folder / "lab.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, cwd=REPOSITORY, start_new_session=True
+        )
         try:
             _wait_until_up(lab, server)
-            yield lab
+            yield
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGTERM)
             try:
                 server.wait(30)
             except subprocess.TimeoutExpired:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 def run_all(page: Any, lab: Lab, notebook: str, timeout: float) -> list[str]:

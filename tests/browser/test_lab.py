@@ -14,7 +14,14 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from entityclip.config import REPOSITORY
 from entityclip.notebook_runs import find_notebooks
-from tests.browser.lab import NOTEBOOKS, find_chromium, run_all, running_lab, screenshot
+from tests.browser.lab import (
+    NOTEBOOKS,
+    find_chromium,
+    lab_by_make,
+    run_all,
+    running_lab,
+    screenshot,
+)
 
 LIGHT = "11_search"  # the lightest with controls and pictures
 TIMEOUT = float(os.environ.get("ENTITYCLIP_BROWSER_TIMEOUT", 1200))  # seconds a notebook
@@ -59,6 +66,17 @@ def test_run_all(notebook, lab, page):
     finally:
         screenshot(page, SHOTS / f"{notebook}-{THEME}.png")
     assert faults == []
+
+
+def test_make_lab_opens_the_contents_as_a_page(page, tmp_path):
+    with lab_by_make(tmp_path) as lab:
+        page.goto(f"{lab.url}/?token={lab.token}", wait_until="domcontentloaded", timeout=120_000)
+        links = page.locator(".jp-RenderedMarkdown td a")
+        links.first.wait_for(timeout=120_000)
+        targets = [links.nth(n).get_attribute("href") for n in range(links.count())]
+        page.goto("about:blank")  # or the page would ask the next server for this one's kernels
+    names = [path.name for path in find_notebooks(NOTEBOOKS)]
+    assert [target.partition("?")[0].rpartition("/")[2] for target in targets] == names
 
 
 # what a spoilt notebook's cells do, and the fault that must be seen
