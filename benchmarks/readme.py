@@ -12,12 +12,11 @@ import json
 import pandas as pd
 
 from benchmarks.marked_parts import replace_part
+from benchmarks.readme_findings import FIGURES, SPACE, ablations, chapters, difference_cell
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
 from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, label
 
-FIGURES = REPOSITORY / "figures"
-_SPACE = "\N{NO-BREAK SPACE}"  # an interval or a name stays on one line
 # notebook -> what it makes, what it answers to
 MAP = {
     "00_setup_and_data": ("`pairs`, `generic_pairs`, `lengths`, `splits.csv`", "data sets"),
@@ -71,7 +70,7 @@ def results() -> str:
              "|---|---|--:|--:|--:|--:|"]  # fmt: skip
     for row in one_way.to_dict("records"):
         numbers = " | ".join(_number(row, metric) for metric in ("R@1", "R@10", "MeanR"))
-        split = label(row["split"], SPLITS).replace(" ", _SPACE)
+        split = label(row["split"], SPLITS).replace(" ", SPACE)
         names = f"{split} | {label(row['variant'], VARIANTS)}"
         lines.append(f"| {names} | {row['seeds']} | {numbers} |")
     said = "R@1, first minus second on the same queries and seeds (bold: the interval excludes 0):"
@@ -88,12 +87,12 @@ def differences(name: str) -> str:
     rows = pd.read_csv(FIGURES / f"{name}.csv")
     places = [(split, way) for split in SPLITS for way in DIRECTIONS]
     places = [p for p in places if p in set(zip(rows["split"], rows["direction"], strict=True))]
-    heads = [f"{label(s, SPLITS)}, {DIRECTIONS[way].replace(' ', _SPACE)}" for s, way in places]
+    heads = [f"{label(s, SPLITS)}, {DIRECTIONS[way].replace(' ', SPACE)}" for s, way in places]
     lines = [f"| R@1, difference | Seeds | {' | '.join(heads)} |",
              "|---|--:|" + "--:|" * len(places)]  # fmt: skip
     for (first, second), pair in rows.groupby(["first", "second"], sort=False):
         at = pair.set_index(["split", "direction"])
-        cells = [_difference(at.loc[place]) if place in at.index else "" for place in places]
+        cells = [difference_cell(at.loc[place]) if place in at.index else "" for place in places]
         seeds = "–".join(str(n) for n in sorted(set(pair["seeds"])))
         names = f"{label(first, VARIANTS)} − {label(second, VARIANTS)}"
         lines.append(f"| {names} | {seeds} | {' | '.join(cells)} |")
@@ -118,14 +117,7 @@ def leak() -> str:
 
 
 def _number(row: dict, metric: str) -> str:
-    return f"{row[metric]:.1f} [{row[f'{metric}_low']:.1f},{_SPACE}{row[f'{metric}_high']:.1f}]"
-
-
-def _difference(row: pd.Series) -> str:
-    value = f"{row['value']:+.1f}"
-    if row["low"] > 0 or row["high"] < 0:
-        value = f"**{value}**"
-    return f"{value} [{row['low']:+.1f},{_SPACE}{row['high']:+.1f}]"
+    return f"{row[metric]:.1f} [{row[f'{metric}_low']:.1f},{SPACE}{row[f'{metric}_high']:.1f}]"
 
 
 def notebook_map() -> str:
@@ -141,7 +133,13 @@ def notebook_map() -> str:
     return "\n".join(lines) + "\n"
 
 
-PARTS = {"results": results, "controls": controls, "map": notebook_map}
+PARTS = {
+    "results": results,
+    "controls": controls,
+    "ablations": ablations,
+    "chapters": chapters,
+    "map": notebook_map,
+}
 
 
 def filled(text: str) -> str:

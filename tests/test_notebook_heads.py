@@ -74,9 +74,9 @@ def test_a_head_says_profile_time_memory_and_the_way(folder):
     assert first.startswith("# 0 · Title\n\n**The claim.** It holds.")
     assert "[Contents](README.md) · [1 · Title](01_b.ipynb) →" in first
     assert "←" not in first
-    assert "Profile `demo` on two CPU cores: about ½ min and 1.5 GB." in first
+    assert "Profile `demo` on two CPU cores: about ½\xa0min and 1.5\xa0GB." in first
     assert "← [0 · Title](00_a.ipynb) · [Contents](README.md) · [2 · Title](12_c.ipynb) →" in second
-    assert "about 15 min and 2 GB" in second
+    assert "about 15\xa0min and 2\xa0GB" in second
     assert "not measured yet" in last
     assert "→" not in last.partition("<!-- head -->")[2].partition("\n\n")[0]
 
@@ -111,7 +111,7 @@ def test_what_was_measured_anew_replaces_the_old(folder, monkeypatch):
     report.write_text(report.read_text().replace("700.0", "70.0"))
     chapters = read_chapters(folder, report)
     head = "".join(with_head(once, chapters, 1)["cells"][0]["source"])
-    assert "about 2 min" in head
+    assert "about 2\xa0min" in head
     assert head.count("<!-- head -->") == 1
 
 

@@ -1,0 +1,113 @@
+"""The README's sentences on the ablations and the chapters, as the files in figures/ have them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from entityclip.config import REPOSITORY
+from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, label
+
+FIGURES = REPOSITORY / "figures"
+SPACE = "\N{NO-BREAK SPACE}"  # an interval or a name stays on one line
+_GAIN = {"gain": "value", "gain_low": "low", "gain_high": "high"}
+
+
+def ablations() -> str:
+    """A line an ablation: how many differences exclude 0, and which."""
+    tables = {"ablation_gi_itm": "Ablation of GI-ITM", "ablation_mmae": "Ablation of MMAE"}
+    lines = []
+    for name, title in tables.items():
+        rows = pd.read_csv(FIGURES / f"{name}_differences.csv")
+        apart = rows[(rows["low"] > 0) | (rows["high"] < 0)]
+        seeds = "–".join(str(n) for n in sorted(set(rows["seeds"])))
+        found = [
+            f"{label(variant, VARIANTS)} "
+            + ", ".join(f"{difference_cell(row)} ({_place(row)})" for _, row in group.iterrows())
+            for variant, group in apart.groupby("first", sort=False)
+        ]
+        lines.append(
+            f"- [{title}](figures/{name}_differences.md), {seeds} seeds: of {len(rows)} "
+            f"differences in R@1 to EntityCLIP, {len(apart)} exclude 0; chance alone gives about "
+            f"{len(rows) / 20:.0f}. {'; '.join(found) or 'None stands out'}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def chapters() -> str:
+    """A line a chapter of its own: generalisation, ITR, AsCL, and the search."""
+    return "\n".join([_cross_domain(), _relations(), _rsum(), _search()]) + "\n"
+
+
+def _cross_domain() -> str:
+    rows = pd.read_csv(FIGURES / "cross_domain.csv")
+    rows = rows[(rows["trained_on"] == "newsroom") & (rows["direction"] == "text_to_image")]
+    parts = []
+    for variant, group in rows.groupby("variant", sort=False):
+        at = group.set_index("dataset")["R@1"]
+        parts.append(f"{label(variant, VARIANTS)} {at['newsroom']:.1f} → {at['newsroom-b']:.1f}")
+    return (
+        "- [Another outlet](figures/cross_domain.csv)'s pictures and words, R@1 text → image at "
+        f"home → there, {rows['seeds'].iloc[0]} seeds: {', '.join(parts)}."
+    )
+
+
+def _relations() -> str:
+    rows = pd.read_csv(FIGURES / "itr_relations_f1.csv")
+    rows = rows[(rows["label"] == "combined") & (rows["variant"] != "CLIP")]
+    rows = rows.drop(columns="value").rename(columns=lambda name: _GAIN.get(name, name))
+    shown = rows[rows["protocol"] == "linear probe"]
+    gains = ", ".join(
+        f"{row['variant'].removeprefix('ITR: ').replace('_', ' ')} " + difference_cell(row)
+        for _, row in shown.iterrows()
+    )
+    better = int((rows["low"] > 0).sum())
+    return (
+        "- [ITR](figures/itr_relations_f1.csv)'s pretraining tasks change a linear probe's "
+        f"weighted F1 on relations of text and picture, {shown['seeds'].iloc[0]} seeds: {gains}. "
+        f"Of {len(rows)} such gains over three protocols, {better or 'none'} lie above 0 with "
+        "their whole interval."
+    )
+
+
+def _rsum() -> str:
+    rows = pd.concat(
+        [pd.read_csv(FIGURES / f"{name}.csv") for name in ("ascl_rsum", "ascl_queries_rsum")]
+    )
+    rows = rows[rows["split"] == "captions_test"].drop_duplicates("variant").set_index("variant")
+    names = {"contrastive": "plain contrast", "ascl": "AsCL", "ascl, re-ranked": "re-ranked"}
+    said = [
+        f"{name} {row['RSUM']:.0f} [{row['low']:.0f},{SPACE}{row['high']:.0f}]"
+        for key, name in names.items()
+        for row in [rows.loc[key]]
+    ]
+    return (
+        "- [AsCL](figures/ascl_rsum.csv)'s RSUM on five captions a picture, "
+        f"{rows['seeds'].iloc[0]} seeds: {', '.join(said)}."
+    )
+
+
+def _search() -> str:
+    rows = pd.read_csv(FIGURES / "search.csv")
+    tested = pd.read_csv(FIGURES / "search_tested.csv")
+    best, second = (f"{label(row['variant'], VARIANTS)} {row['R@1']:.1f}"
+                    for _, row in rows.head(2).iterrows())  # fmt: skip
+    one = tested[(tested["second"] == "clip") & (tested["split"] == "test")]
+    gains = ", ".join(f"{difference_cell(row)} ({_place(row)})" for _, row in one.iterrows())
+    return (
+        f"- [The search](figures/search.csv) for something better: {len(rows)} candidates, "
+        f"seeds: {rows['seeds'].iloc[0]}, chosen on validation by R@1: {best}, then {second}. The "
+        f"chosen one [on test](figures/search_tested.csv), minus CLIP: {gains}."
+    )
+
+
+def _place(row: pd.Series) -> str:
+    ways = DIRECTIONS[row["direction"]].replace(" ", SPACE)
+    return f"{label(row['split'], SPLITS).lower()}, {ways}"
+
+
+def difference_cell(row: pd.Series) -> str:
+    """A difference with its interval, bold where that excludes 0."""
+    value = f"{row['value']:+.1f}"
+    if row["low"] > 0 or row["high"] < 0:
+        value = f"**{value}**"
+    return f"{value} [{row['low']:+.1f},{SPACE}{row['high']:+.1f}]"
