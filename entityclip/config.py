@@ -57,6 +57,8 @@ class EntityCLIPConfig:
     detach_explanation: bool = False  # experts read E but don't train its encoding
     # chance that, in a training step, a pair's caption stands in for its explanation
     explanation_dropout: float = field(default=0.0, metadata=LEFT_OUT_AT_DEFAULT)
+    # λ as training ends, reached linearly from `lambda_moe`; None: it stays
+    lambda_end: float | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
 
     def __post_init__(self) -> None:
         for name in ("image_experts", "text_experts", "explanation_experts"):
@@ -64,9 +66,12 @@ class EntityCLIPConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 16")
         if self.heads < 1:
             raise ValueError(f"heads is {self.heads}; it must be at least 1")
-        for name in ("lambda_moe", "eta_itm", "bridge"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and >= 0")
+        for name in ("lambda_moe", "lambda_end", "eta_itm", "bridge"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be finite and >= 0")
+        if self.lambda_end is not None and not self.experts:
+            raise ValueError("lambda_end needs experts: without them λ weighs nothing")
         if not 0 <= self.explanation_dropout < 1:
             raise ValueError(
                 f"explanation_dropout is {self.explanation_dropout}; it must be from 0 to below 1"
@@ -80,6 +85,11 @@ class EntityCLIPConfig:
     def experts(self) -> int:
         """How many experts there are; 0 means no MMAE and no GI-ITM."""
         return self.image_experts + self.text_experts + self.explanation_experts
+
+    def lambda_at(self, progress: float) -> float:
+        """λ after a share of the training, from 0 to 1."""
+        end = self.lambda_moe if self.lambda_end is None else self.lambda_end
+        return self.lambda_moe + progress * (end - self.lambda_moe)
 
     @property
     def sees_padding(self) -> bool:

@@ -67,17 +67,20 @@ def moe_loss(outputs: Outputs) -> Tensor:
     ) / 2
 
 
-def entityclip_loss(outputs: Outputs, config: EntityCLIPConfig) -> dict[str, Tensor]:
+def entityclip_loss(
+    outputs: Outputs, config: EntityCLIPConfig, progress: float = 1.0
+) -> dict[str, Tensor]:
     """Named scalar terms `loss`, `vtc` and, where the model has them, `vtc_moe`, `itm`, `bridge`.
 
-    `loss` is the sum to minimise, weighted by the config's `lambda_moe`, `eta_itm` and `bridge`;
-    the others are unweighted. `itm_accuracy` carries no gradient.
+    `loss` is the sum to minimise, weighted by the config's λ at this share (`progress`, 0 to 1) of
+    the training, `eta_itm` and `bridge`; the others are unweighted. `itm_accuracy` carries no
+    gradient.
     """
     terms = {"vtc": vtc_loss(outputs.image, outputs.text, outputs.logit_scale)}
     loss = terms["vtc"]
     if outputs.image_moe is not None:
         terms["vtc_moe"] = moe_loss(outputs)
-        loss = loss + config.lambda_moe * terms["vtc_moe"]
+        loss = loss + config.lambda_at(progress) * terms["vtc_moe"]
     if outputs.itm_logits is not None:
         terms["itm"] = itm_loss(outputs.itm_logits, outputs.itm_valid)
         terms["itm_accuracy"] = itm_accuracy(outputs.itm_logits, outputs.itm_valid)

@@ -198,9 +198,9 @@ class EntityCLIP(nn.Module):
         # any caption may stand in for its explanation
         return [lengths[0], max(lengths)] if self.config.explanation_dropout else lengths
 
-    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The named terms of the objective; `loss` is what to minimise."""
-        return entityclip_loss(outputs, self.config)
+    def losses(self, outputs: Outputs, progress: float = 1.0) -> dict[str, Tensor]:
+        """The named terms of the objective after a share of the training; minimise `loss`."""
+        return entityclip_loss(outputs, self.config, progress)
 
     def clip_state_dict(self) -> dict[str, Tensor]:
         """The two towers' weights, loadable into plain open_clip."""

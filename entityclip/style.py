@@ -76,6 +76,7 @@ VARIANTS = {
     "bridge-crossed": "Bridge + crossed",
     "bridge-detached": "Bridge, detached",
     "bridge-dropout": "Bridge, dropout",
+    "bridge-fading": "Bridge, fading λ",
 }
 SPLITS = {
     "test": "Test",

@@ -55,21 +55,27 @@ class Stepper:
         last = (within + 1) % config.accumulate == 0 or within + 1 == self.steps_per_epoch
         updates = math.ceil(self.steps_per_epoch / config.accumulate)
         rate = learning_rate(epoch * updates + group, config.epochs * updates, config)
-        terms = self.backward(batch, passes, last)
+        progress = done / (config.epochs * self.steps_per_epoch)
+        terms = self.backward(batch, passes, last, progress)
         if last:
             self._update(rate)
         tensors = {name: value.detach() for name, value in terms.items()}
         return {"lr": rate, "logit_scale": self._log_scale.detach().exp(), **tensors}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The named terms of a batch, without a backward pass where `chunk` is set."""
+    def losses(self, batch: Batch, progress: float = 1.0) -> dict[str, Tensor]:
+        """The named terms of a batch as they count after a share of the training.
+
+        Where `chunk` is set, without what a backward pass needs.
+        """
         chunk, autocast = self.config.chunk, self.accelerator.autocast
         if chunk is None:
-            return self._terms(batch, self.model(**batch.inputs()))
+            return self._terms(batch, progress, self.model(**batch.inputs()))
         encoded = encode_in_chunks(self.bare, batch, chunk, autocast)
-        return self._terms(batch, compare(self.bare, encoded, batch, autocast))
+        return self._terms(batch, progress, compare(self.bare, encoded, batch, autocast))
 
-    def backward(self, batch: Batch, passes: int, last: bool) -> dict[str, Tensor]:
+    def backward(
+        self, batch: Batch, passes: int, last: bool, progress: float = 1.0
+    ) -> dict[str, Tensor]:
         """Add one of `passes` gradients; with the `last`, they are averaged over processes."""
 
         def backward(loss: Tensor) -> None:
@@ -77,19 +83,19 @@ class Stepper:
 
         if self.config.chunk is None:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = self.losses(batch)
+                terms = self.losses(batch, progress)
                 backward(terms["loss"])
             return terms
-        autocast, objective = self.accelerator.autocast, partial(self._terms, batch)
+        autocast, objective = self.accelerator.autocast, partial(self._terms, batch, progress)
         terms = cached_backward(self.bare, batch, self.config.chunk, objective, backward, autocast)
         if last:
             self.world.average_gradients(self.bare.parameters())
         return terms
 
-    def _terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, progress: float, outputs: Outputs) -> dict[str, Tensor]:
         """The named terms of the whole batch's objective, the same on every process."""
         whole = outputs if batch.peers is None else outputs.joined(batch.peers)
-        return self.bare.losses(whole)
+        return self.bare.losses(whole, progress)
 
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

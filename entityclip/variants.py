@@ -122,6 +122,8 @@ _SEARCH = (
             BRIDGE | {"detach_explanation": True}),
     Variant("bridge-dropout", "The bridge, three explanations in ten replaced by their captions.",
             NO_EXPERTS | BRIDGE | {"explanation_dropout": 0.3}),
+    Variant("bridge-fading", "The bridge, and experts whose weight λ falls to 0 as training ends.",
+            BRIDGE | {"lambda_end": 0.0}),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {

@@ -57,6 +57,26 @@ def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, 
     torch.testing.assert_close(got, expected)
 
 
+def test_lambda_goes_linearly_from_its_start_to_its_end(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1, lambda_moe=0.4, lambda_end=0.1))
+    outputs = model(*batch)
+    at_end = model.losses(outputs)
+    for progress, weight in ((0.0, 0.4), (0.5, 0.25), (1.0, 0.1)):
+        terms = model.losses(outputs, progress)
+        expected = terms["vtc"] + weight * terms["vtc_moe"] + 0.1 * terms["itm"]
+        torch.testing.assert_close(terms["loss"], expected)
+        torch.testing.assert_close(terms["vtc_moe"], at_end["vtc_moe"])  # unweighted, as all terms
+    assert EntityCLIPConfig(lambda_moe=0.1).lambda_at(0.3) == 0.1
+
+
+@pytest.mark.parametrize("change", [{"lambda_end": -0.1}, {"lambda_end": float("inf")}])
+def test_an_impossible_end_of_lambda_is_refused(change):
+    with pytest.raises(ValueError, match="lambda_end is"):
+        EntityCLIPConfig(**change)
+    with pytest.raises(ValueError, match="lambda_end needs experts"):
+        EntityCLIPConfig(0, 0, 0, lambda_end=0.1)
+
+
 def test_an_explanation_dropout_outside_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"explanation_dropout is 1\.0"):
         EntityCLIPConfig(explanation_dropout=1.0)

@@ -139,6 +139,23 @@ def test_accumulation_averages_the_gradients_of_its_passes(sets, tmp_path):
         torch.testing.assert_close(a[clear], b[clear], atol=2e-5, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_lambda_follows_the_steps_of_the_whole_run(chunk, sets, tmp_path):
+    config = replace(CONFIG, epochs=2, chunk=chunk)
+    train(make_model(lambda_moe=0.8, lambda_end=0.0), *sets, config, tmp_path, progress=False)
+    rows = read_log(tmp_path)
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 8
+    for done, row in enumerate(steps):
+        weight = 0.8 * (1 - done / 8)
+        expected = row["vtc"] + weight * row["vtc_moe"] + 0.1 * row["itm"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    for row in rows:
+        if "val_loss" in row:  # as they count at the end
+            expected = row["val_vtc"] + 0.1 * row["val_itm"]
+            assert row["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_schedule_warms_up_then_follows_a_cosine_to_zero():
     config = TrainConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(step, 104, config) for step in range(105)]
