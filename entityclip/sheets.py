@@ -26,6 +26,8 @@ _LATEX = {
     "−": r"$-$",
     "–": "--",
     "…": r"\dots{}",
+    "λ": r"$\lambda$",
+    "η": r"$\eta$",
 }
 
 
@@ -87,7 +89,7 @@ def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
     lines = [r"\begin{table}", r"\centering"]
     if caption:
         lines.append(rf"\caption{{{latex(caption)}}}")
-    if label:
+    if label and caption:  # a label points at its caption's number
         lines.append(rf"\label{{{label}}}")
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_row(map(latex, sheet.header)), r"\midrule"]
@@ -131,5 +133,9 @@ def _latex_cell(cell: Cell | str) -> str:
     if isinstance(cell, str):
         return latex(cell)
     marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}.get(cell.mark, "%s")
-    text = marked % latex(cell.text)
-    return f"{text} {{\\scriptsize {latex(cell.interval)}}}" if cell.interval else text
+    text = marked % _latex_number(cell.text)
+    return f"{text} {{\\scriptsize {_latex_number(cell.interval)}}}" if cell.interval else text
+
+
+def _latex_number(text: str) -> str:
+    return latex(text.replace("-", "−"))  # a minus, where LaTeX would set a hyphen

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from entityclip.config import REPOSITORY
 from entityclip.results import ResultsError
 from entityclip.sheets import Cell, Sheet, latex, save_sheet, sheet_latex, sheet_markdown, standings
+from entityclip.style import DIRECTIONS, SPLITS, VARIANTS
 from entityclip.tables import (
     number_cell,
     reported_cells,
@@ -19,6 +21,8 @@ from entityclip.tables import (
     retrieval_table,
 )
 from tests.test_report import make_rows
+
+FIGURES = REPOSITORY / "figures"
 
 NAN = float("nan")
 
@@ -133,6 +137,23 @@ def test_the_retrieval_table_in_latex_would_compile(tmp_path):
     assert r"\label{tab:retrieval-main}" in text
     assert text.count(r"\midrule") == 4  # below the head, and between four groups
     assert r"\textbf{71.0} {\scriptsize $\pm$ 2.5}" in text
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FIGURES.glob("*.tex")))
+def test_the_shipped_tables_in_latex_would_compile(name):
+    check_latex((FIGURES / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("names", [VARIANTS, SPLITS, DIRECTIONS])
+def test_latex_sets_every_name_that_tables_use(names):
+    assert all(latex(name).isascii() for name in names.values())
+
+
+def test_a_difference_has_a_minus_and_a_label_a_caption():
+    row = [Cell("-0.5", "[-1.9, +1.1]")]
+    text = sheet_latex(Sheet(["a"], [[row]], 0), label="tab:a")
+    assert r"$-$0.5 {\scriptsize [$-$1.9, +1.1]}" in text
+    assert "label" not in text  # it would number whatever stands before the table
 
 
 def marks_of(sheet, metric):
