@@ -183,18 +183,18 @@ def _names(row: pd.Series, several: bool) -> list[str]:
 
 def _cells(group: pd.DataFrame, marked: bool) -> list[list[Cell]]:
     """The printed metrics of each row of one split and direction."""
-    columns = []
+    columns, rows = [], group.to_dict("records")
     for metric in _PRINTED:
         # as printed: what looks equal is marked equally
         marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
         columns.append(
             [
                 number_cell(
-                    *row[[metric, f"{metric}_low", f"{metric}_high"]],
+                    *(row[name] for name in (metric, f"{metric}_low", f"{metric}_high")),
                     mark if marked else "",
                     over_seeds=row["interval"] == "t over seeds",
                 )
-                for (_, row), mark in zip(group.iterrows(), marks, strict=True)
+                for row, mark in zip(rows, marks, strict=True)
             ]
         )
     return [list(cells) for cells in zip(*columns, strict=True)]
