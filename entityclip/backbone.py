@@ -54,6 +54,11 @@ class Backbone(nn.Module):
         )
         self.width: int = clip.visual.output_dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and what is encoded must be."""
+        return self.clip.logit_scale.device
+
     def image_tokens(self, images: Tensor) -> Tokens:
         """Encode pictures [B, 3, H, W] to L = 1 + patches tokens; CLS is token 0."""
         visual = self.clip.visual

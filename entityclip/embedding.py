@@ -260,7 +260,7 @@ def _backbone(checkpoint: str | Path | nn.Module, model: str | None) -> Backbone
 @contextmanager
 def _on(backbone: Backbone, device: torch.device):
     """The backbone on `device` for evaluation, and afterwards as it was."""
-    training, home = backbone.training, next(backbone.parameters()).device
+    training, home = backbone.training, backbone.device
     backbone.eval().to(device)
     try:
         yield

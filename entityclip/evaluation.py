@@ -87,7 +87,7 @@ def encode_pairs(
     Raises ImageError naming pair and file for a picture that cannot be read: leaving a candidate
     out would change every number.
     """
-    device = next(model.parameters()).device
+    device = model.backbone.device
     was_training = model.training
     model.eval()
     image_of, first = distinct_pictures(dataset.image_keys)
@@ -157,7 +157,7 @@ def evaluate_retrieval(
         config=config,
         seed=seed,
         data_fingerprint=data_fingerprint(dataset.pairs),
-        device=next(model.parameters()).device,
+        device=model.backbone.device,
         wall_time_s=time.perf_counter() - start,
     )
     return retrieval, result_rows(

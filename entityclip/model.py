@@ -88,7 +88,7 @@ class EntityCLIP(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are, and batches must be."""
-        return self.backbone.clip.logit_scale.device
+        return self.backbone.device
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised picture embeddings [B, d] for images [B, 3, H, W]."""

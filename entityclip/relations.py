@@ -159,7 +159,7 @@ class RelationStudy:
                 config=self._identity(tasks, seed, protocol),
                 seed=seed,
                 data_fingerprint=data_fingerprint(judged),
-                device=next(backbone.parameters()).device,
+                device=backbone.device,
                 wall_time_s=time.perf_counter() - start,
             )
             rows += [

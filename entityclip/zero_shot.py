@@ -62,7 +62,7 @@ def section_embeddings(
     lacking = [template for template in templates if "{section}" not in template]
     if lacking or not templates:
         raise ValueError(f"a prompt template needs {{section}} in it; got {list(templates)}")
-    device = next(model.parameters()).device
+    device = model.backbone.device
     was_training = model.training
     model.eval()
     prompts = [template.format(section=name) for name in sections for template in templates]
@@ -204,7 +204,7 @@ def evaluate_sections(
             config=config,
             seed=seed,
             data_fingerprint=data_fingerprint(dataset.pairs),
-            device=next(model.parameters()).device,
+            device=model.backbone.device,
             wall_time_s=time.perf_counter() - start,
         ),
     )

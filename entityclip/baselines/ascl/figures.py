@@ -47,7 +47,7 @@ def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.Data
     A row a kind: mean S with the true caption and with the wrong text made of it, and the percent
     of wrong texts that are more similar, which the loss leaves out as false negatives.
     """
-    device, config = next(model.parameters()).device, model.config
+    device, config = model.backbone.device, model.config
     batch = dataset.collate([dataset[row] for row in range(min(n, len(dataset)))]).to(device)
     at = model.backbone.eot(batch.captions)
     words = word_mask(at, int(at.max()) + 1)

@@ -36,7 +36,7 @@ def similarities(
     once. Both returned tensors lie on the CPU. Raises ImageError naming pair and file for a picture
     that cannot be read.
     """
-    device = next(model.parameters()).device
+    device = model.backbone.device
     was_training = model.training
     model.eval()
     image_of, first = distinct_pictures(dataset.image_keys)

@@ -47,7 +47,7 @@ def finetune_classifier(
     progress: bool = True,
 ) -> RelationClassifier:
     """Train towers (in place) and heads on labelled pairs; cross-entropy of the three labels."""
-    device = next(backbone.parameters()).device
+    device = backbone.device
     torch.manual_seed(seed)
     model = RelationClassifier(backbone).to(device).train()
     rates = {"backbone": config.lr, "heads": config.lr * config.head_lr_scale}
@@ -76,7 +76,7 @@ def finetune_classifier(
 @torch.inference_mode()
 def classify(model: RelationClassifier, dataset: PairDataset, *, batch_size: int = 256) -> Classes:
     """The classes [N] that a fine-tuned classifier gives the pairs, label by label."""
-    device = next(model.parameters()).device
+    device = model.backbone.device
     found: dict[str, list[Tensor]] = {name: [] for name in CLASSES}
     for batch in DataLoader(dataset, batch_size, collate_fn=dataset.collate):
         for name, logits in model(batch.to(device)).items():

@@ -116,7 +116,7 @@ class _Pretrainer:
         # through JSON, so that it compares equal to what a checkpoint hands back
         self.identity = json.loads(json.dumps({**identity, "itr": as_dict(config)}))
         torch.manual_seed(config.seed)
-        self.device = next(backbone.parameters()).device
+        self.device = backbone.device
         self.model = ITRModel(backbone, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.per_iteration = min(config.subset, len(train_set)) // config.batch_size

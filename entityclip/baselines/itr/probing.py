@@ -21,7 +21,7 @@ def pair_embeddings(
     backbone: Backbone, dataset: PairDataset, *, batch_size: int = 256
 ) -> NDArray[np.float32]:
     """Text and image embeddings of each pair, as the towers give them, concatenated [N, 2d]."""
-    device = next(backbone.parameters()).device
+    device = backbone.device
     was_training = backbone.training
     backbone.eval()
     found = []
