@@ -18,7 +18,7 @@ from entityclip.baselines.itr.classifier import classify, finetune_classifier
 from entityclip.baselines.itr.config import Task
 from entityclip.baselines.itr.probing import linear_probe, pair_embeddings, zero_shot_clusters
 from entityclip.baselines.itr.runs import ITRRuns
-from entityclip.baselines.itr.scores import Classes, relation_classes, score
+from entityclip.baselines.itr.scores import CLASSES, Classes, relation_classes, score
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
 from entityclip.identity import as_dict, config_hash
@@ -122,7 +122,14 @@ class RelationStudy:
             raise ResultsError(
                 f"{self.files[-1]} has no rows of the present settings; measure first"
             )
-        return kept.reset_index(drop=True)
+        known = {"protocol": PROTOCOLS, "variant": self.variants(), "label": CLASSES}
+
+        def place(column: pd.Series) -> pd.Series:
+            return column.map({name: at for at, name in enumerate(known[column.name])})
+
+        # in one order, whatever was stored first
+        kept = kept.sort_values("seed", kind="stable")
+        return kept.sort_values([*known], key=place, kind="stable", ignore_index=True)
 
     def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
         """The protocols without a stored row."""

@@ -269,6 +269,8 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     assert len(rows) == variants * len(first.seeds) * len(ways) * directions * len(METRICS)
     assert set(rows["n_queries"]) == {4, 20}
     table = recall_table(rows)
+    stored_otherwise = rows.sort_values("direction", kind="stable")
+    assert recall_table(stored_otherwise).columns.tolist() == table.columns.tolist()
     assert set(table["variant"]) == {
         "contrastive", "ascl", "contrastive, re-ranked", "ascl, re-ranked",
     }  # fmt: skip

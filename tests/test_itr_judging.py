@@ -268,6 +268,16 @@ def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
     )
 
 
+def test_rows_come_in_one_order_whatever_was_stored_first(study):
+    whole, rows = study.files[-1].read_bytes(), study.rows()
+    study.files[-1].write_bytes(b"".join(reversed(whole.splitlines(keepends=True))))
+    pd.testing.assert_frame_equal(study.rows(), rows)
+    study.files[-1].write_bytes(whole)
+    shown = relation_table(rows)
+    assert shown["label"].head(3).tolist() == ["text", "image", "combined"]
+    assert list(dict.fromkeys(shown["protocol"])) == list(PROTOCOLS)
+
+
 def test_unknown_protocols_and_missing_rows_are_named(study):
     with pytest.raises(ValueError, match="no protocol 'probe'; there are linear probe, clusters"):
         study.measure(protocols=["probe"])

@@ -10,6 +10,7 @@ import pandas as pd
 from entityclip.baselines.ascl.runs import AsCLRuns, Measured
 from entityclip.comparison import verdict
 from entityclip.metrics import rsum
+from entityclip.results import DIRECTIONS
 from entityclip.rsum import rsum_difference, rsum_numbers
 
 
@@ -19,7 +20,8 @@ def recall_table(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (variant, split, seed), part in shown.groupby(["variant", "split", "seed"], sort=False):
         metrics = {d: dict(zip(p["metric"], p["value"], strict=True))
-                   for d, p in part.groupby("direction", sort=False)}  # fmt: skip
+                   for d in DIRECTIONS  # whatever was stored first
+                   if len(p := part[part["direction"] == d])}  # fmt: skip
         row = {"variant": variant, "split": split, "seed": seed}
         for direction, values in metrics.items():
             row |= {f"{direction} {name}": value for name, value in values.items()}
