@@ -19,7 +19,6 @@ from entityclip.baselines.itr.config import Task
 from entityclip.baselines.itr.probing import linear_probe, pair_embeddings, zero_shot_clusters
 from entityclip.baselines.itr.runs import ITRRuns
 from entityclip.baselines.itr.scores import CLASSES, Classes, relation_classes, score
-from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import Experiment
 from entityclip.identity import as_dict, config_hash
 from entityclip.progress import progress_bar
@@ -125,11 +124,11 @@ class RelationStudy:
         known = {"protocol": PROTOCOLS, "variant": self.variants(), "label": CLASSES}
 
         def place(column: pd.Series) -> pd.Series:
-            return column.map({name: at for at, name in enumerate(known[column.name])})
+            names = known.get(column.name, ())
+            return column.map({name: at for at, name in enumerate(names)}) if names else column
 
         # in one order, whatever was stored first
-        kept = kept.sort_values("seed", kind="stable")
-        return kept.sort_values([*known], key=place, kind="stable", ignore_index=True)
+        return kept.sort_values([*known, "seed"], key=place, kind="stable", ignore_index=True)
 
     def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
         """The protocols without a stored row."""
@@ -165,7 +164,7 @@ class RelationStudy:
             origin = provenance(
                 config=self._identity(tasks, seed, protocol),
                 seed=seed,
-                data_fingerprint=data_fingerprint(judged),
+                data_fingerprint=self.runs.fingerprint("judged"),
                 device=backbone.device,
                 wall_time_s=time.perf_counter() - start,
             )

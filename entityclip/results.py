@@ -20,6 +20,7 @@ import pandas as pd
 
 from entityclip.files import append, locked, mend_tail
 from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
+from entityclip.shared_columns import shared_values, unpack
 
 __all__ = [
     "CLASSIFICATION",
@@ -261,14 +262,22 @@ def find_rows(*paths: str | Path, **wanted: Any) -> pd.DataFrame:
 def _read_file(path: Path, schema: Schema) -> list[dict[str, Any]]:
     # bytes, cut at newlines only: str.splitlines also cuts at U+2028, which JSON leaves in strings
     lines = path.read_bytes().split(b"\n")
-    return [
-        _parse(line, f"{path}, line {number}", schema)
-        for number, line in enumerate(lines, start=1)
-        if line or number < len(lines)
-    ]
+    rows, shared = [], {}
+    for number, line in enumerate(lines, start=1):
+        if not line and number == len(lines):
+            continue
+        row = _parse(line, f"{path}, line {number}", schema, shared)
+        head = shared_values(row)
+        if head is None:
+            rows.append(row)
+        else:
+            shared = head
+    return rows
 
 
-def _parse(line: bytes, where: str, schema: Schema) -> dict[str, Any]:
+def _parse(
+    line: bytes, where: str, schema: Schema, shared: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     text = line.decode("utf-8", errors="replace")
     shown = repr(text if len(text) <= 200 else text[:200] + "…")
     try:
@@ -278,7 +287,13 @@ def _parse(line: bytes, where: str, schema: Schema) -> dict[str, Any]:
             f"{where} is not JSON ({error}): {shown}; delete the line (a torn last line is moved "
             "aside when results are next appended)"
         ) from error
-    problem = _problem(row, schema) if isinstance(row, dict) else "is not an object"
+    if shared_values(row) is not None:
+        return row
+    try:
+        row = unpack(row, shared) if isinstance(row, dict) else row
+        problem = _problem(row, schema) if isinstance(row, dict) else "is not an object"
+    except KeyError as error:
+        problem = f"refers to {error}, which the file's first line no longer holds"
     if problem:
         raise ResultsError(f"{where} {problem}: {shown}")
     return row

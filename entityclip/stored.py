@@ -20,6 +20,7 @@ from entityclip.experiments import Experiment
 from entityclip.files import atomic_write_text
 from entityclip.identity import config_hash
 from entityclip.results import ResultsError, read_rows
+from entityclip.shared_columns import pack
 from entityclip.variants import VARIANTS
 
 SHIPPED = REPOSITORY / "figures" / "rows"
@@ -85,7 +86,7 @@ def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None
     target = SHIPPED / experiment.profile.name / f"{kind}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in pack(records)]
     atomic_write_text(target, "".join(f"{line}\n" for line in lines))
 
 

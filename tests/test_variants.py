@@ -198,15 +198,15 @@ def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
     path = runs / "shipped" / "smoke" / "retrieval.jsonl"
     for file in (runs / "runs").rglob("*.jsonl"):
         file.unlink()
-    lines = path.read_text().splitlines(keepends=True)
+    head, *lines = path.read_text().splitlines(keepends=True)  # what the rows share comes first
     whole = find_rows(base, "retrieval")
-    path.write_text("".join(lines[1:]))
+    path.write_text("".join([head, *lines[1:]]))
     fewer = find_rows(base, "retrieval")
     key = ["direction", "metric"]
     gone = set(map(tuple, whole[key].values)) - set(map(tuple, fewer[key].values))
     assert gone == {tuple(json.loads(lines[0])[name] for name in key)}
     foreign = json.loads(lines[0]) | {"data_fingerprint": "0" * 16}
-    path.write_text("".join(lines[1:]) + json.dumps(foreign) + "\n")
+    path.write_text("".join([head, *lines[1:]]) + json.dumps(foreign) + "\n")
     assert len(read_rows(path)) == len(whole)
     assert len(find_rows(base, "retrieval")) == len(fewer)
 
