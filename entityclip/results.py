@@ -287,13 +287,13 @@ def _parse(
             f"{where} is not JSON ({error}): {shown}; delete the line (a torn last line is moved "
             "aside when results are next appended)"
         ) from error
-    if shared_values(row) is not None:
-        return row
-    try:
-        row = unpack(row, shared) if isinstance(row, dict) else row
-        problem = _problem(row, schema) if isinstance(row, dict) else "is not an object"
-    except KeyError as error:
-        problem = f"refers to {error}, which the file's first line no longer holds"
+    problem = None if isinstance(row, dict) else "is not an object"
+    if shared_values(row) is None and not problem:
+        try:
+            row = unpack(row, shared)
+            problem = _problem(row, schema)
+        except KeyError as error:
+            problem = f"refers to {error}, which the file's first line no longer holds"
     if problem:
         raise ResultsError(f"{where} {problem}: {shown}")
     return row

@@ -77,7 +77,10 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
 
 
 def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None:
-    """Make `rows` those that the repository ships of a kind; none leave what it ships alone."""
+    """Make `rows` those that the repository ships of a kind; none leave what it ships alone.
+
+    What they repeat stands in the file's first line (`shared_columns`).
+    """
     if rows.empty:
         return
     order = ["variant", "dataset", "split", "seed"]
