@@ -69,7 +69,7 @@ notebooks: .venv/.installed
 	  --nbval-sanitize-with=notebooks/.nbval-sanitize.cfg
 
 figures: .venv/.installed
-	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) --only 10_tables_and_figures --force
+	$(BIN)/python -m entityclip.redraw --profile $(PROFILE)
 
 # Run All in JupyterLab and Debian's chromium, smoke profile; screenshots in runs/browser.
 # THEME=dark shows the dark theme.

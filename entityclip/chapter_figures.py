@@ -31,7 +31,7 @@ def draw_cross_domain(experiment: Experiment, figures: Path, *, save: bool) -> N
     table = cross_domain_table(rows)
     if save:
         report.save_table(table, figures, "cross_domain")
-    show(plot_cross_domain(table), figures, "cross_domain", save=save, small=False)
+    show(plot_cross_domain(table), figures, "cross_domain", save=save, width=None)
 
 
 @skipping()
@@ -47,7 +47,7 @@ def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
         report.save_table(section_tables.summary_table(rows), figures, "sections")
         report.save_table(section_tables.section_table(own), figures, "section_scores")
     confusions = section_tables.confusions(own)
-    show(plot_confusions(confusions), figures, "section_confusion", save=save, small=False)
+    show(plot_confusions(confusions), figures, "section_confusion", save=save, width=None)
 
 
 @skipping()
@@ -56,7 +56,7 @@ def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None
     rows = _needed(chapter_rows.relation_rows(experiment), "relation rows; notebook 08 writes them")
     if save:
         report.save_table(relation_table(rows), figures, "itr_relations_f1")
-    show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save, small=False)
+    show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save, width=None)
 
 
 @skipping()
@@ -79,10 +79,10 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
         report.save_table(tables.rsum_table(runs, both), figures, "ascl_rsum")
         asks = chapter_rows.ASCL_WAYS
         report.save_table(tables.rsum_table(runs, both, asks), figures, "ascl_queries_rsum")
-    show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save, small=False)
+    show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save, width=None)
     ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
     title = "Whole captions, first halves, re-ranked"
-    show(plot_rsum(ways, title), figures, "ascl_queries", save=save, small=False)
+    show(plot_rsum(ways, title), figures, "ascl_queries", save=save, width=None)
 
 
 def _needed(rows: pd.DataFrame, what: str) -> pd.DataFrame:

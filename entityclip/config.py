@@ -22,6 +22,7 @@ from entityclip.identity import LEFT_OUT_AT_DEFAULT, as_json
 from entityclip.train_config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 

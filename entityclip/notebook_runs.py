@@ -24,7 +24,7 @@ import psutil
 from entityclip.config import Profile
 from entityclip.identity import as_dict
 from entityclip.lean_imports import left_out
-from entityclip.promotion import promote
+from entityclip.promotion import journal_in, promote
 
 # jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
 # addresses here: three seconds, and a notebook has no such field
@@ -65,7 +65,7 @@ class Folders:
     @property
     def journal(self) -> Path:
         """What `entityclip.promotion.recover` undoes a killed promotion by."""
-        return self.runs / "promoting.json"
+        return journal_in(self.runs)
 
 
 # ------------------------------------------------------------------------------------ finished work

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def journal_in(runs: Path) -> Path:
+    """Where a profile's promotions keep their journal, whichever command makes them."""
+    return runs / "promoting.json"
+
+
 def promote(pairs: Sequence[tuple[Path, Path]], journal: Path | None = None) -> None:
     """Copy each (source, target) into place in order, all or none, with mode 0644.
 

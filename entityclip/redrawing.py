@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -29,14 +30,15 @@ def skipping(*errors: type[Exception]) -> Iterator[None]:
         print(f"skipped: {error}")
 
 
-def show(figure: Figure, folder: Path, name: str, *, save: bool, small: bool = True) -> None:
-    """Show a figure, or `save` it as ``<name>.png`` and ``.svg`` and show it `small` or not at all.
+def show(figure: Figure, folder: Path, name: str, *, save: bool, width: int | None = 440) -> None:
+    """Show a figure, or `save` it as ``<name>.png`` and ``.svg`` and show it `width` pixels wide.
 
-    What is saved has a chapter of its own that shows it large. Closes the figure.
+    None: what is saved is not shown, for it has a chapter of its own that shows it. Closes the
+    figure. Outside of a notebook nothing is shown.
     """
     drawn = save_figure(figure, folder, name)[0] if save else None
-    if save and not small:
+    if get_ipython() is None or (save and width is None):
         plt.close(figure)
-        print(f"drawn: {name}.png, {name}.svg")
+        print(f"drawn: {name}.png, {name}.svg" if save else f"not shown: {name}")
         return
-    display(preview(figure, width=440 if save else 680, drawn=drawn))
+    display(preview(figure, width=width if save else 680, drawn=drawn))

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
+from entityclip.alone import Stopped, alone_with, stoppable
 from entityclip.config import REPOSITORY, ProfileError
 from entityclip.notebook_runs import (
     PeakMemory,
@@ -43,14 +40,6 @@ _KERNEL_DEFAULTS = {
 }
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM came. A KeyboardInterrupt, so that asyncio passes it on at once."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 # ------------------------------------------------------------------------------------- command line
 
 
@@ -71,7 +60,7 @@ def main(
         if arguments.list:
             print(report_table(preview(plan)))
             return 0
-        with _stoppable(), _locked(plan), _kernel_environment(plan):
+        with stoppable(), alone_with(plan.profile, plan.folders.figures), _kernel_environment(plan):
             if recover(plan.folders.journal):
                 print("undid what a killed run had half put in place", file=sys.stderr)
             rows = run_chain(plan)
@@ -187,43 +176,6 @@ def _run(notebook: Path, key: str, plan: Plan) -> Row:
 
 
 @contextlib.contextmanager
-def _locked(plan: Plan) -> Iterator[None]:
-    runs = plan.folders.runs
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ReproduceError(
-                f"profile {plan.profile.name} is already being run by process {file.read()}; "
-                "wait for it or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        with _alone_with(plan.folders.figures):
-            yield
-
-
-@contextlib.contextmanager
-def _alone_with(figures: Path) -> Iterator[None]:
-    """A run with another folder of runs must not promote into the same figures meanwhile."""
-    figures.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(figures, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ReproduceError(
-                f"{figures} is being filled by a run with another ENTITYCLIP_RUNS; wait for it"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)  # and so unlocks
-
-
-@contextlib.contextmanager
 def _kernel_environment(plan: Plan) -> Iterator[None]:
     """What the kernels inherit; the path is made absolute because they run in notebooks/."""
     wanted = {name: os.environ.get(name, value) for name, value in _KERNEL_DEFAULTS.items()}
@@ -239,31 +191,6 @@ def _kernel_environment(plan: Plan) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped; a second one acts as it would without us."""
-    others = set(psutil.Process().children(recursive=True))
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(signum: int, frame: object) -> None:
-        restore()
-        for kernel in set(psutil.Process().children(recursive=True)) - others:
-            with contextlib.suppress(psutil.Error):
-                kernel.kill()  # asked politely, it first prints a traceback and may take seconds
-        raise Stopped(signum)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from entityclip.config import Profile, load_profile
+from entityclip.config import SHIPPED_PROFILE, Profile, load_profile
 from entityclip.notebook_runs import Folders, find_notebooks
 from entityclip.overrides import parse_settings
 
@@ -54,7 +54,7 @@ def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> 
         check_parameters(notebook, {*parameters, "output_dir"})
     runs = profile.runs.resolve()
     # figures/ shows the demo profile as it is shipped, never somebody's variation of it
-    shipped = profile.name == "demo" and not settings and arguments.seed is None
+    shipped = profile.name == SHIPPED_PROFILE and not settings and arguments.seed is None
     folders = Folders(notebooks.resolve(), runs, figures.resolve() if shipped else runs / "figures")
     whole = not arguments.only
     return Plan(profile, parameters, chosen, folders, arguments.force, timeout or None, whole)

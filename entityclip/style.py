@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import PIL.Image
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
@@ -202,32 +204,32 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
     The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
     """
-    paths = []
+    paths, screen = [], figure.canvas
     with (
         _laid_out(figure, 200),
         mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}),
     ):
-        for kind, metadata in (
-            ("png", {"Software": None}),
-            ("svg", {"Date": None, "Creator": None}),
+        # the canvases themselves: `savefig` would draw once more before each, for the layout's sake
+        for kind, canvas, metadata in (
+            ("png", FigureCanvasAgg, {"Software": None}),
+            ("svg", FigureCanvasSVG, {"Date": None, "Creator": None}),
         ):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+            getattr(canvas(figure), f"print_{kind}")(buffer, metadata=metadata)
             paths.append(Path(folder) / f"{name}.{kind}")
             atomic_write_bytes(paths[-1], buffer.getvalue())
+    figure.set_canvas(screen)
     return paths
 
 
 @contextmanager
 def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
-    """Lay a figure out once, where each `savefig` would do it anew, in a drawing of its own."""
+    """The figure at `dpi`, laid out once and for all, as its layout engine has it."""
     engine, before = figure.get_layout_engine(), figure.dpi
-    if engine is None:
-        yield
-        return
     figure.set_dpi(dpi)
-    engine.execute(figure)
-    figure.set_layout_engine("none")
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     try:
         yield
     finally:

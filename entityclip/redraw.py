@@ -1,0 +1,162 @@
+"""Redraw every table and figure that needs no model: ``python -m entityclip.redraw``.
+
+They are those of notebook 10, drawn from stored rows by several processes at once and shown to
+nobody. All are put in place together when all are drawn, or none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from entityclip.alone import InUse, Stopped, alone_with, stoppable
+from entityclip.config import REPOSITORY, SHIPPED_PROFILE, Profile, ProfileError, load_profile
+from entityclip.lean_imports import left_out
+from entityclip.promotion import journal_in, promote, recover
+
+# seaborn wants scipy.stats, a second to import, for densities, and nothing here draws any
+with left_out("scipy.stats"):
+    from entityclip import chapter_figures, chapters, main_chapter
+    from entityclip.experiments import Experiment
+    from entityclip.style import apply_style
+
+Draw = Callable[..., None]  # (experiment, figures=, save=)
+
+
+# what takes longest first, so that all processes end at about the same time
+STEPS: dict[str, Draw] = {
+    "ablation_mmae": partial(chapters.draw_table, table="ablation_mmae"),
+    "cross_domain": chapter_figures.draw_cross_domain,
+    "relations": chapter_figures.draw_relations,
+    "ascl": chapter_figures.draw_ascl,
+    "seed_curves": main_chapter.draw_seed_curves,
+    "differences": main_chapter.draw_differences,
+    "sections": chapter_figures.draw_sections,
+    "controls": partial(chapters.draw_table, table="controls"),
+    "ablation_gi_itm": partial(chapters.draw_table, table="ablation_gi_itm"),
+    "retrieval_table": main_chapter.draw_retrieval_table,
+    "retrieval": main_chapter.draw_retrieval,
+    "recall_curves": main_chapter.draw_recall_curves,
+    "doses": chapters.draw_doses,
+    "search": chapters.draw_search,
+    "matching": chapters.draw_matching,
+    "leak": chapters.draw_leak,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: all drawn; 1: a step failed and nothing was changed; 2: refused; 130, 143: stopped by SIGINT,
+    SIGTERM.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m entityclip.redraw", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes; default: one a core, 4 at most"
+    )
+    options = parser.parse_args(argv)
+    try:
+        profile = load_profile(options.profile)
+        shipped = profile.name == SHIPPED_PROFILE
+        figures = REPOSITORY / "figures" if shipped else profile.runs / "figures"
+        with stoppable(), alone_with(profile, figures):
+            return redraw(profile, figures, workers=options.workers or min(_cores(), 4))
+    except (ProfileError, InUse, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"stopped by {stop}: the last good figures stay", file=sys.stderr)
+        return 128 + stop.signum
+
+
+def redraw(
+    profile: Profile, figures: Path, *, workers: int, steps: Mapping[str, Draw] = STEPS
+) -> int:
+    """Draw `steps` in `workers` processes and put their files into `figures`; 0, or 1 if one fails.
+
+    Each says in a line how long it took, and what it skipped for want of rows.
+    """
+    start = time.monotonic()
+    stage, journal = profile.runs / "staging" / "redraw", journal_in(profile.runs)
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    if recover(journal):
+        print("undid what a killed run had half put in place", file=sys.stderr)
+    # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    taken = context.Value("i", 0)
+    drawing = [
+        context.Process(target=_draw, args=(profile, stage, steps, taken))
+        for _ in range(min(workers, len(steps)))
+    ]
+    for process in drawing:
+        process.start()
+    for process in drawing:
+        process.join()
+    if any(process.exitcode for process in drawing):
+        print(f"failed: {figures} stays as it was", file=sys.stderr)
+        return 1
+    files = sorted(path for path in stage.rglob("*") if path.is_file())
+    promote([(path, figures / path.relative_to(stage)) for path in files], journal)
+    shutil.rmtree(stage)
+    print(f"{len(files)} files in {figures}, {time.monotonic() - start:.1f} s")
+    return 0
+
+
+def _draw(profile: Profile, folder: Path, steps: Mapping[str, Draw], taken: Any) -> None:
+    """Draw the first step that nobody has `taken` (a shared count) yet, until none is left.
+
+    Exits with 1 after the last step if any has failed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's: it stops its children
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mpl.use("agg")
+    apply_style()
+    experiment, failed = Experiment(profile, progress=False), False
+    while step := _take(steps, taken):
+        name, draw = step
+        start, said = time.monotonic(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                draw(experiment, figures=folder, save=True)
+        except Exception:  # the other steps' errors are worth knowing too
+            failed = True
+            print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            continue
+        skipped = [line for line in said.getvalue().splitlines() if line.startswith("skipped")]
+        took = f"{name}: {time.monotonic() - start:.1f} s"
+        print("\n".join([took, *(f"  {line}" for line in skipped)]), flush=True)
+    if failed:
+        sys.exit(1)
+
+
+def _take(steps: Mapping[str, Draw], taken: Any) -> tuple[str, Draw] | None:
+    with taken.get_lock():
+        at = taken.value
+        taken.value += 1
+    return list(steps.items())[at] if at < len(steps) else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
