@@ -45,7 +45,8 @@ def stored_curves(experiment: Experiment, variants: Iterable[str]) -> dict[str, 
     found: dict[str, list[Log]] = {}
     if rows.empty:
         return found
-    rows = rows.assign(epoch=rows["metric"].str.extract(r"epoch (\d+)$", expand=False).astype(int))
+    epochs = rows["metric"].str.extract(r"epoch (\d+)$", expand=False).astype(int)
+    rows = rows[["variant", "seed", "split", "value"]].assign(epoch=epochs)
     for (variant, _), run in rows.groupby(["variant", "seed"], sort=True):
         parts = [
             run[run["split"] == split].rename(columns={"value": column})[["epoch", column]]

@@ -1,4 +1,4 @@
-"""Imports without an optional package that costs more time than it is of use."""
+"""Imports without optional packages that cost more time than they are of use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def left_out(package: str) -> Iterator[None]:
-    """What is imported within finds `package` missing, unless it is imported already."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # the documented way to have none
+def left_out(*packages: str) -> Iterator[None]:
+    """What is imported within finds `packages` missing, those apart that are imported already."""
+    absent = [package for package in packages if package not in sys.modules]
+    sys.modules |= dict.fromkeys(absent)  # None is the documented way to have none
     try:
         yield
     finally:
-        del sys.modules[package]
+        for package in absent:
+            del sys.modules[package]

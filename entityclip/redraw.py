@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -28,8 +29,9 @@ from entityclip.config import REPOSITORY, SHIPPED_PROFILE, Profile, ProfileError
 from entityclip.lean_imports import left_out
 from entityclip.promotion import journal_in, promote, recover
 
-# seaborn wants scipy.stats, a second to import, for densities, and nothing here draws any
-with left_out("scipy.stats"):
+# seaborn would import them for densities, dendrograms and sliders, none of which are drawn here:
+# a second and a half
+with left_out("scipy.stats", "scipy.cluster", "ipywidgets"):
     from entityclip import chapter_figures, chapters, main_chapter
     from entityclip.experiments import Experiment
     from entityclip.style import apply_style
@@ -127,6 +129,7 @@ def _draw(profile: Profile, folder: Path, steps: Mapping[str, Draw], taken: Any)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's: it stops its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()  # a few figures leave little behind, and looking for it takes a tenth of the time
     mpl.use("agg")
     apply_style()
     experiment, failed = Experiment(profile, progress=False), False

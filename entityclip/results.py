@@ -256,7 +256,9 @@ def find_rows(*paths: str | Path, **wanted: Any) -> pd.DataFrame:
     if not any(Path(path).exists() for path in paths):
         return pd.DataFrame(columns=list(COLUMNS))
     rows = read_rows(*paths)
-    return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows
 
 
 def _read_file(path: Path, schema: Schema) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, in_order, label
 
 _PRINTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 _GROUP = ["dataset", "split", "variant", "direction"]
+_NEEDED = [*_GROUP, *("seed", "metric", "value", "low", "high", "n_queries", "n_candidates")]
 
 
 def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -33,6 +34,7 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     be set side by side.
     """
     refuse_mixtures(rows)
+    rows = rows[_NEEDED]  # without the columns of where they come from, which cost most to group
     table = []
     for names, group in rows.groupby(_GROUP, sort=False):
         seeds, by_metric = group["seed"].nunique(), dict(list(group.groupby("metric")))

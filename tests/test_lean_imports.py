@@ -14,13 +14,19 @@ def loaded_by(statement):
     command = f"{statement}\nimport sys\nprint(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    return {name.partition(".")[0] for name in ran.stdout.split()}
+    return set(ran.stdout.split())
 
 
 def test_redrawing_figures_imports_no_models():
     loaded = loaded_by(f"from entityclip import {REDRAWING}")
     assert {"torch", "matplotlib"} <= loaded
     assert not {"open_clip", "torchvision", "transformers", "timm"} & loaded
+
+
+def test_the_redrawing_command_imports_no_statistics_either():
+    loaded = loaded_by("import entityclip.redraw")
+    assert {"seaborn", "entityclip.redraw"} <= loaded
+    assert not {"scipy.stats", "scipy.cluster", "ipywidgets", "open_clip", "papermill"} & loaded
 
 
 def test_running_notebooks_compiles_no_grammar():
@@ -37,6 +43,7 @@ def test_what_is_left_out_is_missing_for_a_while():
 
 
 def test_what_is_imported_already_stays():
-    with left_out("subprocess"):
+    sys.modules.pop("this", None)
+    with left_out("subprocess", "this"):
         import subprocess as again
     assert again is subprocess is sys.modules["subprocess"]
