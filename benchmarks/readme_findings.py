@@ -80,9 +80,15 @@ def _rsum() -> str:
         for key, name in names.items()
         for row in [rows.loc[key]]
     ]
+    parts = pd.read_csv(FIGURES / "ascl_parts.csv").rename(columns={"difference": "value"})
+    left_out = [
+        f"{row['variant'].removeprefix('ascl, ')} {difference_cell(row)}"
+        for _, row in parts[parts["variant"].str.startswith("ascl, ")].iterrows()
+    ]
     return (
         "- [AsCL](figures/ascl_rsum.csv)'s RSUM on five captions a picture, "
-        f"{rows['seeds'].iloc[0]} seeds: {', '.join(said)}."
+        f"{rows['seeds'].iloc[0]} seeds: {', '.join(said)}. "
+        f"[One part left out](figures/ascl_parts.csv) changes it: {', '.join(left_out)}."
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from entityclip import chapter_rows, report, section_tables
 from entityclip.baselines.ascl import tables
 from entityclip.baselines.ascl.figures import plot_rsum
+from entityclip.baselines.ascl.runs import VARIANTS as ASCL_VARIANTS
 from entityclip.baselines.ascl.runs import AsCLRuns
 from entityclip.baselines.itr.figures import plot_relation_scores
 from entityclip.cross_domain import cross_domain_table
@@ -66,7 +67,7 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     asked = tables.recall_table(rows)
     whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
     pair = asked["variant"].isin(["contrastive", "ascl"])
-    parts = asked[whole & (asked["seed"] == asked["seed"].min())].reset_index(drop=True)
+    parts = asked[whole].reset_index(drop=True)
     ways = asked[asked["variant"].str.match("(contrastive|ascl)(, re-ranked)?$")].copy()
     if save:
         recall = asked[whole & pair].reset_index(drop=True)
@@ -77,6 +78,8 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
         report.save_table(tables.over_seeds(ways), figures, "ascl_queries")
         runs, both = AsCLRuns(experiment), ["contrastive", "ascl"]
         report.save_table(tables.rsum_table(runs, both), figures, "ascl_rsum")
+        without = tables.rsum_differences(runs, ASCL_VARIANTS, "ascl")
+        report.save_table(without, figures, "ascl_parts")
         asks = chapter_rows.ASCL_WAYS
         report.save_table(tables.rsum_table(runs, both, asks), figures, "ascl_queries_rsum")
     show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save, width=None)

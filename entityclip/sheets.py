@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ _LATEX = {
     "λ": r"$\lambda$",
     "η": r"$\eta$",
 }
+# never enlarged
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 class Cell(NamedTuple):
@@ -81,24 +84,38 @@ def sheet_markdown(sheet: Sheet) -> str:
 
 
 def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
-    r"""A ``table`` environment for ``\usepackage{booktabs}``; best ``\textbf``, second underlined.
+    r"""A ``table`` environment for ``\usepackage{booktabs,graphicx}``; best bold, second lined.
 
-    All words are escaped, so names may hold %, _, & and $. Notes stand below the table.
+    Names that a whole block shares stand once, above it; a table wider than the line is shrunk to
+    it. All words are escaped, so names may hold %, _, & and $. Notes stand below the table.
     """
-    columns = "l" * sheet.names + "r" * (len(sheet.header) - sheet.names)
+    shared = _shared_names(sheet)
+    columns = "l" * (sheet.names - shared) + "r" * (len(sheet.header) - sheet.names)
     lines = [r"\begin{table}", r"\centering"]
     if caption:
         lines.append(rf"\caption{{{latex(caption)}}}")
     if label and caption:  # a label points at its caption's number
         lines.append(rf"\label{{{label}}}")
-    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines += [_row(map(latex, sheet.header)), r"\midrule"]
+    lines += [_FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [_row(map(latex, sheet.header[shared:])), r"\midrule"]
     for number, block in enumerate(sheet.blocks):
         lines += [r"\midrule"] if number else []
-        lines += [_row(map(_latex_cell, row)) for row in block]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip\footnotesize {latex(note)}" for note in sheet.notes]
+        if shared and block:
+            above = ", ".join(_latex_cell(name) for name in block[0][:shared])
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{above}}}}} \\")
+        lines += [_row(map(_latex_cell, row[shared:])) for row in block]
+    lines += [r"\bottomrule", r"\end{tabular}%", "}"]
+    notes = (latex(re.sub(r"(?<!\w)-(?=\d)", "−", note)) for note in sheet.notes)
+    lines += [rf"\par\smallskip{{\footnotesize\raggedright {note}\par}}" for note in notes]
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _shared_names(sheet: Sheet) -> int:
+    """How many leading names every block's rows have in common, the last name never among them."""
+    for place in range(max(sheet.names - 1, 0)):
+        if any(len({row[place] for row in block}) > 1 for block in sheet.blocks):
+            return place
+    return max(sheet.names - 1, 0)
 
 
 def save_sheet(sheet: Sheet, folder: str | Path, name: str, caption: str = "") -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,10 +21,11 @@ from entityclip.baselines.ascl.retrieval import (
 )
 from entityclip.baselines.ascl.runs import AsCLRuns, Measured
 from entityclip.baselines.ascl.tables import (
-    describe_difference,
+    describe_rsum,
     differences,
     over_seeds,
     recall_table,
+    rsum_differences,
     rsum_table,
 )
 from entityclip.config import ProfileError, load_profile
@@ -289,9 +291,27 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     for key, found_sum in sums.iterrows():
         assert found_sum["RSUM"] == pytest.approx(mean.loc[(*key, "RSUM"), "mean"])
         assert found_sum["low"] <= found_sum["RSUM"] <= found_sum["high"]
-    said = describe_difference(first, "ascl", "contrastive")
+    apart = rsum_differences(first, ["ascl", "ascl, no fusion", "contrastive"], "contrastive")
     gap = found.loc[found.split == "captions_test", "RSUM"].mean()
+    assert apart["variant"].tolist() == ["ascl", "contrastive"]  # the others have no rows
+    assert apart["seeds"].tolist() == [2, 2]
+    assert apart["difference"].tolist() == pytest.approx([gap, np.nan], nan_ok=True)
+    assert apart.loc[0, "RSUM"] == pytest.approx(sums.loc[("ascl", "captions_test"), "RSUM"])
+    (said,) = describe_rsum(apart, "contrastive")
     assert f"difference {gap:+.1f}" in said
+    assert said.endswith("2 seeds)")
+    whole = AsCLRuns.by_seed
+    with monkeypatch.context() as patched:
+
+        def lacking(runs, variant, seeds):
+            kept = whole(runs, variant, seeds)
+            return {s: r for s, r in kept.items() if (variant, s) != ("ascl", 0)}
+
+        patched.setattr(AsCLRuns, "by_seed", lacking)
+        apart = rsum_differences(first, ["ascl", "contrastive"], "contrastive")
+        by_seed = found[found.split == "captions_test"].set_index("seed")["RSUM"]
+        assert apart["seeds"].tolist() == [1, 2]
+        assert apart.loc[0, "difference"] == pytest.approx(by_seed[1])
     with pytest.raises(ValueError, match="not measured on the same"):
         differences(plain[plain.seed == 0], "ascl", "nothing")
 

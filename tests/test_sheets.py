@@ -67,14 +67,14 @@ def sheet():
             [["d", Cell()]],
         ],
         1,
-        ["5 % of $x$."],
+        ["5 % of $x$, -0.5 to 1-2."],
     )
 
 
 def test_markdown_marks_rules_and_notes():
     assert sheet_markdown(sheet()) == (
         "| Name | R@1 |\n| --- | --: |\n| a_b\\|c | **70.0** ± 1.2 |\n| [x] | <u>60.0</u> |\n"
-        "| d |  |\n\n5 % of $x$.\n"
+        "| d |  |\n\n5 % of $x$, -0.5 to 1-2.\n"
     )
 
 
@@ -85,6 +85,7 @@ def test_latex_is_a_booktabs_table():
             r"\centering",
             r"\caption{Best \& rest}",
             r"\label{tab:best}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             r"\begin{tabular}{lr}",
             r"\toprule",
             r"Name & R@1 \\",
@@ -94,12 +95,36 @@ def test_latex_is_a_booktabs_table():
             r"\midrule",
             r"d &  \\",
             r"\bottomrule",
-            r"\end{tabular}",
-            r"\par\smallskip\footnotesize 5 \% of \$x\$.",
+            r"\end{tabular}%",
+            "}",
+            r"\par\smallskip{\footnotesize\raggedright 5 \% of \$x\$, $-$0.5 to 1-2.\par}",
             r"\end{table}",
             "",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "shared"),
+    [
+        ([["Test", "a", "x"], ["Test", "a", "y"]], "Test, a"),
+        ([["Test", "a", "x"], ["Test", "b", "y"]], "Test"),
+        ([["Test", "a", "x"], ["Val", "a", "x"]], None),
+        ([["Test", "a_b", "x"]], r"Test, a\_b"),  # the last name tells the rows apart, one or more
+    ],
+)
+def test_names_that_a_block_shares_stand_once_above_it_in_latex(names, shared):
+    rows = [[*row, Cell("1.0")] for row in names]
+    text = sheet_latex(Sheet(["Split", "Way", "Name", "R@1"], [rows], 3))
+    check_latex(text)
+    found = re.search(r"\\multicolumn\{(\d)\}\{l\}\{\\emph\{(.*)\}\} ", text)
+    if shared is None:
+        assert found is None
+        assert "Split & Way & Name & R@1" in text
+    else:
+        gone = shared.count(",") + 1
+        assert found.groups() == (str(4 - gone), shared)
+        assert " & ".join(["Split", "Way", "Name", "R@1"][gone:]) in text
 
 
 def test_a_row_of_another_length_is_refused():
@@ -109,6 +134,7 @@ def test_a_row_of_another_length_is_refused():
 
 def check_latex(text):
     """What a compiler would stumble over: open groups, columns of another number, bare signs."""
+    text = text.replace("{!}{%\n", "{!}{\n").replace("{tabular}%\n", "{tabular}\n")
     plain = re.sub(r"\\[\\%_&$#{}]", "", text)
     assert plain.count("{") == plain.count("}")
     assert plain.count("$") % 2 == 0
@@ -122,6 +148,8 @@ def check_latex(text):
     rows = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert rows
     for row in rows:
+        if row.startswith(rf"\multicolumn{{{columns}}}{{l}}"):
+            continue
         assert len(re.findall(r"(?<!\\)&", row)) == columns - 1
         assert not re.search(r"(?<!\\)[%#_]", row)
     assert all(ord(sign) < 128 for sign in text)

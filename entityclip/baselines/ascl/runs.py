@@ -227,10 +227,19 @@ class AsCLRuns:
         way: Measured = Measured(),  # noqa: B008
     ) -> list[Retrieval]:
         """Stored ranks of a variant on the test split, one a seed that has them."""
+        return list(self.by_seed(variant, seeds, way).values())
+
+    def by_seed(
+        self,
+        variant: str,
+        seeds: Iterable[int],
+        way: Measured = Measured(),  # noqa: B008
+    ) -> dict[int, Retrieval]:
+        """`retrievals` by their seed."""
         rows = self.rows([variant], seeds, [way])
         if rows.empty:
-            return []
-        return list(seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test")).values())
+            return {}
+        return seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test"))
 
     def _stored(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> bool:
         rows = self._rows_of(known, variant, seed, way)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from entityclip.baselines.ascl.runs import AsCLRuns, Measured
@@ -40,14 +41,34 @@ def rsum_table(
     return pd.DataFrame(found)
 
 
-def describe_difference(runs: AsCLRuns, first: str, second: str) -> str:
-    """`first` against `second` by RSUM in a sentence, paired by seed and picture."""
-    of_both = (runs.retrievals(variant, runs.seeds) for variant in (first, second))
-    value, low, high = rsum_difference(*of_both)
-    return (
-        f"{first} is {verdict(low, high)} {second} by RSUM (difference {value:+.1f}, 95 % interval "
-        f"{low:+.1f} to {high:+.1f}, {len(runs.seeds)} seeds)"
-    )
+def rsum_differences(runs: AsCLRuns, variants: Iterable[str], reference: str) -> pd.DataFrame:
+    """RSUM of each variant that has rows, and minus the `reference`'s with its 95 % interval.
+
+    Over the seeds that both have, paired by seed and picture; `difference` is NaN for the reference
+    itself. Columns variant, seeds, RSUM, difference, low, high.
+    """
+    base, found = runs.by_seed(reference, runs.seeds), []
+    for variant in variants:
+        own = runs.by_seed(variant, runs.seeds)
+        shared = [seed for seed in own if seed in base]
+        if not shared:
+            continue
+        first, second = ([of[seed] for seed in shared] for of in (own, base))
+        apart = (np.nan,) * 3 if variant == reference else rsum_difference(first, second)
+        row = {"variant": variant, "seeds": len(shared), "RSUM": rsum_numbers(first)["RSUM"]}
+        found.append(row | dict(zip(("difference", "low", "high"), apart, strict=True)))
+    return pd.DataFrame(found, columns=["variant", "seeds", "RSUM", "difference", "low", "high"])
+
+
+def describe_rsum(table: pd.DataFrame, reference: str) -> list[str]:
+    """`rsum_differences` in sentences, one a variant that the reference is compared with."""
+    return [
+        f"{row.variant} is {verdict(row.low, row.high)} {reference} by RSUM (difference "
+        f"{row.difference:+.1f}, 95 % interval {row.low:+.1f} to {row.high:+.1f}, "
+        f"{row.seeds} seeds)"
+        for row in table.itertuples()
+        if row.variant != reference
+    ]
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
