@@ -68,8 +68,9 @@ notebooks: .venv/.installed
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	  --nbval-sanitize-with=notebooks/.nbval-sanitize.cfg
 
+# A thread a process: the processes fill the cores.
 figures: .venv/.installed
-	$(BIN)/python -m entityclip.redraw --profile $(PROFILE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m entityclip.redraw --profile $(PROFILE)
 
 # Run All in JupyterLab and Debian's chromium, smoke profile; screenshots in runs/browser.
 # THEME=dark shows the dark theme.

@@ -3,8 +3,7 @@
 The public names load on first use, so that reading a profile does not wait for torch.
 """
 
-from importlib import import_module
-from typing import Any
+from entityclip.lean_imports import loaded_on_use
 
 __version__ = "0.1.0"
 
@@ -27,13 +26,4 @@ _HOME = {
     "train": "training",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = loaded_on_use(__name__, _HOME)

@@ -116,6 +116,8 @@ class Settings(BaseModel):
 
     dataset: str = Field(min_length=1)
     data_root: str | None = None
+    # a copy of data_root's pictures that ``entityclip.data prepare`` made; texts stay in data_root
+    prepared: str | None = None
     backbone: str = Field(min_length=1)
     pretrained: str | None = None
     image_size: int = Field(default=224, gt=0)

@@ -68,7 +68,7 @@ class _Elsewhere(Experiment):
     """An experiment on another domain that starts from `home`'s pretraining."""
 
     def __init__(self, home: Experiment, domain: Domain) -> None:
-        changed = {"dataset": domain.dataset, "data_root": domain.root}
+        changed = {"dataset": domain.dataset, "data_root": domain.root, "prepared": None}
         settings = home.settings.model_copy(update=changed)
         super().__init__(replace(home.profile, settings=settings), progress=home.progress)
         self._home = home

@@ -13,6 +13,7 @@ import torch
 from entityclip.config import Profile, Settings
 from entityclip.datasets import LOADERS
 from entityclip.datasets.discover import find_datasets
+from entityclip.datasets.prepared import MANIFEST
 
 PACKAGES = ("matplotlib", "seaborn", "ipywidgets", "IPython")  # of the extra `notebooks`
 _SLOW = 30e6  # parameters that a CPU trains in days
@@ -63,6 +64,11 @@ def data_problems(settings: Settings) -> list[str]:
         return problems
     if not settings.data_root:
         return [*problems, f"settings.data_root is not set, and {settings.dataset} lies in files"]
+    if settings.prepared and not (Path(settings.prepared).expanduser() / MANIFEST).is_file():
+        problems.append(
+            f"settings.prepared: {settings.prepared} has no {MANIFEST}; `python -m entityclip.data "
+            f"prepare {settings.dataset} --root {settings.data_root}` makes such a copy"
+        )
     try:
         found = find_datasets(settings.data_root)
     except (OSError, ValueError) as error:

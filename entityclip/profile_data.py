@@ -56,7 +56,8 @@ class ProfileData:
                 limit=limits.get(split, settings.test_pairs),
                 seed=settings.data_seed,
                 image_size=settings.image_size,
-                root=Path(settings.data_root).expanduser() if settings.data_root else None,
+                root=_folder(settings.data_root),
+                prepared=_folder(settings.prepared),
             )
             source, policy = settings.explanation_source, settings.explanation_policy
             # the data set's own under "use" stay as they are
@@ -133,3 +134,7 @@ class ProfileData:
     def backbone(self) -> Backbone:
         """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
         return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+
+
+def _folder(path: str | None) -> Path | None:
+    return Path(path).expanduser() if path else None

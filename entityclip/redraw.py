@@ -70,16 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m entityclip.redraw", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes; default: one a core, 4 at most"
-    )
+    parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
     options = parser.parse_args(argv)
+    workers = min(_cores(), 4) if options.workers is None else options.workers
+    if workers < 1:
+        parser.error(f"--workers is {workers}; at least one process must draw")
     try:
         profile = load_profile(options.profile)
         shipped = profile.name == SHIPPED_PROFILE
-        figures = REPOSITORY / "figures" if shipped else profile.runs / "figures"
+        home = REPOSITORY / "figures" if shipped else profile.runs / "figures"
+        figures = (options.figures or home).resolve()
         with stoppable(), alone_with(profile, figures):
-            return redraw(profile, figures, workers=options.workers or min(_cores(), 4))
+            return redraw(profile, figures, workers=workers)
     except (ProfileError, InUse, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

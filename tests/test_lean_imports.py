@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import entityclip.datasets
+import entityclip.explanations
 from entityclip.lean_imports import left_out
 
 REDRAWING = "chapters, chapter_figures, curves, report, stored"
@@ -47,3 +49,12 @@ def test_what_is_imported_already_stays():
     with left_out("subprocess", "this"):
         import subprocess as again
     assert again is subprocess is sys.modules["subprocess"]
+
+
+@pytest.mark.parametrize("package", [entityclip, entityclip.datasets, entityclip.explanations])
+def test_a_package_lists_and_loads_all_of_its_public_names(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no .* 'nothing'"):
+        package.nothing  # noqa: B018

@@ -58,6 +58,8 @@ def test_missing_data_and_weights_are_named(tmp_path):
     assert "is no folder" in problem
     layouts.n24news(tmp_path)
     assert preflight.data_problems(settings(**n24)) == []
+    (problem,) = preflight.data_problems(settings(**n24, prepared=str(tmp_path / "copy")))
+    assert "copy has no prepared.json; `python -m entityclip.data prepare n24news" in problem
 
 
 def test_parameters_are_estimated_within_a_tenth(backbone):

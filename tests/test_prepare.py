@@ -8,11 +8,14 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 
+from entityclip.config import load_profile
+from entityclip.cross_domain import Domain, domain_experiment
 from entityclip.datasets import load_pairs
 from entityclip.datasets import prepare as prepare_module
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.datasets.prepare import PrepareOptions, prepare
-from entityclip.datasets.prepared import PreparedError
+from entityclip.datasets.prepared import PreparedError, TarPicture
+from entityclip.experiments import Experiment
 from tests.fixtures import layouts
 from tests.fixtures.pictures import save
 
@@ -162,3 +165,26 @@ def test_a_copy_of_other_data_is_refused(table, tmp_path):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         PrepareOptions(**options)
+
+
+def test_a_profile_reads_the_copy_and_its_runs_are_others(table, tmp_path):
+    out = tmp_path / "out"
+    make(table, out, side=64)
+    lying = {"dataset": "n24news", "data_root": str(table.root), "explanation_source": "own"}
+    copied = {**lying, "prepared": str(out)}
+    plain, copied, joined = (
+        Experiment(load_profile("smoke", settings=settings), progress=False)
+        for settings in (lying, copied, {**copied, "explanation_policy": "caption"})
+    )
+    for experiment, explained in ((copied, False), (joined, True)):
+        pairs = experiment.pairs("train")
+        assert [pair.id for pair in pairs] == [pair.id for pair in plain.pairs("train")]
+        assert all(isinstance(pair.image, TarPicture) for pair in pairs)
+        assert experiment.fingerprint("train") != plain.fingerprint("train")
+        data = experiment.dataset("train", explanations=explained)
+        assert data.collate([data[0], data[1]]).images.shape[0] == 2
+    # another domain lies elsewhere, and this copy is not of its pictures
+    elsewhere = domain_experiment(copied, Domain("newsroom"))
+    assert elsewhere.pairs("train")
+    with pytest.raises(ValueError, match="no prepared copy"):
+        Experiment(load_profile("smoke", settings={"prepared": str(out)})).pairs("train")

@@ -93,12 +93,20 @@ def test_a_killed_process_changes_no_file(demo, tmp_path, capfd):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "-2", "two"])
+def test_somebody_has_to_draw(workers, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        redraw.main(["--workers", workers])
+    assert "--workers" in capsys.readouterr().err
+
+
 def test_what_has_no_rows_is_skipped_aloud(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
-    assert redraw.main(["--profile", "smoke", "--workers", "2"]) == 0
+    command = ["--profile", "smoke", "--workers", "2", "--figures", str(tmp_path / "there")]
+    assert redraw.main(command) == 0
     said = capfd.readouterr().out
     assert said.count("  skipped: ") == len(redraw.STEPS)
-    assert "0 files" in said
+    assert f"0 files in {tmp_path / 'there'}" in said
 
 
 def test_processes_that_inherit_nothing_draw_too(demo, tmp_path, monkeypatch):

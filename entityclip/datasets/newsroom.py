@@ -120,9 +120,7 @@ def newsroom_size(split: str) -> int:
 
 def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
     """What a newsroom pair or picture shows. Raises TypeError for a pair of another data set."""
-    picture = pair.image if isinstance(pair, Pair) else pair
-    if not isinstance(picture, NewsroomPicture):
-        raise TypeError(f"{pair!r} is not a picture of the drawn newsroom")
+    picture = _picture(pair)
     return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
 
 
@@ -132,8 +130,7 @@ def second_caption(pair: Pair) -> str:
     It names and does not describe: the first such caption of the ``captions_`` split that is not
     the pair's own. Raises TypeError as `newsroom_facts` does and ValueError for another split.
     """
-    newsroom_facts(pair)
-    picture = pair.image
+    picture = _picture(pair)
     if picture.split not in _CAPTIONS.values():
         raise ValueError(f"{pair.id} is of split {picture.split}, which has no second captions")
     naming = _captions(picture, picture.split)[:_NAMING]
@@ -145,8 +142,7 @@ def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
 
     Raises TypeError as `newsroom_facts` does and ValueError for a pair of another split.
     """
-    newsroom_facts(pair)
-    picture = pair.image if isinstance(pair, Pair) else pair
+    picture = _picture(pair)
     if picture.split not in RELATION_SPLITS:
         raise ValueError(
             f"{picture.key} is of split {picture.split}; only {', '.join(RELATION_SPLITS)} relate "
@@ -157,12 +153,19 @@ def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
 
 def generated_caption(pair: Pair | NewsroomPicture) -> str:
     """What a captioning model would say of the picture alone: all that is seen, nothing named."""
-    facts = newsroom_facts(pair)
-    picture = pair.image if isinstance(pair, Pair) else pair
+    picture = _picture(pair)
+    facts = newsroom_facts(picture)
     rng = _rng(picture.split, picture.seed, picture.index, 8)
     if _without_flags(picture):
         return wording.scene_caption(rng, facts.scene, facts.time)
     return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)
+
+
+def _picture(pair: Pair | NewsroomPicture) -> NewsroomPicture:
+    picture = pair.image if isinstance(pair, Pair) else pair
+    if not isinstance(picture, NewsroomPicture):
+        raise TypeError(f"{pair!r} is not a picture of the drawn newsroom")
+    return picture
 
 
 def _without_flags(picture: NewsroomPicture) -> bool:

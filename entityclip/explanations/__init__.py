@@ -12,8 +12,7 @@ other projects' files, `keys` what keeps keys out of notebooks, `scaling` what
 100,000 captions cost.
 """
 
-from importlib import import_module
-from typing import Any
+from entityclip.lean_imports import loaded_on_use
 
 _HOME = {
     "CHECKS": "checks",
@@ -50,13 +49,4 @@ _HOME = {
     "training_pairs": "joining",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = loaded_on_use(__name__, _HOME)

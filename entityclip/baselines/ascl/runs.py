@@ -7,6 +7,7 @@ its configuration and data, an interrupted one goes on; so are rows.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -214,11 +215,11 @@ class AsCLRuns:
         ways: Iterable[Measured] = (Measured(),),
     ) -> pd.DataFrame:
         """Stored rows of these runs under the present settings; none leaves an empty frame."""
-        seeds, ways = list(seeds), list(ways)
-        wanted = [(v, s, way) for v in variants for s in seeds for way in ways]
+        wanted = itertools.product(variants, list(seeds), list(ways))
+        place = {config_hash(self._measured(*key)): at for at, key in enumerate(wanted)}
         known = self._read()
-        found = [self._rows_of(known, *key) for key in wanted]
-        return pd.concat(found, ignore_index=True) if found else known
+        places = known["config_hash"].map(place).dropna().sort_values(kind="stable")
+        return known.loc[places.index].reset_index(drop=True)
 
     def retrievals(
         self,
