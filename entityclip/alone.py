@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from entityclip.config import Profile
+from entityclip.promotion import journal_in, recover
 
 
 class InUse(OSError):
@@ -28,7 +30,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def alone_with(profile: Profile, figures: Path) -> Iterator[None]:
-    """Hold a profile's runs and a folder of figures. Raises InUse if another process holds one."""
+    """Hold a profile's runs and a folder of figures, once what a killed run left there is undone.
+
+    Raises InUse if another process holds one.
+    """
     runs = profile.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / ".lock").open("a+", encoding="utf-8") as file:
@@ -44,6 +49,8 @@ def alone_with(profile: Profile, figures: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         with _holding(figures):
+            if recover(journal_in(runs)):
+                print("undid what a killed run had half put in place", file=sys.stderr)
             yield
 
 

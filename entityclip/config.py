@@ -155,6 +155,11 @@ class Settings(BaseModel):
         return self
 
 
+def named_folder(path: str | None) -> Path | None:
+    """The folder that a setting names, "~" being one's home; None where it names none."""
+    return Path(path).expanduser() if path else None
+
+
 def runs_folder() -> Path:
     """Where all that is trained and measured is kept: ``$ENTITYCLIP_RUNS``, else ``runs/`` here."""
     return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest, record_pairs
 from entityclip.files import atomic_write_text
+from entityclip.machine import cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--root", type=Path, help="the folder the data set lies in")
         command.add_argument("--splits", nargs="+", help="only these; default: all found")
         command.add_argument("--out", type=Path, help="default: runs/data/DATASET")
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+        command.add_argument("--workers", type=int, default=cores())
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         command.add_argument("--manifest", type=Path, default=MANIFEST)
         if name == "verify":

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, Self
 
 from entityclip.backbone import Backbone, create_backbone
-from entityclip.config import Profile
+from entityclip.config import Profile, named_folder
 from entityclip.controls import replace_explanations
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions
@@ -56,8 +55,8 @@ class ProfileData:
                 limit=limits.get(split, settings.test_pairs),
                 seed=settings.data_seed,
                 image_size=settings.image_size,
-                root=_folder(settings.data_root),
-                prepared=_folder(settings.prepared),
+                root=named_folder(settings.data_root),
+                prepared=named_folder(settings.prepared),
             )
             source, policy = settings.explanation_source, settings.explanation_policy
             # the data set's own under "use" stay as they are
@@ -134,7 +133,3 @@ class ProfileData:
     def backbone(self) -> Backbone:
         """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
         return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
-
-
-def _folder(path: str | None) -> Path | None:
-    return Path(path).expanduser() if path else None

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import io
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -27,7 +26,8 @@ import matplotlib as mpl
 from entityclip.alone import InUse, Stopped, alone_with, stoppable
 from entityclip.config import REPOSITORY, SHIPPED_PROFILE, Profile, ProfileError, load_profile
 from entityclip.lean_imports import left_out
-from entityclip.promotion import journal_in, promote, recover
+from entityclip.machine import cores
+from entityclip.promotion import journal_in, promote
 
 # seaborn would import them for densities, dendrograms and sliders, none of which are drawn here:
 # a second and a half
@@ -73,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
     parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
     options = parser.parse_args(argv)
-    workers = min(_cores(), 4) if options.workers is None else options.workers
+    workers = min(cores(), 4) if options.workers is None else options.workers
     if workers < 1:
         parser.error(f"--workers is {workers}; at least one process must draw")
     try:
         profile = load_profile(options.profile)
         shipped = profile.name == SHIPPED_PROFILE
-        home = REPOSITORY / "figures" if shipped else profile.runs / "figures"
+        home = REPOSITORY / "figures" if shipped else profile.figures()
         figures = (options.figures or home).resolve()
         with stoppable(), alone_with(profile, figures):
             return redraw(profile, figures, workers=workers)
@@ -99,11 +99,9 @@ def redraw(
     Each says in a line how long it took, and what it skipped for want of rows.
     """
     start = time.monotonic()
-    stage, journal = profile.runs / "staging" / "redraw", journal_in(profile.runs)
+    stage = profile.runs / "staging" / "redraw"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    if recover(journal):
-        print("undid what a killed run had half put in place", file=sys.stderr)
     # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     taken = context.Value("i", 0)
@@ -119,7 +117,7 @@ def redraw(
         print(f"failed: {figures} stays as it was", file=sys.stderr)
         return 1
     files = sorted(path for path in stage.rglob("*") if path.is_file())
-    promote([(path, figures / path.relative_to(stage)) for path in files], journal)
+    promote([(path, figures / path.relative_to(stage)) for path in files], journal_in(profile.runs))
     shutil.rmtree(stage)
     print(f"{len(files)} files in {figures}, {time.monotonic() - start:.1f} s")
     return 0
@@ -158,10 +156,6 @@ def _take(steps: Mapping[str, Draw], taken: Any) -> tuple[str, Draw] | None:
         at = taken.value
         taken.value += 1
     return list(steps.items())[at] if at < len(steps) else None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from entityclip.notebook_runs import (
     promote_run,
     run_key,
 )
-from entityclip.promotion import recover
 from entityclip.run_plan import Plan, ReproduceError, make_plan
 from entityclip.run_report import Row, report_table, write_report
 
@@ -61,8 +60,6 @@ def main(
             print(report_table(preview(plan)))
             return 0
         with stoppable(), alone_with(plan.profile, plan.folders.figures), _kernel_environment(plan):
-            if recover(plan.folders.journal):
-                print("undid what a killed run had half put in place", file=sys.stderr)
             rows = run_chain(plan)
             print(report_table(rows), flush=True)
             write_report(rows, plan)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import psutil
 from entityclip.commit import git_commit
 from entityclip.files import atomic_write_text
 from entityclip.identity import as_dict, config_hash
+from entityclip.machine import cores
 from entityclip.notebook_runs import find_notebooks
 from entityclip.run_plan import Plan
 
@@ -48,7 +47,7 @@ def write_report(rows: list[Row], plan: Plan) -> None:
         "machine": {
             "platform": platform.platform(),
             "python": platform.python_version(),
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "cores": cores(),
             "memory_mb": round(psutil.virtual_memory().total / 2**20),
         },
         "notebooks": [dataclasses.asdict(row) for row in rows],

@@ -84,10 +84,11 @@ def sheet_markdown(sheet: Sheet) -> str:
 
 
 def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
-    r"""A ``table`` environment for ``\usepackage{booktabs,graphicx}``; best bold, second lined.
+    r"""A ``table`` environment for ``\usepackage{booktabs,graphicx}``.
 
-    Names that a whole block shares stand once, above it; a table wider than the line is shrunk to
-    it. All words are escaped, so names may hold %, _, & and $. Notes stand below the table.
+    The best is bold, the second underlined. Names that a whole block shares stand once, above it; a
+    table wider than the line is shrunk to it. All words are escaped, so names may hold %, _, & and
+    $. Notes stand below the table.
     """
     shared = _shared_names(sheet)
     columns = "l" * (sheet.names - shared) + "r" * (len(sheet.header) - sheet.names)

@@ -204,7 +204,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
     The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
     """
-    paths, screen = [], figure.canvas
+    paths = []
     with (
         _laid_out(figure, 200),
         mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}),
@@ -218,14 +218,13 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
             getattr(canvas(figure), f"print_{kind}")(buffer, metadata=metadata)
             paths.append(Path(folder) / f"{name}.{kind}")
             atomic_write_bytes(paths[-1], buffer.getvalue())
-    figure.set_canvas(screen)
     return paths
 
 
 @contextmanager
 def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
-    """The figure at `dpi`, laid out once and for all, as its layout engine has it."""
-    engine, before = figure.get_layout_engine(), figure.dpi
+    """The figure at `dpi`, laid out once by its engine; as it was, canvas included, afterwards."""
+    engine, before, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
     figure.set_dpi(dpi)
     if engine is not None:
         engine.execute(figure)
@@ -233,6 +232,7 @@ def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
     try:
         yield
     finally:
+        figure.set_canvas(canvas)
         figure.set_layout_engine(engine)
         figure.set_dpi(before)
 

@@ -23,6 +23,7 @@ from entityclip.baselines.ascl.config import AsCLConfig, AsCLSettings
 from entityclip.baselines.ascl.model import AsCL
 from entityclip.baselines.ascl.retrieval import retrieve, retrieve_reranked, similarities
 from entityclip.checkpoint import read_tensors
+from entityclip.config import named_folder
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.images import ImageTextDataset
@@ -90,14 +91,13 @@ class AsCLRuns:
         """The pairs of ``train``, ``val`` or ``test``, one a caption."""
         if role not in self._pairs:
             settings, common = self.settings, self.experiment.settings
-            root = settings.data_root
             self._pairs[role] = load_pairs(
                 settings.dataset,
                 getattr(settings, f"{role}_split"),
                 limit=getattr(settings, f"{role}_pairs"),
                 seed=common.data_seed,
                 image_size=common.image_size,
-                root=Path(root).expanduser() if root else None,
+                root=named_folder(settings.data_root),
             )
         return self._pairs[role]
 
@@ -243,17 +243,14 @@ class AsCLRuns:
         return seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test"))
 
     def _stored(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> bool:
-        rows = self._rows_of(known, variant, seed, way)
-        return not rows.empty and rows["ranks"].notna().any()
+        of_run = known["config_hash"] == config_hash(self._measured(variant, seed, way))
+        return known.loc[of_run, "ranks"].notna().any()
 
     def _read(self) -> pd.DataFrame:
         """All rows on these test data, of whatever runs; columns but no rows before there are."""
         known = find_rows(*row_files(self.experiment, "ascl"))
         known = known if "ranks" in known else known.assign(ranks=None)
         return known[known["data_fingerprint"] == self._fingerprints["test"]]
-
-    def _rows_of(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> pd.DataFrame:
-        return known[known["config_hash"] == config_hash(self._measured(variant, seed, way))]
 
     def _measured(self, variant: str, seed: int, way: Measured) -> dict[str, Any]:
         depths = {"text": self.settings.rerank_text, "image": self.settings.rerank_image}

@@ -11,7 +11,7 @@ from typing import Any
 from entityclip.backbone import Backbone, create_backbone
 from entityclip.baselines.itr.config import ITRConfig, PairSource, Task
 from entityclip.baselines.itr.pretraining import pretrain_itr
-from entityclip.config import Settings
+from entityclip.config import Settings, named_folder
 from entityclip.datasets import load_pairs
 from entityclip.datasets.generated import with_generated
 from entityclip.datasets.pair import Pair, PairDataset, data_fingerprint
@@ -112,8 +112,7 @@ class ITRRuns:
         if unlabelled:
             cut = len(pairs) - spared
             pairs = pairs[:cut] if role == "unlabelled" else pairs[cut:]
-        root = None if source.data_root is None else Path(source.data_root).expanduser()
-        return with_generated(pairs, root) if generated else pairs
+        return with_generated(pairs, named_folder(source.data_root)) if generated else pairs
 
     def _fingerprint(self, role: str, generated: bool) -> str:
         return data_fingerprint(self.pairs(role, generated))
@@ -125,7 +124,7 @@ class ITRRuns:
             limit=None if source.limit is None else source.limit + spared,
             seed=self.settings.data_seed,
             image_size=self.settings.image_size,
-            root=None if source.data_root is None else Path(source.data_root).expanduser(),
+            root=named_folder(source.data_root),
         )
 
     def _dataset(self, role: str, generated: bool) -> PairDataset:
