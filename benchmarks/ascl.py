@@ -20,9 +20,9 @@ import time
 import torch
 from torch import Tensor
 
-from entityclip.backbone import Tokens
-from entityclip.baselines.ascl.fusion import HierarchicalFusion
-from entityclip.provenance import peak_memory_mb
+from entityclip.models.ascl import HierarchicalFusion
+from entityclip.models.clip import Tokens
+from entityclip.results import peak_memory_mb
 from tests.literal_ascl import similarity as literal_similarity
 
 

@@ -33,10 +33,9 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from entityclip.datasets.columns import LabelColumn, PairTable, text_column
-from entityclip.datasets.images import ImageTextDataset, ImageTextLoader
-from entityclip.datasets.prepare import prepare
-from entityclip.datasets.prepared import use_prepared
+from entityclip.datasets.dataset import ImageTextDataset, ImageTextLoader
+from entityclip.datasets.prepare import prepare, use_prepared
+from entityclip.datasets.table import LabelColumn, PairTable, text_column
 
 BATCH, SIDE = 64, 224
 PREPROCESS = image_transform(SIDE, is_train=False)

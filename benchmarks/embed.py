@@ -2,10 +2,10 @@
 
     python -m benchmarks.embed [--n 10000] [--side 224] [--checkpoint FOLDER] [--literal 500]
 
-Draws n JPEGs, starts ``python -m entityclip.embed``, interrupts it half way, starts it again, and
-counts in the cache that each picture was embedded exactly once. A sample then runs in this process,
-through plain open_clip one picture after the other and through `entityclip.embed`: vectors must be
-the same, and the ratio of the times is printed.
+Draws n JPEGs, starts ``python -m entityclip.search.embedding``, interrupts it half way, starts it
+again, and counts in the cache that each picture was embedded exactly once. A sample then runs in
+this process, through plain open_clip one picture after the other and through `entityclip.embed`:
+vectors must be the same, and the ratio of the times is printed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from entityclip.backbone import create_backbone
-from entityclip.checkpoint import read_meta
-from entityclip.embedding import embed
-from entityclip.encoder import load_encoder
-from entityclip.vectors import Vectors
+from entityclip.checkpoints import read_meta
+from entityclip.models.clip import create_backbone
+from entityclip.search.embedding import Vectors, embed, load_encoder
 
 
 def draw(folder: Path, n: int, side: int) -> None:
@@ -84,7 +82,7 @@ def main() -> None:
             save_file(create_backbone(model).clip.state_dict(), checkpoint)
         draw(folder / "in", options.n, options.side)
         cache, out = folder / "cache", folder / "out.npy"
-        command = [sys.executable, "-m", "entityclip.embed", checkpoint, "--quiet"]
+        command = [sys.executable, "-m", "entityclip.search.embedding", checkpoint, "--quiet"]
         command += ["--images", str(folder / "in"), "--cache", str(cache), "--out", str(out)]
         command += ["--model", model] if model else []
         status, first = run(command, options.n // 2, cache)

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from entityclip.datasets.record import Pair
+from entityclip.datasets.pair import Pair
 from entityclip.explanations import (
     ExplanationCache,
     OpenAIChat,

@@ -16,10 +16,11 @@ import time
 
 import torch
 
-from entityclip.backbone import Tokens
-from entityclip.losses import itm_loss, vtc_loss
-from entityclip.matching import GatedMatching, Negatives
-from entityclip.mmae import MMAE
+from entityclip.models.clip import Tokens
+from entityclip.models.entityclip import GatedMatching
+from entityclip.models.experts import MMAE
+from entityclip.models.losses import itm_loss, vtc_loss
+from entityclip.models.negatives import Negatives
 from tests.literal import LiteralEntityCLIP, Sides, load_experts
 
 LENGTHS = {"image": 50, "text": 77, "explanation": 77}

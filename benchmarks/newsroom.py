@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
-from entityclip.datasets.drawn import scenes, stage
-from entityclip.datasets.newsroom import NewsroomPicture, newsroom_pairs
+from entityclip.datasets.newsroom import scenes
+from entityclip.datasets.newsroom.outlet_a import NewsroomPicture, newsroom_pairs
 
-_CACHED = (scenes.backdrop, stage.flagpole)
+_CACHED = (scenes.backdrop, scenes.flagpole)
 
 
 def rate(pictures: list[NewsroomPicture], afresh: bool) -> float:

@@ -15,7 +15,18 @@ from benchmarks.marked_parts import replace_part
 from benchmarks.readme_findings import FIGURES, SPACE, ablations, chapters, difference_cell
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
-from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, label
+from entityclip.variants import (
+    DIRECTION_LABELS as DIRECTIONS,
+)
+from entityclip.variants import (
+    SPLIT_LABELS as SPLITS,
+)
+from entityclip.variants import (
+    VARIANT_LABELS as VARIANTS,
+)
+from entityclip.variants import (
+    label,
+)
 
 # notebook -> what it makes, what it answers to
 MAP = {

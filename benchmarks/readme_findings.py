@@ -5,7 +5,18 @@ from __future__ import annotations
 import pandas as pd
 
 from entityclip.config import REPOSITORY
-from entityclip.style import DIRECTIONS, SPLITS, VARIANTS, label
+from entityclip.variants import (
+    DIRECTION_LABELS as DIRECTIONS,
+)
+from entityclip.variants import (
+    SPLIT_LABELS as SPLITS,
+)
+from entityclip.variants import (
+    VARIANT_LABELS as VARIANTS,
+)
+from entityclip.variants import (
+    label,
+)
 
 FIGURES = REPOSITORY / "figures"
 SPACE = "\N{NO-BREAK SPACE}"  # an interval or a name stays on one line

@@ -18,9 +18,9 @@ import time
 import torch
 from torch import Tensor
 
-from entityclip.block_ranks import both_ranks
-from entityclip.metrics import retrieval_metrics
-from entityclip.provenance import peak_memory_mb
+from entityclip.evaluation.ranks import both_ranks
+from entityclip.results import peak_memory_mb
+from entityclip.statistics import retrieval_metrics
 
 
 def literal_ranks(queries: Tensor, candidates: Tensor, true: Tensor) -> Tensor:

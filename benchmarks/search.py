@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from entityclip.provenance import peak_memory_mb
-from entityclip.search_index import nearest
+from entityclip.results import peak_memory_mb
+from entityclip.search.collection import nearest
 
 
 def write_vectors(path: Path, n: int, d: int) -> None:

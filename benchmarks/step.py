@@ -32,14 +32,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from entityclip.backbone import Backbone, Tokens, create_backbone
-from entityclip.config import EntityCLIPConfig
-from entityclip.losses import itm_loss, vtc_loss
-from entityclip.matching import Negatives, draw_negatives, same_pairs
-from entityclip.model import EntityCLIP
-from entityclip.optimization import make_optimizer
-from entityclip.provenance import environment, peak_memory_mb
-from entityclip.train_config import TrainConfig
+from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.models.clip import Backbone, Tokens, create_backbone
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.models.losses import itm_loss, vtc_loss
+from entityclip.models.negatives import Negatives, draw_negatives, same_pairs
+from entityclip.results import environment, peak_memory_mb
+from entityclip.training.loop import make_optimizer
 from entityclip.variants import BRIDGE, NO_EXPERTS
 from tests.literal import LiteralEntityCLIP, Sides, mix
 

@@ -3,27 +3,65 @@
 The public names load on first use, so that reading a profile does not wait for torch.
 """
 
-from entityclip.lean_imports import loaded_on_use
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
+
+def loaded_on_use(
+    package: str, home: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose public names load on first use (PEP 562).
+
+    `home` says which of its modules a name stands in.
+    """
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home[name]}"), name)
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home})
+
+    return get, names
+
+
+@contextmanager
+def left_out(*packages: str) -> Iterator[None]:
+    """What is imported within finds `packages` missing, those apart that are imported already."""
+    absent = [package for package in packages if package not in sys.modules]
+    sys.modules |= dict.fromkeys(absent)  # None is the documented way to have none
+    try:
+        yield
+    finally:
+        for package in absent:
+            del sys.modules[package]
+
+
 _HOME = {
-    "Backbone": "backbone",
-    "EntityCLIP": "model",
+    "Backbone": "models.clip",
+    "EntityCLIP": "models.entityclip",
     "EntityCLIPConfig": "config",
-    "Experiment": "experiments",
-    "Pair": "datasets.pair",
-    "ImageTextDataset": "datasets.images",
-    "ImageTextLoader": "datasets.images",
-    "PairDataset": "datasets.pair",
-    "TrainConfig": "train_config",
-    "create_backbone": "backbone",
-    "embed": "embedding",
-    "evaluate_retrieval": "evaluation",
-    "load_encoder": "encoder",
+    "Experiment": "experiments.experiment",
+    "Pair": "datasets.dataset",
+    "ImageTextDataset": "datasets.dataset",
+    "ImageTextLoader": "datasets.dataset",
+    "PairDataset": "datasets.dataset",
+    "TrainConfig": "config",
+    "create_backbone": "models.clip",
+    "embed": "search.embedding",
+    "evaluate_retrieval": "evaluation.retrieval",
+    "load_encoder": "search.embedding",
     "load_pairs": "datasets",
     "load_profile": "config",
-    "train": "training",
+    "train": "training.loop",
 }
 __all__ = sorted(_HOME)
 __getattr__, __dir__ = loaded_on_use(__name__, _HOME)

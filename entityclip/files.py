@@ -7,11 +7,16 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
+
 
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 
@@ -150,3 +155,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def cores() -> int:
+    """Cores that this process may run on; where the system does not tell, all there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
+    """A tqdm bar, hidden if `show` is False or ``TQDM_DISABLE`` is set."""
+    # tqdm's notebook bar draws an empty widget where only the variable hides it
+    hidden = not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return tqdm(*arguments, **options, disable=hidden)

@@ -6,46 +6,180 @@ commit, a data fingerprint and a machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
+import os
+import platform
+import resource
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
-from datetime import datetime
-from functools import lru_cache
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from importlib import metadata
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
 
 import numpy as np
 import pandas as pd
+import torch
 
-from entityclip.files import append, locked, mend_tail
-from entityclip.provenance import Provenance, git_commit, peak_memory_mb, provenance
-from entityclip.shared_columns import shared_values, unpack
+from entityclip.config import REPOSITORY, as_dict, config_hash
+from entityclip.files import append, atomic_write_text, locked, mend_tail
+from entityclip.statistics import DIRECTIONS
+from entityclip.variants import VARIANTS
 
-__all__ = [
-    "CLASSIFICATION",
-    "COLUMNS",
-    "DIRECTIONS",
-    "KEY",
-    "RETRIEVAL",
-    "TASKS",
-    "ClassificationRow",
-    "Provenance",
-    "ResultsError",
-    "Row",
-    "Schema",
-    "append_rows",
-    "find_rows",
-    "git_commit",
-    "measurement_rows",
-    "peak_memory_mb",
-    "provenance",
-    "read_rows",
-]
+if TYPE_CHECKING:
+    from entityclip.experiments.experiment import Experiment
 
-DIRECTIONS = ("text_to_image", "image_to_text")
+
+def git_commit(repository: Path = REPOSITORY) -> str:
+    """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
+
+    Only `entityclip/` is compared: figures and executed notebooks change while a run goes on, and
+    the settings stand in the row itself.
+    """
+
+    def git(*arguments: str) -> str:
+        # a git hook's GIT_DIR would point elsewhere than at the package's own checkout
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        command = ["git", "-C", str(repository), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        return done.stdout.strip()
+
+    try:
+        # a package installed below some other project's checkout has no commit of its own
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != repository.resolve():
+            return "unknown"
+        commit = git("rev-parse", "--verify", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--", "entityclip") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+_PACKAGES = (
+    *("entityclip", "torch", "open_clip_torch", "accelerate", "safetensors"),
+    *("numpy", "pandas", "pillow", "matplotlib", "seaborn", "scikit-learn"),
+)
+
+
+class Provenance(TypedDict):
+    """Where a measurement came from."""
+
+    seed: int
+    config: dict[str, Any]
+    config_hash: str
+    data_fingerprint: str
+    git_commit: str  # "-dirty" after it where the package differs from that commit
+    versions: dict[str, str]
+    device: str
+    wall_time_s: float
+    peak_memory_mb: float
+    created: str  # ISO 8601, UTC
+
+
+def provenance(
+    *,
+    config: Any,
+    seed: int,
+    data_fingerprint: str,
+    device: torch.device | str,
+    wall_time_s: float,
+) -> Provenance:
+    """What every row of one measured run shares.
+
+    config is a dataclass, a pydantic model or plain JSON values. Peak memory is the GPU's on a GPU,
+    else this process's resident peak, in MiB.
+    """
+    device = torch.device(device)
+    return Provenance(
+        seed=seed,
+        config=as_dict(config),
+        config_hash=config_hash(config),
+        data_fingerprint=data_fingerprint,
+        git_commit=git_commit(),
+        versions=_versions(),
+        device=_device_name(device),
+        wall_time_s=round(float(wall_time_s), 3),
+        peak_memory_mb=round(peak_memory_mb(device), 1),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a run depends on, the device, the cores and the commit."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = {"device": _device_name(device), "cores": str(os.cpu_count())}
+    return {**_versions(), **machine, "commit": git_commit()}
+
+
+def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+    """The most memory used so far, MiB: the GPU's allocations, else this process's resident set."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # On Linux getrusage's peak is inherited from the parent process, a notebook's from its runner
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux only
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"CPU {name}, {torch.get_num_threads()} threads"
+
+
+_HEAD, _COLUMNS = "shared", ("config", "versions")
+
+
+def pack(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first line, then the rows with hashes for what they share."""
+    shared: dict[str, dict[str, Any]] = {name: {} for name in _COLUMNS}
+    packed = []
+    for row in rows:
+        hashes = {name: config_hash(row[name]) for name in _COLUMNS}
+        for name, key in hashes.items():
+            shared[name][key] = row[name]
+        packed.append({**row, **hashes})
+    return [{_HEAD: shared}, *packed]
+
+
+def shared_values(line: Any) -> dict[str, dict[str, Any]] | None:
+    """What a first line shares; None for any other line."""
+    return line[_HEAD] if isinstance(line, dict) and line.keys() == {_HEAD} else None
+
+
+def unpack(row: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The whole row; a row that shares nothing stays as it is. Raises KeyError for a lost value."""
+    hashes = {name: row[name] for name in _COLUMNS if isinstance(row.get(name), str)}
+    return {**row, **{name: shared[name][key] for name, key in hashes.items()}}
+
+
 # what a row may have as its direction; "pairs" are matched or not
 TASKS = (*DIRECTIONS, "image_to_section", "pairs")
+
+
 KEY = (
     *("variant", "dataset", "split", "direction", "metric"),
     *("seed", "config_hash", "data_fingerprint"),
@@ -105,6 +239,8 @@ class Schema(NamedTuple):
 RETRIEVAL = Schema(
     COLUMNS, KEY, "run the evaluation first (notebooks/04_retrieval.ipynb, or `make reproduce`)"
 )
+
+
 CLASSIFICATION = Schema(
     tuple(ClassificationRow.__annotations__),
     (
@@ -251,7 +387,7 @@ def _read_files(files: tuple[_State, ...], schema: Schema) -> pd.DataFrame:
     return frame.drop_duplicates(list(schema.key), keep="last").reset_index(drop=True)
 
 
-def find_rows(*paths: str | Path, **wanted: Any) -> pd.DataFrame:
+def select_rows(*paths: str | Path, **wanted: Any) -> pd.DataFrame:
     """`read_rows` whose columns have these values; no rows where no file is there yet."""
     if not any(Path(path).exists() for path in paths):
         return pd.DataFrame(columns=list(COLUMNS))
@@ -303,3 +439,148 @@ def _parse(
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+SHIPPED = REPOSITORY / "figures" / "rows"
+
+
+KINDS = ("curves", "leak", "matching", "pretraining", "ranks", "retrieval")
+
+
+def row_files(experiment: Experiment, kind: str, *, shipped: bool = True) -> list[Path]:
+    """Where rows of a kind may lie, the repository's first."""
+    here = experiment.results / f"{kind}.jsonl"
+    return [SHIPPED / experiment.profile.name / f"{kind}.jsonl", here] if shipped else [here]
+
+
+def find_rows(
+    experiment: Experiment,
+    kind: str,
+    *,
+    variants: Iterable[str] | None = None,
+    shipped: bool = True,
+) -> pd.DataFrame:
+    """Rows of a kind for these very settings and data, of any seed; empty where there are none."""
+    files = row_files(experiment, kind, shipped=shipped)
+    if not any(file.exists() and file.stat().st_size for file in files):
+        return pd.DataFrame()
+    rows = read_rows(*files)
+    names = list(VARIANTS) if variants is None else list(variants)
+    wanted = {name: _without_seed(experiment.identity(name)) for name in names}
+    configs = rows.drop_duplicates("config_hash").set_index("config_hash")["config"]
+    same = rows["variant"].map(wanted) == rows["config_hash"].map(configs.map(_without_seed))
+    return rows[same & _same_data(experiment, rows)].reset_index(drop=True)
+
+
+def stored_rows(experiment: Experiment, kind: str = "retrieval", **choice: Any) -> pd.DataFrame:
+    """As `find_rows`. Raises ResultsError, naming the notebook to run, if there are none."""
+    rows = find_rows(experiment, kind, **choice)
+    if rows.empty:
+        notebook = "03_train" if kind == "pretraining" else "04_retrieval"
+        raise ResultsError(
+            f"{experiment.results} has no {kind} rows of profile {experiment.profile.name}'s "
+            f"present settings; run notebook {notebook}"
+        )
+    return rows
+
+
+def ship_rows(experiment: Experiment) -> dict[str, int]:
+    """Merge this experiment's rows into those the repository ships; how many of each kind it has.
+
+    Only rows of the present settings are kept, in a fixed order, so the file changes only where a
+    measurement did.
+    """
+    found = {kind: find_rows(experiment, kind) for kind in KINDS}
+    for kind, rows in found.items():
+        write_shipped(experiment, kind, rows)
+    return {kind: len(rows) for kind, rows in found.items() if len(rows)}
+
+
+def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None:
+    """Make `rows` those that the repository ships of a kind; none leave what it ships alone.
+
+    What they repeat stands in the file's first line (`shared_columns`).
+    """
+    if rows.empty:
+        return
+    order = ["variant", "dataset", "split", "seed"]
+    order += [c for c in ("direction", "protocol", "label", "trained_on") if c in rows]
+    rows = rows.sort_values(order, kind="stable")  # metrics stay in the order they were measured in
+    target = SHIPPED / experiment.profile.name / f"{kind}.jsonl"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in pack(records)]
+    atomic_write_text(target, "".join(f"{line}\n" for line in lines))
+
+
+def _without_seed(config: Mapping[str, Any]) -> str:
+    return config_hash({key: value for key, value in config.items() if key != "seed"})
+
+
+def _same_data(experiment: Experiment, rows: pd.DataFrame) -> pd.Series:
+    @cache
+    def present(split: str) -> str | None:
+        try:
+            return experiment.fingerprint(split)
+        except FileNotFoundError:
+            return None  # tables can be redrawn on a machine that lacks the data
+
+    here = rows["split"].map(present)
+    return here.isna() | (here == rows["data_fingerprint"])
+
+
+log = logging.getLogger(__name__)
+
+
+Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
+
+
+def read_log(path: str | Path) -> Log:
+    """A run's ``log.jsonl`` as (steps, validations), a row each, a column a logged number.
+
+    A step logged twice, as after a resume, counts as logged last. Rows that list broken pictures
+    are passed over. The line a running or killed run was still writing is left out with a warning;
+    any other line that is no log row raises ResultsError naming it.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if lines.pop():
+        log.warning("%s: its last line is incomplete and left out", path)
+    found: dict[str, dict[int, Any]] = {"loss": {}, "val_loss": {}, "broken": {}}
+    for number, line in enumerate(lines, start=1):
+        kind, row = _log_row(line, f"{path}, line {number}")
+        found[kind][row["step"]] = row
+    steps, validations = (
+        pd.DataFrame([rows[step] for step in sorted(rows)] or {"epoch": [], "step": [], kind: []})
+        for kind, rows in found.items()
+        if kind != "broken"
+    )
+    return steps, validations
+
+
+def log_table(logs: Mapping[str, str | Path]) -> pd.DataFrame:
+    """The numbers behind the training curves: a row a step or validation, a column a number.
+
+    `logs` holds each variant's ``log.jsonl``. Speeds are left out: they are the machine's.
+    """
+    parts = [
+        part.assign(variant=name)
+        for name, path in logs.items()
+        for part in read_log(path)
+        if not part.empty
+    ]
+    table = pd.concat(parts, ignore_index=True).drop(columns="pairs_per_s", errors="ignore")
+    first = ["variant", "step", "epoch"]
+    return table[first + [column for column in table if column not in first]]
+
+
+def _log_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if isinstance(row, dict) and "step" in row:
+        for kind in ("loss", "val_loss", "broken"):
+            if kind in row and ("epoch" in row or kind == "broken"):
+                return kind, row
+    raise ResultsError(f"{where} is neither a step nor a validation: {line[:200]!r}")

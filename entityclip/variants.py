@@ -7,16 +7,23 @@ paper does not; the search looks for something better with the same data, steps 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from entityclip.baselines.ascl.config import AsCLConfig
-from entityclip.config import EntityCLIPConfig
+import pandas as pd
+
+from entityclip.config import AsCLConfig, EntityCLIPConfig, Settings, Task, as_dict
 
 NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
+
+
 BRIDGE = {"bridge": 1.0}
 
+
 Explanations = Literal["own", "shuffled", "random", "caption"]
+
+
 Method = Literal["entityclip", "itr", "ascl"]
 
 
@@ -28,8 +35,8 @@ class Variant:
     asks: str
     model: dict[str, Any] = field(default_factory=dict)  # overrides of the method's config
     finetuned: bool = True
-    explanations: Explanations = "own"  # what training reads (entityclip.controls)
-    # "itr" starts from ITR's pretraining, "ascl" is AsCL's model (entityclip.neighbours)
+    explanations: Explanations = "own"  # what training reads
+    # "itr" starts from ITR's pretraining, "ascl" is AsCL's model
     method: Method = "entityclip"
 
     def __post_init__(self) -> None:
@@ -66,6 +73,7 @@ _MAIN = (
     ),
 )
 
+
 _MMAE = (
     Variant("no-image-experts", "Do the experts on the picture's tokens matter?",
             {"image_experts": 0}),
@@ -91,6 +99,7 @@ _MMAE = (
             {"reference_compat": True}),
 )  # fmt: skip
 
+
 _GI_ITM = (
     Variant("no-matching", "Does GI-ITM matter?", {"matching": "none"}),
     Variant("mean-fusion", "Does its gate beat a plain mean of the vectors?", {"matching": "mean"}),
@@ -99,6 +108,7 @@ _GI_ITM = (
             {"negative_explanation": "positive"}),
     Variant("eta-1.0", "What does weight 1 on GI-ITM do?", {"eta_itm": 1.0}),
 )  # fmt: skip
+
 
 _CONTROLS = (
     Variant("shuffled-explanations", "Is it what explanations say, or only that there are any?",
@@ -109,6 +119,7 @@ _CONTROLS = (
     Variant("shuffled-bridge", "Is it what explanations say that makes the bridge carry?",
             NO_EXPERTS | BRIDGE, explanations="shuffled"),
 )  # fmt: skip
+
 
 _SEARCH = (
     Variant("bridge-mmae", "The bridge and MMAE, no GI-ITM.", BRIDGE | {"matching": "none"}),
@@ -126,9 +137,11 @@ _SEARCH = (
             BRIDGE | {"lambda_end": 0.0}),
 )  # fmt: skip
 
+
 VARIANTS: dict[str, Variant] = {
     variant.name: variant for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_SEARCH)
 }
+
 
 # each table's rows in order; the first is what the others are compared with
 TABLES: dict[str, tuple[str, ...]] = {
@@ -139,7 +152,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", *(v.name for v in _SEARCH)),
 }
 
-# whose experts are asked how much of V*·T* is the explanation copied (entityclip.probes)
+
+# whose experts are asked how much of V*·T* is the explanation copied (entityclip.evaluation.probes)
 LEAK = ("entityclip", "separate-experts", "shuffled-explanations", "crossed", "bridge-entityclip")
 
 
@@ -148,3 +162,152 @@ def find_variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+# whose explanation each side reads, image and text: its own, or that of one other pair or another
+CONDITIONS = {
+    "own": ("own", "own"),
+    "same wrong": ("other", "other"),
+    "wrong for the image": ("other", "own"),
+    "wrong for the text": ("own", "other"),
+    "two different wrong": ("other", "another"),
+}
+
+
+MATCHING = ("matched", "wrong text", "wrong image")
+
+
+def itr_start(settings: Settings, start: Any) -> dict[str, Any]:
+    """What makes the weights of ITR's pretraining, next to the run's seed; from `start` on."""
+    if settings.itr is None:
+        return {"itr": None, "from": start}
+    objective = as_dict(settings.itr.objective)
+    del objective["seed"]  # it is the run's
+    source = settings.itr.unlabelled.model_dump(exclude={"data_root"})
+    itr = {"objective": objective, "unlabelled": source, "held_out": settings.itr.held_out}
+    return {"itr": itr, "from": start}
+
+
+def ascl_config(settings: Settings) -> AsCLConfig:
+    """AsCL's model as the profile has it."""
+    return settings.ascl.model if settings.ascl else AsCLConfig()
+
+
+_NO_SAMPLES = {"richer": False, "poorer": False, "wrong": False}
+
+
+# variant -> how its model differs from the profile's
+ASCL_VARIANTS: dict[str, dict[str, Any]] = {
+    "contrastive": {"fusion": False, "temperature": None, **_NO_SAMPLES},
+    "ascl": {},
+    "ascl, no fusion": {"fusion": False},
+    "ascl, no samples": _NO_SAMPLES,
+    "ascl, no richer text": {"richer": False},
+    "ascl, no poorer text": {"poorer": False},
+    "ascl, no wrong text": {"wrong": False},
+}
+
+
+class Measured(NamedTuple):
+    """How a model is asked: with the first half of each caption, and with re-ranking."""
+
+    short_queries: bool = False
+    rerank: bool = False
+
+    def split(self, split: str) -> str:
+        """The split's name in result rows."""
+        return f"{split}, first halves" if self.short_queries else split
+
+    def variant(self, variant: str) -> str:
+        """The variant's name in result rows."""
+        return f"{variant}, re-ranked" if self.rerank else variant
+
+
+PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
+
+
+BEFORE = "CLIP"  # the start weights, without ITR
+
+
+Tasks = Sequence[Task] | None  # of ITR's pretraining; None: no ITR
+
+
+def variant_name(tasks: Tasks) -> str:
+    """A pretraining's name in rows and figures, e.g. ``ITR: cluster_image + contrast``."""
+    return BEFORE if tasks is None else f"ITR: {' + '.join(tasks)}"
+
+
+NOT_FINETUNED = "none"  # the training domain of a variant that is only pretrained
+
+
+GENERALIZED = ("zero-shot", "clip", "entityclip")  # the variants of notebook 07
+
+
+ASCL_WAYS = (Measured(), Measured(short_queries=True), Measured(rerank=True))
+
+
+TERM = "vtc"  # the one that all variants have, so the one to compare
+
+
+CURVE_SPLITS = {"train": TERM, "val": f"val_{TERM}"}  # a split, and the log's column for it
+
+
+VARIANT_LABELS = {
+    "zero-shot": "CLIP, zero-shot",
+    "clip": "CLIP, fine-tuned",
+    "itr": "ITR, fine-tuned",
+    "ascl": "AsCL",
+    "entityclip": "EntityCLIP",
+    "bridge": "CLIP + bridge",
+    "bridge-entityclip": "EntityCLIP + bridge",
+    "no-image-experts": "No image experts",
+    "no-text-experts": "No text experts",
+    "no-explanation-experts": "No explanation experts",
+    "experts-1": "1 expert a group",
+    "experts-2": "2 experts a group",
+    "experts-8": "8 experts a group",
+    "lambda-0.01": "λ = 0.01",
+    "lambda-1.0": "λ = 1",
+    "separate-experts": "Separate explanation experts",
+    "padding-attended": "Padding attended",
+    "reference-compat": "As the public code",
+    "no-matching": "No matching",
+    "mean-fusion": "Mean fusion",
+    "uniform-negatives": "Uniform negatives",
+    "positive-explanation": "The positive's explanation",
+    "eta-1.0": "η = 1",
+    "shuffled-explanations": "Explanations shuffled",
+    "random-explanations": "Random words",
+    "caption-as-explanation": "Caption as explanation",
+    "shuffled-bridge": "Bridge, shuffled",
+    "bridge-mmae": "Bridge + MMAE",
+    "bridge-0.5": "Bridge, weight 0.5",
+    "bridge-2": "Bridge, weight 2",
+    "crossed": "Crossed",
+    "bridge-crossed": "Bridge + crossed",
+    "bridge-detached": "Bridge, detached",
+    "bridge-dropout": "Bridge, dropout",
+    "bridge-fading": "Bridge, fading λ",
+}
+
+
+SPLIT_LABELS = {
+    "test": "Test",
+    "test_longtail": "Long tail",
+    "val": "Validation",
+    "generic_val": "Generic captions",
+}
+
+
+DIRECTION_LABELS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+
+
+def label(name: str, names: dict[str, str]) -> str:
+    """A name as a reader should see it; one that `names` lacks stands for itself."""
+    return names.get(name, name)
+
+
+def in_order(names: pd.Series, known: dict[str, str]) -> list[str]:
+    """The distinct names: known ones in the house's order, then the others by alphabet."""
+    present = set(names)
+    return [n for n in known if n in present] + sorted(present - set(known))

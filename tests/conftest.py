@@ -15,9 +15,9 @@ import torch
 mpl.use("Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from entityclip.backbone import create_backbone
 from entityclip.config import REPOSITORY
-from entityclip.datasets.pair import PairDataset
+from entityclip.datasets.dataset import PairDataset
+from entityclip.models.clip import create_backbone
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -63,7 +63,7 @@ def figure_style():
     """The figures' style for one test, whose figures are closed at its end."""
     import matplotlib.pyplot as plt
 
-    from entityclip.style import apply_style
+    from entityclip.reporting.style import apply_style
 
     with plt.rc_context():
         apply_style()

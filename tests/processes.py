@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.fixtures.ports import free_port
 
-_PRELOADED = ["entityclip.training", "entityclip.datasets", "tests.training_setup"]
+_PRELOADED = ["entityclip.training.loop", "entityclip.datasets", "tests.training_setup"]
 
 
 def warm_up() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entityclip.comparison import describe, difference_table, paired_difference
+from entityclip.statistics import describe, difference_table, paired_difference
 
 
 def test_the_value_is_the_difference_of_the_metrics():

@@ -13,10 +13,11 @@ from entityclip.config import (
     EntityCLIPConfig,
     Profile,
     ProfileError,
+    TrainConfig,
+    as_dict,
+    config_hash,
     load_profile,
 )
-from entityclip.identity import as_dict, config_hash
-from entityclip.train_config import TrainConfig
 
 NAMES = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 

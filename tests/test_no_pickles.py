@@ -8,10 +8,10 @@ import nbformat
 import pytest
 import torch
 
-from entityclip.backbone import BackboneError, create_backbone, load_clip_weights
-from entityclip.checkpoint import CheckpointError, read_meta, read_tensors
+from entityclip.checkpoints import CheckpointError, read_meta, read_tensors
 from entityclip.config import REPOSITORY
-from entityclip.export import main as export_main
+from entityclip.models.clip import BackboneError, create_backbone, load_clip_weights
+from entityclip.search.export import main as export_main
 
 # modules that unpickle what they read, whatever is asked of them
 MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -180,10 +180,9 @@ def test_what_torch_saves_is_refused_too(bomb, tmp_path, name):
 
 
 def test_a_run_is_not_resumed_from_a_pickle(bomb, tmp_path, make_dataset, backbone):
-    from entityclip.config import EntityCLIPConfig
-    from entityclip.model import EntityCLIP
-    from entityclip.train_config import TrainConfig
-    from entityclip.training import train
+    from entityclip.config import EntityCLIPConfig, TrainConfig
+    from entityclip.models.entityclip import EntityCLIP
+    from entityclip.training.loop import train
     from entityclip.variants import NO_EXPERTS
 
     (tmp_path / "run").mkdir()

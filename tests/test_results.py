@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from entityclip import results
-from entityclip.config import EntityCLIPConfig
+from entityclip.config import EntityCLIPConfig, as_dict, config_hash
 from entityclip.files import atomic_write_bytes, atomic_write_text
-from entityclip.identity import as_dict, config_hash
-from entityclip.provenance import git_commit, peak_memory_mb, provenance
 from entityclip.results import (
     COLUMNS,
     ResultsError,
     append_rows,
+    git_commit,
     measurement_rows,
+    peak_memory_mb,
+    provenance,
     read_rows,
 )
 from tests.processes import run_alone, start

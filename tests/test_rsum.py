@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from entityclip.evaluation import Retrieval
-from entityclip.metrics import rsum
-from entityclip.rsum import rsum_difference, rsum_interval, rsum_numbers
+from entityclip.statistics import Retrieval, rsum, rsum_difference, rsum_interval, rsum_numbers
 
 
 def drawn(seed, captions=60, pictures=20):

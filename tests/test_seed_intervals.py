@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from entityclip.seed_intervals import mean_over_seeds, over_seeds
+from entityclip.statistics import mean_over_seeds, over_seeds
 
 
 def rows(*values):

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from entityclip.config import REPOSITORY
-from entityclip.results import ResultsError, append_rows, read_rows
-from entityclip.shared_columns import pack
+from entityclip.results import ResultsError, append_rows, pack, read_rows
 from tests.test_results import row
 
 ROWS = sorted((REPOSITORY / "figures" / "rows").rglob("*.jsonl"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.step import WAYS, Choices, Literal, make_batch, make_step, measure
-from entityclip.backbone import create_backbone
 from entityclip.config import EntityCLIPConfig
-from entityclip.matching import Negatives
-from entityclip.model import EntityCLIP
+from entityclip.models.clip import create_backbone
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.models.negatives import Negatives
 from tests.literal import Sides, load_experts
 
 OPTIONS = argparse.Namespace(

@@ -9,31 +9,37 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entityclip import ablations, stored
-from entityclip.baselines.ascl.model import AsCL
-from entityclip.baselines.ascl.retrieval import retrieve, similarities
-from entityclip.comparison import difference_table
+from entityclip import results
 from entityclip.config import EntityCLIPConfig, load_profile
-from entityclip.controls import replace_explanations
-from entityclip.curves import store_curves, stored_curves
-from entityclip.datasets.newsroom import newsroom_pairs
-from entityclip.experiments import Experiment
-from entityclip.measure import measure, stored_ranks
-from entityclip.metrics import recall_at_k, retrieval_ranks
-from entityclip.model import EntityCLIP
-from entityclip.probes import CONDITIONS, measure_leak, measure_matching, mixed_embeddings
-from entityclip.results import read_rows
-from entityclip.stored import find_rows, ship_rows
-from entityclip.sweep import main, measure_variant, sweep
-from entityclip.training_logs import read_log
-from entityclip.variants import LEAK, TABLES, VARIANTS, Variant
-from tests.test_experiments import TINY
+from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.evaluation.probes import mixed_embeddings
+from entityclip.evaluation.ranks import retrieval_ranks
+from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
+from entityclip.evaluation.retrieval import similarities
+from entityclip.experiments import sweep as sweeping
+from entityclip.experiments.experiment import Experiment, replace_explanations
+from entityclip.experiments.measure import (
+    measure,
+    measure_leak,
+    measure_matching,
+    store_curves,
+    stored_ranks,
+)
+from entityclip.experiments.sweep import main, measure_variant, sweep
+from entityclip.models.ascl import AsCL
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.reporting import tables
+from entityclip.reporting.tables import stored_curves
+from entityclip.results import find_rows, read_log, read_rows, ship_rows
+from entityclip.statistics import difference_table, recall_at_k
+from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
+from tests.experiments.test_experiments import TINY
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(stored, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(results, "SHIPPED", tmp_path / "shipped")
     return tmp_path
 
 
@@ -273,12 +279,12 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
     for found in (rows, ranks):
         seeds = found.groupby("variant")["seed"].unique().map(sorted).to_dict()
         assert seeds == {name: [0, 1] for name in names}
-    table = ablations.recall_table(both[0], "main", splits=["test"])
+    table = tables.recall_table(both[0], "main", splits=["test"])
     assert set(table["variant"]) == set(names)
     assert (table["seeds"] == 2).all()
     shown = difference_table(ranks, [("itr", "clip"), ("ascl", "clip")])
     assert (shown["seeds"] == 2).all()
-    sums = ablations.rsum_table(both[0], "main", splits=["test"]).set_index("variant")
+    sums = tables.rsum_table(both[0], "main", splits=["test"]).set_index("variant")
     recalls = rows[rows["metric"].isin(["R@1", "R@5", "R@10"]) & (rows["split"] == "test")]
     for name in names:
         mean = recalls[recalls["variant"] == name].groupby("seed")["value"].sum().mean()
@@ -301,7 +307,7 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
 def test_what_a_profile_lacks_is_left_out_with_the_reason(runs, caplog):
     files = {"dataset": "n24news", "data_root": "/nowhere", "explanation_source": "own"}
     base = experiment(**files, itr=None)
-    reasons = dict(line.split(" is left out: ") for line in ablations.left_out(base, "main"))
+    reasons = dict(line.split(" is left out: ") for line in tables.left_out(base, "main"))
     assert set(reasons) == {"itr", "ascl"}
     assert "no `itr` block" in reasons["itr"]
     assert "n24news has one caption a picture and AsCL's richer text joins two" in reasons["ascl"]
@@ -320,5 +326,5 @@ def test_what_a_profile_lacks_is_left_out_with_the_reason(runs, caplog):
     assert "no `ascl` block" in experiment(ascl=None).lacks("ascl")
     assert experiment(dataset="flickr30k", data_root="/nowhere").lacks("ascl") is None
     # nothing is lacking of a table that cannot be had
-    lacking = {name for name, _ in ablations.missing_runs(experiment(itr=None, ascl=None), "main")}
+    lacking = {name for name, _ in sweeping.missing_runs(experiment(itr=None, ascl=None), "main")}
     assert lacking == set(TABLES["main"]) - {"itr", "ascl"}

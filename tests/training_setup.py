@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entityclip.backbone import Backbone, create_backbone
-from entityclip.config import EntityCLIPConfig
+from entityclip.config import EntityCLIPConfig, TrainConfig
 from entityclip.datasets import load_pairs
-from entityclip.datasets.images import ImageTextDataset
-from entityclip.datasets.pair import PairDataset
-from entityclip.model import EntityCLIP
-from entityclip.train_config import TrainConfig
-from entityclip.training import _Trainer
+from entityclip.datasets.dataset import ImageTextDataset, PairDataset
+from entityclip.models.clip import Backbone, create_backbone
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.training.loop import _Trainer
 
 TRAIN, VAL = 24, 10
 CONFIG = TrainConfig(epochs=2, batch_size=7, lr=1e-3, precision="fp32", seed=3)

@@ -1,210 +1,178 @@
-"""The one record every dataset yields, and the torch dataset and batch made from it.
+"""The one record type: a picture, the caption that names what it shows, and its explanation.
 
-A source only has to produce a list of `Pair`; nothing after this file knows which source it was.
+Apart from torch, so that explaining a million captions needs none of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+from PIL import Image, ImageOps
 
-from entityclip.datasets.broken import Broken
-from entityclip.datasets.decode import ImageError
-from entityclip.datasets.record import Pair, Picture, data_fingerprint
-
-if TYPE_CHECKING:
-    from entityclip.distributed import Peers
-
-__all__ = [
-    "Batch",
-    "Broken",
-    "ImageError",
-    "Item",
-    "Pair",
-    "PairDataset",
-    "Picture",
-    "data_fingerprint",
-]
-
-_TOKENIZE_CHUNK = 4096
+MAX_PIXELS = 89_478_485  # Pillow's own line for a decompression bomb (Image.MAX_IMAGE_PIXELS)
 
 
-@dataclass
-class Batch:
-    """B pairs, ready for the model."""
-
-    ids: list[str]
-    images: Tensor  # [B, 3, H, W] float32, normalised
-    captions: Tensor  # [B, L] int64
-    explanations: Tensor | None  # [B, L] int64
-    image_keys: Tensor  # [B] int64; equal if and only if the picture is the same
-    groups: list[str | None]
-    others: Tensor | None = None  # [B, L] int64, another caption of each picture (captions.py)
-    broken: list[Broken] = field(default_factory=list)  # asked for but left out (ImageTextDataset)
-    lengths: list[int] | None = None  # tokens of the longest caption and explanation, if counted
-    peers: Peers | None = None  # the other processes' parts of this batch, if there are any
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def inputs(self) -> dict[str, Any]:
-        """What a model's forward pass reads, by argument name."""
-        names = ["images", "captions", "explanations", "image_keys"]
-        names += [n for n in ("others", "lengths", "peers") if getattr(self, n) is not None]
-        return {name: getattr(self, name) for name in names}
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by DataLoader(pin_memory=True))."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {k: v for k, v in self.inputs().items() if isinstance(v, Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+# no EPS or PSD: Pillow hands EPS to Ghostscript, and data must never run code
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
-class Item(NamedTuple):
-    """What `PairDataset` hands to its collate: a row number and its picture."""
-
-    index: int
-    image: Tensor  # [3, H, W] uint8, or float32 where the transform's tail is not known
+_ORIENTATION = 0x0112  # EXIF tag
 
 
-class PairDataset(Dataset):
-    """Pairs with their texts tokenised once and, with `cache`, their pictures kept as uint8.
+_DRAFT_MARGIN = 1.5  # a drafted JPEG keeps this many times the pixels a side that are asked for
 
-    Args:
-        pairs: what to serve, in this order. Their ids must be unique.
-        preprocess: open_clip's evaluation transform, PIL picture → float tensor [3, H, W]. It must
-            be deterministic, since a cached picture passes its geometric steps only once.
-        tokenize: texts → int64 tensor [n, L]; an open_clip tokenizer is one.
-        with_explanations: also serve explanations; every pair must then have one.
-        cache: keep each picture after the geometric steps. The cache belongs to the process that
-            fills it, so it pays with DataLoader(num_workers=0).
 
-    Use it as ``DataLoader(dataset, batch_sampler=..., collate_fn=dataset.collate)``. The batch is
-    bit for bit what ``torch.stack([preprocess(pair.load_image()) for pair in ...])`` gives.
+class ImageError(OSError):
+    """A picture cannot be read; the message names the pair or file and what is wrong."""
 
-    Raises ValueError for no pairs, repeated ids, and missing explanations.
+
+def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
+    """The picture in `source`, a file's path or its content, as upright 8-bit RGB.
+
+    With `draft_to` (pixels), libjpeg may shrink a JPEG by 2, 4 or 8 while it decodes, as long as
+    the shorter side keeps 1.5 x `draft_to` pixels: faster, but pixels differ slightly from a full
+    decode. Other formats, and JPEGs too small to shrink, come out the same.
+
+    Raises ImageError for what is no regular file, no picture of `FORMATS`, cut short, or larger
+    than `MAX_PIXELS` (said by the header, before any pixel is decoded).
+    """
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            # also keeps named pipes and devices, which would block, from being opened
+            raise ImageError("no such file" if not source.exists() else "not a regular file")
+        with warnings.catch_warnings():
+            # MAX_PIXELS refuses what Pillow only warns of; torn EXIF blocks are ignored below
+            warnings.simplefilter("ignore")
+            opened = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+            )
+            with opened as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ImageError(
+                        f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS}"
+                    )
+                if draft_to is not None:
+                    side = round(draft_to * _DRAFT_MARGIN)
+                    picture.draft(None, (side, side))
+                return _upright(picture, _to_rgb(picture))
+    except ImageError:
+        raise
+    # damaged files make Pillow raise almost anything: struct.error, EOFError, zlib.error, KeyError
+    except Exception as error:
+        what = str(error).split(" <_io.")[0]  # Pillow names the buffer by its address
+        raise ImageError(f"{type(error).__name__}: {what}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        picture.load()
+        # a JPEG's file is done with; of what may have more frames, the copy outlives the file
+        return picture if picture.format == "JPEG" else picture.copy()
+    if picture.mode == "F":
+        raise ImageError("floating-point pixels have no fixed range; convert the picture to 8 bit")
+    if picture.mode.startswith("I"):
+        return _scale_integers(picture)
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _scale_integers(picture: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit: the high byte, where Pillow's convert() would clip at 255."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ImageError("grey values beyond 16 bits; convert the picture to 8 bit")
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _upright(picture: Image.Image, pixels: Image.Image) -> Image.Image:
+    if "exif" not in picture.info and picture.format not in ("TIFF", "PNG", "WEBP"):
+        return pixels
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a torn EXIF block says nothing about orientation, and the pixels are whole
+        return pixels
+    if orientation not in range(2, 9):
+        return pixels
+    pixels.getexif().clear()
+    pixels.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(pixels)
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A picture that is made, not read from a file. `key` is equal only for the same picture."""
+
+    @property
+    def key(self) -> str:
+        """What identifies the picture."""
+
+    def load(self) -> Image.Image:
+        """The picture in RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture and the text that names what it shows (a triple, with its explanation).
+
+    `group` joins pairs that belong together (e.g. one article's pictures); `section` is a label
+    for zero-shot classification (e.g. N24News' 24 sections).
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenize: Callable[[list[str]], Tensor],
-        *,
-        with_explanations: bool,
-        cache: bool,
-    ) -> None:
-        self.pairs = list(pairs)
-        check_pairs(self.pairs, with_explanations)
-        self.captions = tokenize_all([pair.caption for pair in self.pairs], tokenize)
-        self.explanations = (
-            tokenize_all([str(pair.explanation) for pair in self.pairs], tokenize)
-            if with_explanations
-            else None
-        )
-        self.image_keys = torch.tensor([key63(pair.image_key) for pair in self.pairs])
-        self._geometry, self._normalize = split_preprocess(preprocess)
-        self._cache: dict[int, Tensor] | None = {} if cache else None
+    id: str
+    image: Path | Picture
+    caption: str
+    explanation: str | None = None
+    group: str | None = None
+    section: str | None = None
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @property
+    def image_key(self) -> str:
+        """Equal for two pairs exactly if they show the same picture."""
+        return self.image.as_posix() if isinstance(self.image, Path) else self.image.key
 
-    def __getitem__(self, index: int) -> Item:
-        if not 0 <= index < len(self.pairs):
-            raise IndexError(f"row {index} of a dataset of {len(self.pairs)} pairs")
-        if self._cache is None:
-            return Item(index, self._picture(index))
-        key = int(self.image_keys[index])
-        if key not in self._cache:
-            self._cache[key] = self._picture(index)
-        return Item(index, self._cache[key])
+    def load_image(self, *, draft_to: int | None = None) -> Image.Image:
+        """The picture in upright 8-bit RGB (see `decode`, also for `draft_to`).
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several rows at once, which is what a DataLoader asks for."""
-        return [self[int(index)] for index in indices]
-
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """Stack items into a Batch; ToTensor and Normalize run here, once for all pictures."""
-        images = torch.stack([item.image for item in items])
-        if self._normalize is not None:
-            mean, std = self._normalize
-            images = images.to(torch.float32).div_(255).sub_(mean).div_(std)
-        rows = torch.tensor([item.index for item in items])
-        pairs = [self.pairs[item.index] for item in items]
-        return Batch(
-            ids=[pair.id for pair in pairs],
-            images=images,
-            captions=self.captions[rows],
-            explanations=None if self.explanations is None else self.explanations[rows],
-            image_keys=self.image_keys[rows],
-            groups=[pair.group for pair in pairs],
-        )
-
-    def _picture(self, index: int) -> Tensor:
-        return picture_tensor(self._geometry(self.pairs[index].load_image()), self._normalize)
+        Raises ImageError naming the pair and the file.
+        """
+        if not isinstance(self.image, Path):
+            return self.image.load()
+        try:
+            return decode(self.image, draft_to=draft_to)
+        except ImageError as error:
+            raise ImageError(
+                f"pair {self.id!r}: cannot read picture {self.image}: {error}"
+            ) from error
 
 
-def picture_tensor(
-    picture: Image.Image | Tensor, normalize: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """What `split_preprocess`' first part gave, as the [3, H, W] tensor an `Item` holds."""
-    if normalize is None:
-        return picture
-    return torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).contiguous()
+def data_fingerprint(pairs: Sequence[Pair]) -> str:
+    """Sixteen hex digits that differ whenever any text, label, picture or the order does.
+
+    A picture file counts by its name and size in bytes, so moving a data set keeps its fingerprint.
+    Raises ImageError for a missing file.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for pair in pairs:
+        texts = (pair.id, pair.caption, pair.explanation, pair.group, pair.section)
+        digest.update(json.dumps([*texts, _fingerprint_key(pair)]).encode())
+    return digest.hexdigest()
 
 
-def check_pairs(pairs: Sequence[Pair], with_explanations: bool) -> None:
-    """Raise ValueError for no pairs, repeated ids, and missing explanations where asked for."""
-    if not pairs:
-        raise ValueError("empty split: there is no pair to serve")
-    repeated = [name for name, count in Counter(pair.id for pair in pairs).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{len(repeated)} repeated pair ids: {', '.join(repeated[:5])}")
-    if with_explanations:
-        lacking = [pair.id for pair in pairs if not pair.explanation]
-        if lacking:
-            raise ValueError(
-                f"{len(lacking)} of {len(pairs)} pairs lack an explanation, the first is "
-                f"{lacking[0]!r}; generate explanations for this split or train without them"
-            )
-
-
-def tokenize_all(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
-    """`tokenize` in chunks: int64 tensor [n, L]."""
-    starts = range(0, len(texts), _TOKENIZE_CHUNK)
-    return torch.cat([tokenize(texts[start : start + _TOKENIZE_CHUNK]) for start in starts])
-
-
-def key63(key: str) -> int:
-    """A picture's key as a non-negative int64."""
-    # 63 bits, so that the hash is a non-negative int64
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def split_preprocess(
-    preprocess: Callable[[Image.Image], Tensor],
-) -> tuple[Callable[[Image.Image], Image.Image | Tensor], tuple[Tensor, Tensor] | None]:
-    """The geometric steps and the [3, 1, 1] mean and std; (preprocess, None) for other tails."""
-    # a second to import, which redrawing figures can do without
-    from torchvision.transforms import Compose, Normalize, ToTensor
-
-    steps = preprocess.transforms if isinstance(preprocess, Compose) else []
-    if len(steps) < 2 or not isinstance(steps[-2], ToTensor) or type(steps[-1]) is not Normalize:
-        return preprocess, None
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (steps[-1].mean, steps[-1].std))
-    return Compose(steps[:-2]), (mean, std)
+def _fingerprint_key(pair: Pair) -> str | list[str | int]:
+    if not isinstance(pair.image, Path):
+        return pair.image.key
+    try:
+        return [pair.image.name, pair.image.stat().st_size]
+    except OSError as error:
+        raise ImageError(f"pair {pair.id!r}: cannot read picture {pair.image}: {error}") from error

@@ -7,25 +7,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from entityclip.datasets import (
-    folder,
-    goodnews,
-    karpathy,
-    n24news,
-    newsroom,
-    newsroom_b,
-    tweets,
-    visualnews,
-)
-from entityclip.datasets.builder import Report
-from entityclip.datasets.columns import PairTable
+from entityclip.datasets.newsroom import outlet_a, outlet_b
 from entityclip.datasets.pair import Pair
-from entityclip.datasets.prepared import use_prepared
+from entityclip.datasets.prepare import use_prepared
+from entityclip.datasets.sources import folder, goodnews, karpathy, n24news, tweets, visualnews
+from entityclip.datasets.table import PairTable, Report
 
 # data set -> its splits
 DATASETS: dict[str, tuple[str, ...]] = {
-    "newsroom": newsroom.SPLITS,
-    "newsroom-b": newsroom_b.SPLITS,
+    "newsroom": outlet_a.SPLITS,
+    "newsroom-b": outlet_b.SPLITS,
     "n24news": n24news.SPLITS,
     "visualnews": visualnews.SPLITS,
     "goodnews": goodnews.SPLITS,
@@ -45,9 +36,10 @@ class Drawn(NamedTuple):
 
 
 DRAWN = {
-    "newsroom": Drawn(newsroom.newsroom_pairs, newsroom.newsroom_size),
-    "newsroom-b": Drawn(newsroom_b.newsroom_b_pairs, newsroom_b.newsroom_b_size),
+    "newsroom": Drawn(outlet_a.newsroom_pairs, outlet_a.newsroom_size),
+    "newsroom-b": Drawn(outlet_b.newsroom_b_pairs, outlet_b.newsroom_b_size),
 }
+
 
 # every data set that lies in files: (root, split, limit=, seed=) -> pairs and what was left out
 LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
@@ -88,7 +80,7 @@ def load_pairs(
         seed: what a drawn newsroom draws, or which subset `limit` takes.
         image_size: side of a drawn newsroom's pictures in pixels; real data keep their own size.
         root: where the data lie; the drawn newsrooms need none.
-        prepared: a folder that ``python -m entityclip.data prepare`` made, to take the pictures
+        prepared: a folder that ``python -m entityclip.datasets prepare`` made, to take the pictures
             from; pairs whose picture is not in it are left out and logged.
 
     Raises ValueError for an unknown data set or split, a limit below 1, a missing root and an empty

@@ -5,20 +5,19 @@
     pairs, report = apply_policy(pairs, rows, "caption")
 
 `explain` asks only for what the cache lacks, each distinct caption once, so an interrupted
-extraction goes on when called again. Files: `prompts` what is asked, `llm` the protocol of all
-back-ends, `knowledge`, `openai_chat` and `local` the back-ends, `cache` the rows, `checks` what is
-marked, `policy` what training makes of the marks, `joining` which explanations it reads, `authors`
-other projects' files, `keys` what keeps keys out of notebooks, `scaling` what
-100,000 captions cost.
+extraction goes on when called again. Files: `llm` what is asked
+and the protocol of all back-ends, `knowledge`, `openai_chat` and `local` the back-ends, `cache` the
+rows, `checks` what is marked, `extraction` the asking, `joining` which explanations training reads
+and what it makes of the marks.
 """
 
 from entityclip.lean_imports import loaded_on_use
 
 _HOME = {
     "CHECKS": "checks",
-    "DEFAULT_PROMPT": "prompts",
+    "DEFAULT_PROMPT": "llm",
     "LLM": "llm",
-    "PROMPTS": "prompts",
+    "PROMPTS": "llm",
     "CacheError": "cache",
     "Completion": "llm",
     "Explanation": "cache",
@@ -26,26 +25,26 @@ _HOME = {
     "KnowledgeBase": "knowledge",
     "LLMError": "llm",
     "OpenAIChat": "openai_chat",
-    "PolicyReport": "policy",
-    "Prompt": "prompts",
+    "PolicyReport": "joining",
+    "Prompt": "llm",
     "Sampling": "llm",
     "Source": "cache",
     "StubLLM": "llm",
     "LocalLLM": "local",
-    "apply_policy": "policy",
+    "apply_policy": "joining",
     "check_counts": "checks",
-    "check_pairs": "policy",
-    "cost_table": "scaling",
+    "check_pairs": "joining",
+    "cost_table": "extraction",
     "explain": "extraction",
-    "export_authors": "authors",
-    "export_parquet": "authors",
+    "export_authors": "joining",
+    "export_parquet": "joining",
     "failed_checks": "checks",
-    "import_authors": "authors",
+    "import_authors": "joining",
     "merge_caches": "cache",
-    "neutralise": "prompts",
-    "refuse_keys": "keys",
+    "neutralise": "llm",
+    "refuse_keys": "openai_chat",
     "shard": "extraction",
-    "to_frame": "authors",
+    "to_frame": "joining",
     "training_pairs": "joining",
 }
 __all__ = sorted(_HOME)

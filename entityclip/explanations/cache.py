@@ -20,7 +20,11 @@ from entityclip.explanations.llm import Sampling
 from entityclip.files import append, lock, mend_tail, open_to_append
 
 _HEAD = b'{"key": "'
+
+
 _KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
+
+
 _SYNC_S = 5.0  # how much work, in seconds, a crash of the machine (not of a process) may cost
 
 

@@ -6,13 +6,19 @@ The checks look at words only: they find answers that cannot be right, not those
 from __future__ import annotations
 
 import calendar
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
+from statistics import median
+
+import pandas as pd
 
 from entityclip.explanations.knowledge import known_countries
-from entityclip.explanations.prompts import Prompt, neutralise
+from entityclip.explanations.llm import DEFAULT_PROMPT, Prompt, neutralise
 
 # name -> what it means; a row lists the names of those it failed
 CHECKS = {
@@ -26,8 +32,13 @@ CHECKS = {
     "no_entity": "mentions none of the names in the caption",
 }
 
+
 _ECHO_WORDS, _RUN, _COPY_RUN = 8, 5, 3
+
+
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+
 _REFUSAL = re.compile(
     r"\b(?:as an? (?:ai|artificial|(?:large )?language model)"
     r"|i(?:'m| am) (?:sorry|afraid|unable|not able|just an? (?:ai|language))"
@@ -35,6 +46,8 @@ _REFUSAL = re.compile(
     r"|have (?:any |enough |specific |sufficient )?(?:information|context|access))"
     r"|i apologi[sz]e)\b"
 )
+
+
 _OPENER = re.compile(
     r"(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
     r"|here(?:'s| is| are)\b"
@@ -49,7 +62,11 @@ _OPENER = re.compile(
     # the prompt's list
     r"|(?:the )?people, places?,"
 )
+
+
 _ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+
+
 # capitalised, yet no names: days, months, titles, and what sentences start with
 _COMMON = frozenset(
     calendar.day_name[:]
@@ -162,3 +179,70 @@ def check_counts(checks: Iterable[tuple[str, ...]]) -> dict[str, int]:
     each = Counter(name for row in rows for name in row)
     counts = {"rows": len(rows), "failed": sum(bool(row) for row in rows)}
     return counts | {name: each[name] for name in CHECKS} | dict(each)
+
+
+_SAMPLE = "smollm2-135m.jsonl"
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A caption of the drawn newsroom and what a small real model made of it."""
+
+    caption: str
+    text: str
+    finish_reason: str
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks it fails, judged now, so that they follow changes to the checks."""
+        return failed_checks(self.text, self.caption, DEFAULT_PROMPT, self.finish_reason)
+
+
+def smollm_sample() -> list[SampleRow]:
+    """48 explanations as SmolLM2-135M-Instruct gave them, kept with the package.
+
+    Weights: 4-bit GGUF (Q4_1), served by llama.cpp; prompt "entities-v1", temperature 0.7, top-p
+    0.95, at most 96 tokens, after the one retry. Recorded in November 2026, not edited. The model
+    is far too small for the task: its claims are often false, and its failures are the point.
+    """
+    lines = files("entityclip.explanations").joinpath(_SAMPLE).read_text(encoding="utf-8")
+    return [SampleRow(**json.loads(line)) for line in lines.splitlines()]
+
+
+def checks_table(checks: Mapping[str, Sequence[tuple[str, ...]]]) -> pd.DataFrame:
+    """A row a check: what it means, and the percentage of each set's rows that fail it.
+
+    `checks` holds, by the name of the set, each row's failed checks. The last row, "any", is the
+    percentage that fail at least one. Raises ValueError for an empty set.
+    """
+    empty = [name for name, rows in checks.items() if not rows]
+    if empty:
+        raise ValueError(f"no explanations in {', '.join(empty)}")
+    table = pd.DataFrame({"meaning": {**CHECKS, "any": "fails at least one check"}})
+    for name, rows in checks.items():
+        failed = {check: sum(check in row for row in rows) for check in CHECKS}
+        failed["any"] = sum(bool(row) for row in rows)
+        table[name] = pd.Series({k: 100 * n / len(rows) for k, n in failed.items()})
+    return table.rename_axis("check")
+
+
+def cut_table(lengths: Mapping[str, Sequence[int]], limits: Sequence[int]) -> pd.DataFrame:
+    """How much of each kind of text an encoder that reads `limits` tokens would cut off.
+
+    `lengths` holds, by kind, each text's tokens with start and end (`Backbone.lengths`). A row a
+    kind and limit: median and longest text, the percentage of texts that are cut, and the
+    percentage of all tokens that are lost.
+    """
+    rows = [
+        {
+            "text": kind,
+            "limit": limit,
+            "median": median(tokens),
+            "longest": max(tokens),
+            "texts cut (%)": 100 * sum(n > limit for n in tokens) / len(tokens),
+            "tokens lost (%)": 100 * sum(max(0, n - limit) for n in tokens) / sum(tokens),
+        }
+        for kind, tokens in lengths.items()
+        for limit in limits
+    ]
+    return pd.DataFrame(rows).round(1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+import multiprocessing
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
-from entityclip.datasets.record import Pair
+from entityclip.datasets.pair import Pair
 from entityclip.explanations.cache import (
     Explanation,
     ExplanationCache,
@@ -21,10 +24,19 @@ from entityclip.explanations.cache import (
     text_sha,
 )
 from entityclip.explanations.checks import check_counts, failed_checks
-from entityclip.explanations.llm import LLM, Completion, LLMError, OffersBatches, Sampling
-from entityclip.explanations.prompts import DEFAULT_PROMPT, Prompt
+from entityclip.explanations.knowledge import KnowledgeBase
+from entityclip.explanations.llm import (
+    DEFAULT_PROMPT,
+    LLM,
+    Completion,
+    LLMError,
+    OffersBatches,
+    Prompt,
+    Sampling,
+)
 
 log = logging.getLogger(__name__)
+
 
 # Captions between two rounds of retries. A kill loses at most this round's answers that failed a
 # check; larger rounds lose more, smaller ones wait more often for their slowest answer.
@@ -219,3 +231,104 @@ def _report(rows: list[Explanation]) -> None:
     counts = {name: n for name, n in check_counts(row.checks for row in rows).items() if n}
     level = logging.WARNING if counts.get("failed") else logging.INFO
     log.log(level, "explanations: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+
+PER = 100_000  # captions
+
+
+def cost_table(
+    replicas: Iterable[int],
+    *,
+    tokens_per_s: float,
+    price_per_hour: float,
+    tokens_per_caption: float = 90,
+    retried: float = 0.0,
+) -> pd.DataFrame:
+    """Captions a second, hours and price per 100,000 distinct captions, one row a replica count.
+
+    ::
+
+        captions/s = replicas · tokens_per_s / (tokens_per_caption · (1 + retried))
+        hours      = 100,000 / captions/s / 3600
+        price      = hours · replicas · price_per_hour
+
+    So replicas shorten the wait and leave the price as it is.
+
+    Args:
+        replicas: how many servers.
+        tokens_per_s: generated tokens a second of one replica at full load: measure yours, e.g.
+            with ``vllm bench serve``, since it depends on GPU, model, precision and concurrency.
+        price_per_hour: of one replica, in any currency; the table is in the same.
+        tokens_per_caption: of an answer, on average; two to three sentences are 60 to 120.
+        retried: the share of captions asked again because a check failed, 0 to 1.
+
+    Raises ValueError for values that are not positive.
+    """
+    if min(tokens_per_s, tokens_per_caption) <= 0 or price_per_hour < 0 or not 0 <= retried <= 1:
+        raise ValueError("tokens must be above 0, the price at least 0, `retried` from 0 to 1")
+    rows = []
+    for count in replicas:
+        if count < 1:
+            raise ValueError(f"replicas is {count}; it must be at least 1")
+        rate = count * tokens_per_s / (tokens_per_caption * (1 + retried))
+        hours = PER / rate / 3600
+        price = hours * count * price_per_hour
+        rows.append((count, count * tokens_per_s, rate, hours, price))
+    columns = ["replicas", "tokens_per_s", "captions_per_s", "hours_per_100k", "price_per_100k"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+class Slowed:
+    """Another model, but `delay_s` seconds an answer, as if a real one had to think."""
+
+    def __init__(self, llm: LLM, delay_s: float) -> None:
+        self.model, self._llm, self._delay_s = llm.model, llm, delay_s
+
+    def complete(
+        self, prompts: Sequence[str], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """See `LLM.complete`; one at a time."""
+        for answer in self._llm.complete(prompts, sampling):
+            time.sleep(self._delay_s)
+            yield answer
+
+
+def explain_until_killed(
+    pairs: Sequence[Pair],
+    cache: str | Path,
+    *,
+    rows: int,
+    llm: LLM | None = None,
+    timeout_s: float = 120.0,
+) -> int:
+    """Explain `pairs` in another process and SIGKILL it once `cache` holds `rows` whole lines.
+
+    `llm` (the knowledge base at 10 ms an answer if None) is pickled. Returns how many whole lines
+    the process left, which may be more. Raises RuntimeError if it ended or took `timeout_s` seconds
+    before there were as many.
+    """
+    path = Path(cache)
+    # spawn: a fork of a notebook's kernel would inherit its sockets and threads
+    process = multiprocessing.get_context("spawn").Process(
+        target=explain,
+        args=(list(pairs), llm or Slowed(KnowledgeBase(), 0.01), path),
+        kwargs={"progress": False},
+    )
+    process.start()
+    deadline = time.monotonic() + timeout_s
+    try:
+        while _lines(path) < rows:
+            if not process.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"the extraction wrote {_lines(path)} rows, not {rows}, before it "
+                    + ("took too long" if process.is_alive() else "ended; ask for fewer rows")
+                )
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.join()
+    return _lines(path)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

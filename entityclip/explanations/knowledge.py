@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from entityclip.datasets.drawn.countries import COUNTRIES, Country
-from entityclip.explanations.llm import Completion, Sampling
-from entityclip.explanations.prompts import PROMPTS
+from entityclip.datasets.newsroom.countries import COUNTRIES, Country
+from entityclip.explanations.llm import PROMPTS, Completion, Sampling
 
 # the form that named the country -> a sentence that repeats it, in the newsroom's own words
 _SENTENCES = {
@@ -26,6 +25,8 @@ def _forms() -> dict[str, tuple[str, Country]]:
 
 
 _FORMS = _forms()
+
+
 _NAMED = re.compile(
     rf"\b(?:{'|'.join(re.escape(form) for form in sorted(_FORMS, key=len, reverse=True))})\b"
 )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _WINDOW = 32  # batches whose prompts are sorted by length together: little padding, early answers
+
+
 _PLAIN = "{prompt}\n\nAnswer:"  # for models without a chat template
 
 

@@ -5,31 +5,99 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from entityclip.explanations.chat_answers import Passing, read_completion, retry_after
-from entityclip.explanations.keys import refuse_keys
 from entityclip.explanations.llm import Completion, LLMError, Sampling
+
+_MAX_RETRY_AFTER_S = 300.0
+
+
+class Passing(Exception):
+    """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
+
+    def __init__(self, what: str, retry_after: float | None = None):
+        super().__init__(what)
+        self.retry_after = retry_after
+
+
+def read_completion(content: bytes) -> Completion:
+    """The body of an answer with status 200. Raises Passing if it is no chat completion."""
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        text, reason = choice["message"]["content"], choice["finish_reason"]
+    except (ValueError, LookupError, TypeError):
+        raise Passing("an answer that is no chat completion") from None
+    if not isinstance(text, str | None):
+        raise Passing("an answer whose content is no text")
+    return Completion(text or "", str(reason or "stop"), str(body.get("model", "")))
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from a number or an HTTP date; None if absent or neither."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
+
+
+_KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
+
+
+_KEY_NAME = re.compile(r"(?:^|_)(?:api_?key|key|secret|password|access_token|auth)$", re.IGNORECASE)
+
+
+def refuse_keys(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError if a notebook's or profile's parameters hold an API key.
+
+    Parameters are stored in notebooks and run records. The message names the parameter, never its
+    value.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            refuse_keys(value)
+        elif isinstance(value, str) and value.strip():
+            login = "://" in value and (urlsplit(value).password or "key=" in value.lower())
+            if _KEY_NAME.search(name) or _KEY_LIKE.match(value.strip()) or login:
+                raise ValueError(
+                    f"parameter {name!r} seems to hold a key; parameters are saved with the "
+                    "notebook. Clear it, and set OPENAI_API_KEY in the environment instead"
+                )
+
 
 _CONFIGURATION = {  # answers that repeating cannot change and that no caption is to blame for
     401: "it wants a key: set OPENAI_API_KEY in the environment",
     403: "the key in OPENAI_API_KEY may not use this model",
     404: "it knows no such model or path: base_url usually ends in /v1",
 }
+
+
 # What the client tells of this machine: no server needs it, and it is 9 of 17 headers, each of
 # which is copied and encoded several times a request.
 _ABOUT_THIS_MACHINE = tuple(
     f"X-Stainless-{name}"
     for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 )
+
+
 _ABOUT_THIS_REQUEST = ("x-stainless-retry-count", "x-stainless-read-timeout")
+
+
 _REFUSED_IN_A_ROW = 50  # then it is not the captions
 
 

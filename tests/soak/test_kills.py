@@ -29,7 +29,15 @@ from tests.killing import (
 
 KILLS = 20
 COMMAND = [
-    *("-m", "entityclip.train", "--profile", "smoke", "--variant", "entityclip", "--set"),
+    *(
+        "-m",
+        "entityclip.experiments.train",
+        "--profile",
+        "smoke",
+        "--variant",
+        "entityclip",
+        "--set",
+    ),
     *("train_pairs=32", "val_pairs=16", "test_pairs=16", "test_splits=[test]"),
     *("pretraining.pairs=32", "pretraining.eval_pairs=16", "pretraining.train.batch_size=16"),
     *("finetuning.batch_size=8", "finetuning.checkpoint_every=1", "finetuning.precision=fp32"),

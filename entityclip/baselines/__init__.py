@@ -1,1 +1,0 @@
-"""The methods EntityCLIP is read beside, on the same backbone, data and metrics."""

@@ -1,0 +1,418 @@
+"""Is a downloaded data set whole? Layout, counts, checksums, every picture decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from entityclip.datasets import DATASETS, DRAWN, LOADERS
+from entityclip.datasets.manifest import Entry, LayoutEntry, expand
+from entityclip.datasets.pair import ImageError, Pair, decode
+from entityclip.datasets.reading import inside
+from entityclip.datasets.table import PairTable, Report
+from entityclip.files import atomic_write_text
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What stands in both of two splits, in numbers of distinct values, with the first few ids."""
+
+    first: str
+    second: str
+    ids: int
+    pictures: int
+    captions: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first} and {self.second} share {self.ids} ids, {self.pictures} pictures and "
+            f"{self.captions} captions (e.g. {', '.join(self.examples)})"
+        )
+
+
+def overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[Overlap]:
+    """Every two splits that share an id, a picture's path or a caption, in the order given.
+
+    Captions are compared as text: agencies' short captions may recur for good reasons, so a shared
+    caption alone is a hint and no fault. Splits that contain one another by definition (``all``,
+    ``train+restval``) should not be passed.
+    """
+    hashed = {name: _hashes(pairs) for name, pairs in splits.items()}
+    found = []
+    for first, second in itertools.combinations(splits, 2):
+        counts, rows = [], set()
+        for mine, theirs in zip(hashed[first], hashed[second], strict=True):
+            shared, where, _ = np.intersect1d(mine, theirs, return_indices=True)
+            counts.append(len(shared))
+            rows.update(where[:3].tolist())
+        if any(counts):
+            examples = tuple(splits[first][row].id for row in sorted(rows)[:3])
+            found.append(Overlap(first, second, *counts, examples))
+    return found
+
+
+def _hashes(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """64-bit hashes of ids, pictures and captions, [n] uint64 each."""
+    out = np.empty((3, len(pairs)), np.uint64)
+    for row, pair in enumerate(pairs):
+        for kind, text in enumerate((pair.id, pair.image_key, pair.caption)):
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            out[kind, row] = int.from_bytes(digest, "big")
+    return out[0], out[1], out[2]
+
+
+_WINDOW = 512  # pictures in flight: bounds memory on a million
+
+
+@dataclass
+class Verification:
+    """What was found; `ok` if nothing contradicts the manifest and everything can be read."""
+
+    dataset: str
+    layout: list[dict[str, Any]] = field(default_factory=list)  # one a pattern
+    splits: list[dict[str, Any]] = field(default_factory=list)  # one a split, with its Report
+    checksums: list[dict[str, str]] = field(default_factory=list)  # recorded, same or changed
+    pictures: int = 0  # distinct pictures decoded
+    broken: dict[str, str] = field(default_factory=dict)  # path below the root -> what is wrong
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # worth knowing, no fault
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    def as_json(self) -> str:
+        """Everything, as JSON text."""
+        return json.dumps({"ok": self.ok, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        tables = (
+            ("Layout", self.layout), ("Splits", self.splits), ("Checksums", self.checksums),
+        )  # fmt: skip
+        parts = [
+            f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
+            for title, rows in tables
+            if rows
+        ]
+        parts.append(f"{self.pictures} pictures decoded, {len(self.broken)} broken")
+        parts += [f"note: {note}" for note in self.notes]
+        parts += [f"PROBLEM: {problem}" for problem in self.problems]
+        parts.append(f"{self.dataset}: " + ("whole" if self.ok else "NOT whole, see above"))
+        return "\n\n".join(parts)
+
+
+def verify(
+    dataset: str,
+    entry: Entry,
+    root: Path | None,
+    *,
+    splits: Sequence[str] | None = None,
+    record: Path | None = None,
+    workers: int = 4,
+    pictures: bool = True,
+    progress: bool = True,
+) -> Verification:
+    """Check a data set against its manifest entry.
+
+    Args:
+        dataset: a key of `DATASETS`.
+        entry: what the manifest says of it.
+        root: where it lies; the drawn newsrooms have none.
+        splits: which to check; None: every split whose files are there.
+        record: JSON file of checksums, written at the first call and compared with later.
+        workers: threads that decode (Pillow decodes outside Python's lock).
+        pictures: decode and hash every picture; else only layout, texts and annotation files.
+        progress: show a bar.
+
+    A problem ends up in the result and raises nothing, so that one call shows all of them.
+    """
+    result = Verification(dataset)
+    if dataset in DRAWN:
+        for split in splits or DATASETS[dataset]:
+            count = DRAWN[dataset].size(split)
+            _compare(result, entry, split, {"rows": count, "pairs": count})
+        return result
+    if root is None or not root.is_dir():
+        result.problems.append(f"root {root} is no folder; give --root where {dataset} lies")
+        return result
+    annotations = [path for line in entry.layout for path in _check_layout(result, root, line)]
+    tables = _check_splits(result, entry, root, splits)
+    separate = {
+        name: table for name, table in tables.items() if not entry.splits[name].contains_others
+    }
+    result.notes += [str(overlap) for overlap in overlaps(separate)]
+    sums = {path.relative_to(root).as_posix(): _sha256(path) for path in annotations}
+    if pictures and tables:
+        sums["all pictures"] = _check_pictures(result, tables.values(), workers, progress)
+    if record is not None:
+        _check_sums(result, sums, record)
+    return result
+
+
+def _check_layout(result: Verification, root: Path, line: LayoutEntry) -> list[Path]:
+    """Count a pattern's files; the annotation files among them that may be read."""
+    found, size = [], 0
+    for plain in expand(line.path):
+        fixed = root.joinpath(*_fixed_folders(plain))
+        if not fixed.resolve().is_relative_to(root.resolve()):
+            result.problems.append(f"{fixed} is a link that leads out of {root}")
+            continue
+        for path in root.glob(plain):
+            try:
+                # lstat for pictures: following a million links is the loaders' business
+                size += path.lstat().st_size if line.pictures else inside(root, path).stat().st_size
+                found.append(path)
+            except (ValueError, OSError) as error:
+                result.problems.append(str(error))
+    row = {"pattern": line.path, "files": len(found), "bytes": size, "required": line.required}
+    result.layout.append(row)
+    if line.required and not found:
+        result.problems.append(f"no file fits {line.path} ({line.what}) below {root}")
+    for kind, wanted, got in (("files", line.files, len(found)), ("bytes", line.bytes, size)):
+        if found and wanted is not None and got != wanted:
+            result.problems.append(f"{line.path}: {got} {kind}, expected {wanted}")
+    return [] if line.pictures else found
+
+
+def _fixed_folders(pattern: str) -> list[str]:
+    parts = pattern.split("/")[:-1]
+    wild = next((n for n, part in enumerate(parts) if "*" in part), len(parts))
+    return parts[:wild]
+
+
+def _check_splits(
+    result: Verification, entry: Entry, root: Path, splits: Sequence[str] | None
+) -> dict[str, PairTable]:
+    tables = {}
+    for split in splits or DATASETS[result.dataset]:
+        try:
+            table, report = LOADERS[result.dataset](root, split)
+        except FileNotFoundError as error:
+            # a set may be fetched in parts: what was not asked for by name may be absent
+            (result.problems if splits else result.notes).append(f"{split}: {error}")
+            continue
+        except (ValueError, OSError) as error:
+            result.problems.append(f"{split}: {error}")
+            continue
+        counts = {"pairs": len(table), **asdict(report)}
+        _compare(result, entry, split, counts)
+        if report.left_out:
+            result.notes.append(f"{split}: {report}")
+        if not len(table):
+            result.problems.append(f"{split} holds no usable pair: {report}")
+        tables[split] = table
+    if not tables:
+        result.problems.append(f"no split of {result.dataset} could be read below {root}")
+    return tables
+
+
+def _compare(result: Verification, entry: Entry, split: str, counts: dict[str, int]) -> None:
+    expected = entry.splits.get(split)
+    wanted = {} if expected is None else {"pairs": expected.pairs, "rows": expected.rows}
+    result.splits.append({"split": split, "expected": wanted.get("pairs"), **counts})
+    for name, value in wanted.items():
+        if value is not None and counts[name] != value:
+            result.problems.append(f"{split}: {counts[name]} {name}, the manifest says {value}")
+
+
+def _check_pictures(
+    result: Verification, tables: Iterable[PairTable], workers: int, progress: bool
+) -> str:
+    """Decode every distinct picture; one sha256 of all their names and contents."""
+    places = {}
+    for table in tables:
+        for row in range(len(table)):
+            places[table.image_name(row)] = table.root
+    names, digest = sorted(places), hashlib.sha256()
+    bar = tqdm(total=len(names), desc="pictures", unit="picture", disable=not progress)
+    with ThreadPoolExecutor(max(1, workers)) as pool, bar:
+        for start in range(0, len(names), _WINDOW):
+            window = names[start : start + _WINDOW]
+            found = pool.map(_check_picture, [places[name] / name for name in window])
+            for name, (checksum, problem) in zip(window, found, strict=True):
+                digest.update(f"{name} {checksum}\n".encode())
+                if problem:
+                    result.broken[name] = problem
+            bar.update(len(window))
+    result.pictures = len(names)
+    if result.broken:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(result.broken.items())[:5])
+        result.problems.append(f"{len(result.broken)} of {len(names)} pictures broken: {shown}")
+    return digest.hexdigest()
+
+
+def _check_picture(path: Path) -> tuple[str, str | None]:
+    try:
+        decode(path)
+        return _sha256(path), None
+    except OSError as error:  # ImageError is one
+        return "", str(error)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> None:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        if not all(isinstance(value, str) for value in known.values()):
+            raise ValueError("it must map file names to sha256 sums")
+    except (ValueError, AttributeError) as error:
+        result.problems.append(f"{record} is damaged ({error}); delete it to record anew")
+        return
+    for name, checksum in sums.items():
+        status = "recorded" if name not in known else "same"
+        if name in known and known[name] != checksum:
+            status = "changed"
+            result.problems.append(
+                f"{name} is not the file that was first verified (sha256 in {record})"
+            )
+        result.checksums.append({"file": name, "sha256": checksum, "status": status})
+    if not result.broken and set(sums) - set(known):
+        # what was recorded first stays: a changed file must not become the standard
+        atomic_write_text(record, json.dumps({**sums, **known}, indent=1) + "\n")
+
+
+_NAME = r"[^\W\d_a-z][\w'’.-]*"
+
+
+# runs of capitalised words, joined by "of", "the" … as in "Bank of England"
+_NAMES = re.compile(rf"\b{_NAME}(?:\s+(?:(?:of|the|de|da|van|von|al)\s+)*{_NAME})*")
+
+
+@dataclass
+class SplitSummary:
+    """One split: what its load left out, and one value a (sampled) pair."""
+
+    split: str
+    pairs: int
+    report: Report
+    words: np.ndarray  # [n] words a caption
+    names: np.ndarray  # [n] runs of capitalised words a caption, see `count_names`
+    sizes: np.ndarray  # [m, 2] width and height in pixels of the readable pictures sampled
+    broken: int  # of the pictures sampled
+    samples: list[Pair]  # up to 8 of those whose pictures are readable
+    loaded: Sequence[Pair]  # all of them
+
+    def row(self) -> dict[str, float | int | str]:
+        """This split's line of the table."""
+        low, median, high = np.percentile(self.words, [5, 50, 95])
+        width, height = np.median(self.sizes, axis=0) if len(self.sizes) else (np.nan, np.nan)
+        return {
+            "split": self.split,
+            "pairs": self.pairs,
+            **asdict(self.report),
+            "words_p5": low,
+            "words_median": median,
+            "words_p95": high,
+            "names_mean": float(self.names.mean()),
+            "pictures_sampled": len(self.sizes) + self.broken,
+            "pictures_broken": self.broken,
+            "width_median": width,
+            "height_median": height,
+        }
+
+
+def summarise(
+    dataset: str,
+    root: Path | None,
+    *,
+    splits: Sequence[str] | None = None,
+    limit: int = 20_000,
+    pictures: int = 500,
+    seed: int = 0,
+) -> list[SplitSummary]:
+    """Every split found below root: captions of `limit` pairs, sizes of `pictures` of them.
+
+    Splits whose files are missing are passed over unless `splits` names them. Raises ValueError and
+    OSError as the loaders do, and FileNotFoundError where no split is found.
+    """
+    found = []
+    for split in splits or DATASETS[dataset]:
+        try:
+            pairs, report = _load(dataset, split, root, limit)
+        except FileNotFoundError:
+            if splits:
+                raise
+            continue
+        if len(pairs):
+            found.append(_summary(split, pairs, report, limit, pictures, seed))
+    if not found:
+        raise FileNotFoundError(f"no usable split of {dataset} below {root}; run verify to see why")
+    return found
+
+
+def count_names(caption: str) -> int:
+    """Runs of capitalised words, the caption's first word set aside unless it goes on capitalised.
+
+    A proxy for entities that needs no model: it misses lower-case names and counts capitalised
+    words that name nothing.
+    """
+    first = caption.split(" ", 1)[0] if caption else ""
+    runs = [match.group() for match in _NAMES.finditer(caption)]
+    return len(runs) - bool(runs and runs[0] == first.rstrip(".,:;"))
+
+
+def summary_table(summaries: Sequence[SplitSummary]) -> pd.DataFrame:
+    """One row a split."""
+    return pd.DataFrame([summary.row() for summary in summaries])
+
+
+def shared_rows(summaries: Sequence[SplitSummary], entry: Entry) -> list[Overlap]:
+    """What the splits share that should share nothing; `entry` says which contain one another."""
+    separate = {
+        summary.split: summary.loaded
+        for summary in summaries
+        if not entry.splits[summary.split].contains_others
+    }
+    return overlaps(separate)
+
+
+def _load(dataset: str, split: str, root: Path | None, limit: int) -> tuple[Sequence[Pair], Report]:
+    if dataset in DRAWN:
+        size = DRAWN[dataset].size(split)
+        return DRAWN[dataset].pairs(split, min(limit, size)), Report(rows=size)
+    if root is None:
+        raise ValueError(f"{dataset} needs the folder it lies in: give --root")
+    return LOADERS[dataset](root, split)
+
+
+def _summary(
+    split: str, pairs: Sequence[Pair], report: Report, limit: int, pictures: int, seed: int
+) -> SplitSummary:
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    chosen = [pairs[int(row)] for row in order[:limit]]
+    sizes, broken, samples = [], 0, []
+    for pair in chosen[:pictures]:
+        try:
+            sizes.append(pair.load_image().size)
+        except ImageError:
+            broken += 1
+        else:
+            samples = [*samples, pair][:8]
+    return SplitSummary(
+        split,
+        len(pairs),
+        report,
+        np.array([len(pair.caption.split()) for pair in chosen]),
+        np.array([count_names(pair.caption) for pair in chosen]),
+        np.array(sizes).reshape(-1, 2),
+        broken,
+        samples,
+        pairs,
+    )

@@ -1,1 +1,0 @@
-"""What the drawn newsroom is made of: countries and their flags, scenes, wordings."""

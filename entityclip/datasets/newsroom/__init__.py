@@ -1,0 +1,1 @@
+"""The drawn newsroom: pictures, captions and explanations made on the spot from facts."""

@@ -1,0 +1,408 @@
+"""Safe paths and checked fields, for every loader of downloaded data.
+
+Nothing below a root is read through a link or a path that leads out of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+# ----------------------------------------------------------------------------------------- paths
+
+
+def need(root: Path, *names: str, layout: str) -> None:
+    """Raise FileNotFoundError for the first of root and root/name that does not exist."""
+    for path in (root, *(root / name for name in names)):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; {layout}")
+
+
+def first_of(root: Path, names: Sequence[str], *, layout: str) -> str:
+    """The first of some names that exists below root. Raises FileNotFoundError if none does."""
+    need(root, layout=layout)
+    for name in names:
+        if (root / name).exists():
+            return name
+    raise FileNotFoundError(f"{root} has none of {', '.join(names)}; {layout}")
+
+
+def inside(root: Path, path: Path) -> Path:
+    """`path`, if it is a regular file that links do not lead out of root; else ValueError."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{path} is a link that leads out of {root}; put the file itself there")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file; put the data file itself there")
+    return path
+
+
+def optional(root: Path, name: str) -> Path | None:
+    """The file root/name, or None where there is none. Raises ValueError as `inside` does."""
+    path = root / name
+    return inside(root, path) if path.exists() or path.is_symlink() else None
+
+
+def list_pictures(home: Path, folder: Path) -> dict[str, bool]:
+    """The regular files of a folder: name → whether it really lies below `home` (resolved).
+
+    A folder that does not exist has none. Raises ValueError for a folder that is a link out of
+    `home`, PermissionError naming one that cannot be listed.
+    """
+    if not folder.resolve().is_relative_to(home):
+        raise ValueError(f"{folder} is a link that leads out of {home}; put the pictures there")
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: not entry.is_symlink()
+                or Path(entry.path).resolve().is_relative_to(home)
+                for entry in entries
+                if entry.is_file()
+            }
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except PermissionError as error:
+        raise PermissionError(f"cannot list {folder}: {error}; make it readable") from error
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+class Row:
+    """One object of an annotation file; a field of the wrong type is an error that names it."""
+
+    __slots__ = ("number", "path", "values")
+
+    def __init__(self, values: Any, path: Path, number: int) -> None:
+        self.values, self.path, self.number = values, path, number
+        if not isinstance(values, dict):
+            got = type(values).__name__
+            raise ValueError(f"{path}, row {number}: expected an object, got {got}")
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.number}"
+
+    def text(self, field: str) -> str:
+        """A text without white space around it; "" where it is null. The field must be there."""
+        value = self._get(field, (str, type(None)))
+        return "" if value is None else value.strip()
+
+    def label(self, field: str, *, kinds: tuple[type, ...] = (str, int)) -> str | None:
+        """An optional text or number, as text."""
+        value = self._get(field, (*kinds, type(None)), required=False)
+        return None if value is None else str(value)
+
+    def id(self, field: str) -> str:
+        """A text or whole number that names the row."""
+        value = str(self._get(field, (str, int)))
+        if not value.strip():
+            self.fail(field, "is empty")
+        return value
+
+    def name(self, field: str) -> str:
+        """An id that can stand as a file's name: one part, not hidden, no way out of a folder."""
+        value = self.id(field)
+        if "/" in value or "\\" in value or "\0" in value or value.startswith("."):
+            self.fail(field, f"is {value[:80]!r}, which is no plain file name")
+        return value
+
+    def path_below(self, field: str) -> str:
+        """A relative path with forward slashes, "./" before it dropped."""
+        value = self._get(field, (str,)).removeprefix("./")
+        parts = value.split("/")
+        if "\\" in value or "\0" in value or not all(parts) or ".." in parts or "." in parts:
+            self.fail(field, f"is {value[:80]!r}, which is no plain path below the root")
+        return value
+
+    def fail(self, field: str, problem: str) -> NoReturn:
+        """Raise ValueError naming file, row and field."""
+        raise ValueError(
+            f"{self.path}, row {self.number}: field {field!r} {problem}; mend or delete the row"
+        )
+
+    def _get(self, field: str, kinds: tuple[type, ...], *, required: bool = True) -> Any:
+        value = self.values.get(field)
+        if type(value) in kinds and (field in self.values or not required):
+            return value
+        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        got = type(value).__name__ if field in self.values else "nothing"
+        raise ValueError(
+            f"{self.path}, row {self.number}: field {field!r} must be {wanted}, got {got}"
+        )
+
+
+_CHUNK = 1 << 22  # bytes read at once
+
+
+_MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
+
+
+_NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
+
+
+_SPACE = " \t\r\n"
+
+
+def iter_rows(path: Path, key: str | None = None) -> Iterator[Any]:
+    """The elements of the list a file holds, or of the list below `key` of its object.
+
+    Raises ValueError naming the file and the row (counted from 0) for anything that is not JSON,
+    for another type than expected, and for a missing `key`.
+    """
+    text = _Text(path)
+    if key is None:
+        text.expect("[", "list")
+        yield from text.elements()
+        text.end()
+        return
+    found = False
+    text.expect("{", "dict")
+    for name in text.names():
+        if name != key:
+            text.value()
+            continue
+        found = True
+        text.expect("[", "list", f" under {key!r}")
+        yield from text.elements()
+    text.end()
+    if not found:
+        raise ValueError(f"{path} has no {key!r}; expected an object with a list under that key")
+
+
+def iter_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """The (key, value) pairs of the object a file holds. Raises ValueError as `iter_rows` does."""
+    text = _Text(path)
+    text.expect("{", "dict")
+    for name in text.names():
+        yield name, text.value()
+    text.end()
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return row
+
+
+class _Text:
+    """A file's text from the place read so far on; `count` rows have been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._file = path.open("rb")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_unique)
+        self._buffer, self._at, self._ended = "", 0, False
+
+    def peek(self) -> str:
+        """The next character that is not white space, "" at the end."""
+        while True:
+            while self._at < len(self._buffer):
+                if self._buffer[self._at] not in _SPACE:
+                    return self._buffer[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._fill()
+
+    def expect(self, bracket: str, kind: str, where: str = "") -> None:
+        """Step over the bracket that opens a list or an object."""
+        got = self.peek()
+        if got != bracket:
+            if got and got in '[{"tfn-0123456789':
+                kinds = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool"}
+                hint = "; are these JSON lines? Make them one list" if got == "{" else ""
+                name = kinds.get(got, "null" if got == "n" else "number")
+                raise ValueError(f"{self.path} must hold a JSON {kind}{where}, got {name}{hint}")
+            self.fail("the file is empty" if not got else f"{got!r} begins no JSON value")
+        self._at += 1
+
+    def elements(self) -> Iterator[Any]:
+        """The values of a list up to its closing bracket."""
+        if self.peek() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            self.count += 1
+            if self._closes("]"):
+                return
+
+    def names(self) -> Iterator[str]:
+        """The keys of an object; the caller takes each value before the next key."""
+        seen: set[str] = set()
+        if self.peek() == "}":
+            self._at += 1
+            return
+        while True:
+            name = self.value() if self.peek() == '"' else self.fail("a key must be a string")
+            if name in seen:
+                raise ValueError(f"{self.path}: key {name!r} stands twice; keep one of the two")
+            seen.add(name)
+            if self.peek() != ":":
+                self.fail(f"':' is missing after key {name!r}")
+            self._at += 1
+            yield name
+            self.count += 1
+            if self._closes("}"):
+                return
+
+    def value(self) -> Any:
+        """The next JSON value, however many chunks it spans."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                if self._ended:
+                    self.fail(error.msg, error)
+            except (ValueError, RecursionError) as error:
+                nested = isinstance(error, RecursionError)
+                self.fail("nested too deeply" if nested else str(error), error)
+            else:
+                # a number near the end of a chunk ("1." of 1.5) may go on in the next
+                room = _NUMBER if isinstance(value, (int, float)) else 0
+                if end + room < len(self._buffer) or self._ended or not room:
+                    self._at = end
+                    return value
+            if len(self._buffer) - self._at > _MAX_ROW:
+                self.fail(f"no value ends within {_MAX_ROW} characters")
+            self._fill()
+
+    def end(self) -> None:
+        """Close the file; nothing but white space may follow."""
+        if self.peek():
+            self.fail("more text follows the end")
+        self._file.close()
+
+    def fail(self, problem: str, cause: Exception | None = None) -> NoReturn:
+        """Raise ValueError naming the file, the row and the problem."""
+        self._file.close()
+        raise ValueError(
+            f"{self.path} is not JSON ({problem}, row {self.count}); fetch it again or mend it"
+        ) from cause
+
+    def _closes(self, bracket: str) -> bool:
+        mark = self.peek()
+        if mark not in (",", bracket) or not mark:
+            self.fail(f"',' or {bracket!r} expected, got {mark or 'the end of the file'}")
+        self._at += 1
+        if mark == "," and self.peek() == bracket:
+            self.fail("a comma stands before the end")
+        return mark == bracket
+
+    def _fill(self) -> None:
+        # as much again as is pending, so that a long value is not parsed anew for every chunk
+        data = self._file.read(max(_CHUNK, len(self._buffer) - self._at))
+        self._ended = not data
+        try:
+            more = self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            self.fail(f"not UTF-8: {error.reason}", error)
+        self._buffer = self._buffer[self._at :] + more
+        self._at = 0
+
+
+_MAX_FIELD = 1 << 24  # characters the csv module takes as one field
+
+
+def csv_rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    escapechar: str | None = None,
+    first: int = 0,
+) -> Iterator[Row]:
+    """The rows of a comma-separated UTF-8 file whose first line names its columns.
+
+    Args:
+        path: the file; a byte-order mark before the text is fine.
+        columns: those that must be there.
+        optional: those that may be. Others are ignored, unless a name is so close to one of these
+            that it must be misspelt.
+        escapechar: what stands before a quote inside quotes; None: quotes are doubled.
+        first: the number of the first row below the header, as errors name it.
+
+    Raises ValueError naming the file, and the row and column where that can be told.
+    """
+    before = csv.field_size_limit(_MAX_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, escapechar=escapechar, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, columns, optional)
+            for number, cells in enumerate(reader, start=first):
+                if not cells:  # an empty line; spreadsheets leave some at the end
+                    continue
+                if len(cells) != len(header):
+                    raise ValueError(
+                        f"{path}, row {number}: {len(cells)} fields for {len(header)} columns; "
+                        "is a comma not quoted?"
+                    )
+                yield Row(dict(zip(header, cells, strict=True)), path, number)
+    except UnicodeDecodeError as error:
+        where = _wrong_bytes(path, first) or f" ({error})"
+        raise ValueError(
+            f"{path} is not readable CSV: not UTF-8{where}; fetch it again, or save it as CSV UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is not readable CSV ({error}); fetch it again") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(
+    path: Path, header: list[str], columns: Sequence[str], optional: Sequence[str]
+) -> None:
+    got = ", ".join(header)[:200] or "nothing"
+    lacking = [name for name in columns if name not in header]
+    if lacking or len(set(header)) != len(header):
+        problem = f"lacks {', '.join(lacking)}" if lacking else "names a column twice"
+        hint = ""
+        if len(header) == 1 and any(mark in got for mark in ";\t|"):
+            hint = "; are the columns separated by something else than commas?"
+        raise ValueError(
+            f"{path}: the first line must name the columns {', '.join(columns)} once each, and "
+            f"{problem}: got {got}{hint}"
+        )
+    for name in header:
+        known = [*columns, *optional]
+        close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.85)
+        if name not in known and close:
+            raise ValueError(f"{path}: column {name!r} is none of ours; is it {close[0]!r}?")
+
+
+def _wrong_bytes(path: Path, first: int) -> str:
+    """Row and column of the first cell that is not UTF-8; "" where that cannot be told."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return " but UTF-16, in its first bytes"
+    # Latin-1 reads any bytes and gives them back, so that csv can tell rows and columns apart
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("latin-1"), newline="")))
+    except csv.Error:
+        return ""
+    for number, cells in enumerate(rows, start=first - 1):
+        for column, cell in enumerate(cells):
+            try:
+                cell.encode("latin-1").decode()
+            except UnicodeDecodeError as error:
+                name = rows[0][column] if number >= first and column < len(rows[0]) else column
+                byte = cell.encode("latin-1")[error.start]
+                return f" in row {number}, column {name!r} (byte 0x{byte:02x})"
+    return ""

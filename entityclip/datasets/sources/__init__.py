@@ -1,0 +1,1 @@
+"""One file a source: each reads what it finds on disk into `Pair`s."""

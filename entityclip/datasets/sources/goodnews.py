@@ -1,0 +1,127 @@
+"""GoodNews: 466,000 New York Times pictures (Biten et al., CVPR 2019, arXiv 1904.01475).
+
+Expected below the root, the official release or the files EntityCLIP's authors derived from it::
+
+    captioning_dataset.json, img_splits.json          official
+    new_goodnews_capim_{train,val,test}.json          derived
+    broken_images.txt                                 optional, one picture a line
+    train_cap_individual/New_Corr_CapDsc_mistral_{train,val,test}.json     optional
+    {images,resized,imgs}/{article_id}_{ix}.jpg       the first of these folders that exists
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from entityclip.datasets.reading import Row, first_of, inside, iter_entries, iter_rows, optional
+from entityclip.datasets.sources.n24news import file_name
+from entityclip.datasets.table import PairBuilder, PairTable, Report
+
+SPLITS = ("train", "val", "test")
+
+
+_LAYOUT = (
+    "expected below the root: captioning_dataset.json with img_splits.json, or "
+    "new_goodnews_capim_{train,val,test}.json; and pictures {article_id}_{ix}.jpg in images/, "
+    "resized/ or imgs/"
+)
+
+
+def goodnews_pairs(
+    root: Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    release: Literal["auto", "official", "derived"] = "auto",
+) -> tuple[PairTable, Report]:
+    """The usable pairs of a split in the file's order, and a report of what was left out.
+
+    Ids are ``{article_id}_{ix}``, groups the article ids (one has several pictures), sections
+    None. Captions lose their ``\\r\\n`` (see `clean_caption`). `release` says which files to read;
+    ``auto`` takes the derived ones where they exist. Explanations are joined by image id to either.
+
+    Raises FileNotFoundError and ValueError as `n24news_pairs` does.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"goodnews has no split {split!r}; there are {', '.join(SPLITS)}")
+    derived, official = f"new_goodnews_capim_{split}.json", "captioning_dataset.json"
+    wanted = {"auto": (derived, official), "derived": (derived,), "official": (official,)}
+    if release not in wanted:
+        raise ValueError(f"release is {release!r}; it must be one of {', '.join(wanted)}")
+    name = first_of(root, wanted[release], layout=_LAYOUT)
+    folder = first_of(root, ("images", "resized", "imgs"), layout=_LAYOUT)
+    broken = _broken(optional(root, "broken_images.txt"))
+    builder = PairBuilder(root)
+    path = inside(root, root / name)
+    rows = _derived(path) if name == derived else _official(root, path, split)
+    for image_id, caption, where in rows:
+        builder.add(
+            image_id,
+            f"{folder}/{image_id}.jpg",
+            clean_caption(caption),
+            group=image_id.rpartition("_")[0] or None,
+            where=where,
+            broken=image_id in broken,
+        )
+    explanations = f"train_cap_individual/New_Corr_CapDsc_mistral_{split}.json"
+    builder.explain(optional(root, explanations), image_id_of, lambda name, _: name)
+    return builder.finish(f"goodnews {split}", limit=limit, seed=seed)
+
+
+def clean_caption(caption: str) -> str:
+    """A caption on one line: line breaks, real or written out as ``\\r\\n``, become one space."""
+    return " ".join(caption.replace("\\r\\n", " ").split())
+
+
+def image_id_of(key: str) -> str:
+    """``/home/someone/5a0_3.jpg`` → ``5a0_3``: no folders, no ``.jpg``."""
+    return file_name(key).removesuffix(".jpg")
+
+
+def _derived(path: Path) -> Iterator[tuple[str, str, Row]]:
+    """(image id, caption, row) of each row."""
+    for number, values in enumerate(iter_rows(path)):
+        row = Row(values, path, number)
+        image_id = row.name("image_id").removesuffix(".jpg")
+        yield image_id, row.text("captioning"), row
+
+
+def _official(root: Path, path: Path, split: str) -> Iterator[tuple[str, str, Row]]:
+    splits_path = inside(root, root / first_of(root, ("img_splits.json",), layout=_LAYOUT))
+    chosen = set()
+    for key, value in iter_entries(splits_path):
+        if value not in SPLITS:
+            raise ValueError(
+                f"{splits_path}, key {key!r}: {value!r} is none of {', '.join(SPLITS)}"
+            )
+        if value == split:
+            chosen.add(image_id_of(key))
+    for number, (article, values) in enumerate(iter_entries(path)):
+        row = Row(values, path, number)
+        for ix, caption in _images(row).items():
+            # checked as one name: it becomes a file's
+            image_id = Row({"image": f"{article}_{ix}"}, path, number).name("image")
+            if image_id in chosen:
+                row_text = Row({f"images.{ix}": caption}, path, number).text(f"images.{ix}")
+                yield image_id, row_text, row
+
+
+def _images(row: Row) -> dict[str, Any]:
+    images = row.values.get("images")
+    if not isinstance(images, dict):
+        got = type(images).__name__ if "images" in row.values else "nothing"
+        row.fail("images", f"must be dict, got {got}")
+    return images
+
+
+def _broken(path: Path | None) -> set[str]:
+    if path is None:
+        return set()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
+    return {image_id_of(line.strip()) for line in lines if line.strip()}

@@ -1,0 +1,77 @@
+"""Flickr30K and MSCOCO with Karpathy's splits, five captions a picture.
+
+Flickr30K: Young et al., TACL 2014; MSCOCO: Lin et al., ECCV 2014; the splits: Karpathy and Fei-Fei,
+CVPR 2015. Expected below the root::
+
+    dataset_flickr30k.json     and   {images,flickr30k-images}/{filename}, or beside the JSON
+    dataset_coco.json          and   images/{filepath}/{filename}, or {filepath}/{filename}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from entityclip.datasets.reading import Row, inside, iter_rows, need
+from entityclip.datasets.table import PairBuilder, PairTable, Report
+
+FLICKR30K_SPLITS = ("train", "val", "test")
+
+
+# retrieval papers train MSCOCO on train and restval together
+MSCOCO_SPLITS = ("train", "val", "test", "restval", "train+restval")
+
+
+_FILES = {"flickr30k": "dataset_flickr30k.json", "mscoco": "dataset_coco.json"}
+
+
+_LAYOUT = "expected below the root: {}, and its pictures there or in images/"
+
+
+def karpathy_pairs(
+    root: Path, split: str, *, dataset: str, limit: int | None = None, seed: int = 0
+) -> tuple[PairTable, Report]:
+    """The pairs of a split, one a caption, in the file's order, and what was left out.
+
+    Args:
+        root: the folder that holds the JSON file.
+        split: Karpathy's; MSCOCO has ``train+restval`` too, which papers call the training set.
+        dataset: ``flickr30k`` or ``mscoco``.
+        limit: how many pairs (not pictures) at most, chosen by `seed`.
+        seed: of the choice.
+
+    Ids are ``{file name without ending}#{number of the caption}``, groups the picture's file name.
+    Raises FileNotFoundError and ValueError as `n24news_pairs` does.
+    """
+    splits = FLICKR30K_SPLITS if dataset == "flickr30k" else MSCOCO_SPLITS
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}; there are {', '.join(splits)}")
+    name = _FILES[dataset]
+    need(root, name, layout=_LAYOUT.format(name))
+    path = inside(root, root / name)
+    base = next((b for b in ("images", "flickr30k-images") if (root / b).is_dir()), "")
+    builder = PairBuilder(root)
+    for number, values in enumerate(iter_rows(path, "images")):
+        row = Row(values, path, number)
+        given = row.id("split")
+        if given not in MSCOCO_SPLITS[:4]:
+            row.fail("split", f"is {given!r}, none of {', '.join(MSCOCO_SPLITS[:4])}")
+        if given in split.split("+"):
+            _add(builder, row, base)
+    return builder.finish(f"{dataset} {split}", limit=limit, seed=seed)
+
+
+def _add(builder: PairBuilder, row: Row, base: str) -> None:
+    file = row.name("filename")
+    folder = row.path_below("filepath") if "filepath" in row.values else ""
+    image = "/".join(part for part in (base, folder, file) if part)
+    sentences = row.values.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        row.fail("sentences", "must be a list of at least one sentence")
+    for position, sentence in enumerate(sentences):
+        if not isinstance(sentence, dict):
+            row.fail(f"sentences[{position}]", f"must be dict, got {type(sentence).__name__}")
+        field = f"sentences[{position}].raw"
+        raw = {field: sentence["raw"]} if "raw" in sentence else {}
+        caption = Row(raw, row.path, row.number).text(field)
+        name = f"{file.rpartition('.')[0] or file}#{position}"
+        builder.add(name, image, caption, group=file, where=row)

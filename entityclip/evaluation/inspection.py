@@ -1,0 +1,426 @@
+"""What a trained model's experts and gates look at (EntityCLIP, the attention figures).
+
+Experts run in training only, so everything here reads a batch as training would. The numbers are
+training's own: folded queries on normalised tokens, `ExpertGroup.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from entityclip.datasets.captions import SeveralCaptions
+from entityclip.datasets.dataset import Batch
+from entityclip.evaluation.retrieval import Embeddings
+from entityclip.models.ascl import (
+    WRONG_KINDS,
+    AsCL,
+    poorer_text,
+    richer_text,
+    word_mask,
+    wrong_embeddings,
+)
+from entityclip.models.clip import Backbone, Tokens
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.models.experts import MMAE, ExpertGroup, Gate, normalize_tokens
+
+
+class ExplanationAttention(NamedTuple):
+    """How the explanation experts spread over an explanation's tokens; padding gets 0.
+
+    `image` [B, n_e, heads, L] as asked by each picture's CLS, `text` the same by each caption's
+    EOT. Each row sums to 1.
+    """
+
+    image: Tensor
+    text: Tensor
+
+
+class Word(NamedTuple):
+    """A word and its tokens' places, from `start` up to `stop`."""
+
+    text: str
+    start: int
+    stop: int
+
+
+@torch.inference_mode()
+def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttention:
+    """Attention of the explanation experts over each pair's own explanation (section 3.2).
+
+    L is the longest explanation of the batch. Raises ValueError for a model without explanation
+    experts and for a batch without explanations.
+    """
+    mmae = _experts(model, "explanation")
+    if batch.explanations is None:
+        raise ValueError("the batch has no explanations; make its dataset with_explanations=True")
+    batch = batch.to(model.device)
+    trim = not model.config.sees_padding
+    image = model.backbone.image_tokens(batch.images)
+    text, explanation = model.backbone.texts_tokens(batch.captions, batch.explanations, trim=trim)
+    valid = explanation.valid if trim else None
+    of_text = mmae.explanation if mmae.explanation_text is None else mmae.explanation_text
+    return ExplanationAttention(
+        *(
+            _attention(group, side, normalize_tokens(explanation.tokens), valid)
+            for group, side in ((mmae.explanation, image), (of_text, text))
+        )
+    )
+
+
+@torch.inference_mode()
+def image_attention(model: EntityCLIP, batch: Batch) -> Tensor:
+    """Attention [B, n_v, heads, h, w] of the image experts over patches, as CLS asks.
+
+    What an expert gives to the CLS token itself lies on no patch: a map sums to 1 minus that.
+    Raises ValueError for a model without image experts.
+    """
+    mmae = _experts(model, "image")
+    image = model.backbone.image_tokens(batch.images.to(model.device))
+    weights = _attention(mmae.image, image, normalize_tokens(image.tokens), None)
+    return weights[..., 1:].unflatten(-1, model.backbone.clip.visual.grid_size)
+
+
+@torch.inference_mode()
+def gate_weights(model: EntityCLIP, batches: Iterable[Batch]) -> pd.DataFrame:
+    """What each gate gives to each expert, pair by pair.
+
+    Columns: `pair` (its id), `gate` ("image", "text" or "fusion"), `expert` ("image 1", …,
+    "explanation 4"; the fusion gate has the explanation experts' vectors twice, "explanation 1 from
+    image" and "… from text") and `weight`; one pair's weights of one gate sum to 1. Raises
+    ValueError for a model without experts and for no batches.
+    """
+    names = expert_names(model)
+    frames = []
+    for batch in batches:
+        moved = batch.to(model.device)
+        for gate, weights in _gates(model, moved).items():
+            table = pd.DataFrame(weights.float().cpu().numpy(), columns=names[gate])
+            table = table.assign(pair=batch.ids, gate=gate)
+            frames.append(table.melt(["pair", "gate"], var_name="expert", value_name="weight"))
+    if not frames:
+        raise ValueError("there are no batches to weigh")
+    return pd.concat(frames, ignore_index=True)
+
+
+def expert_names(model: EntityCLIP) -> dict[str, list[str]]:
+    """The experts' names, by gate and in the order of its weights; a gate without any is absent.
+
+    Raises ValueError for a model without experts.
+    """
+    if model.mmae is None:
+        raise ValueError("this model has no experts: it is plain CLIP")
+    config = model.config
+
+    def numbered(name: str, count: int, end: str = "") -> list[str]:
+        return [f"{name} {i + 1}{end}" for i in range(count)]
+
+    image, text = numbered("image", config.image_experts), numbered("text", config.text_experts)
+    explanation = numbered("explanation", config.explanation_experts)
+    of_both = [
+        *numbered("explanation", config.explanation_experts, " from image"),
+        *numbered("explanation", config.explanation_experts, " from text"),
+    ]
+    names = {
+        "image": [*image, *explanation],
+        "text": [*text, *explanation],
+        "fusion": [*image, *of_both, *text],
+    }
+    return {gate: names[gate] for gate in _gate_modules(model)}
+
+
+def token_words(backbone: Backbone, ids: Tensor | Sequence[int]) -> list[Word]:
+    """The words that one text's token ids [L] spell, start and end markers included, padding not.
+
+    The tokenizer's pieces of one word are joined; it lower-cases, and sets punctuation apart.
+    """
+    tokenizer = backbone.tokenize
+    markers = {tokenizer.sot_token_id: "⟨start⟩", tokenizer.eot_token_id: "⟨end⟩"}
+    words, start = [], 0
+    for place, token in enumerate(map(int, ids)):
+        if token not in markers and not tokenizer.decoder[token].endswith("</w>"):
+            continue  # the word goes on
+        # what stands before a marker without ending is a word cut at the context length
+        stop = place if token in markers else place + 1
+        if start < stop:
+            pieces = [int(piece) for piece in ids[start:stop]]
+            words.append(Word(tokenizer.decode(pieces).strip(), start, stop))
+        if token in markers:
+            words.append(Word(markers[token], place, place + 1))
+        start = place + 1
+        if token == tokenizer.eot_token_id:
+            break
+    return words
+
+
+def word_weights(words: Sequence[Word], weights: Tensor) -> Tensor:
+    """Token weights [..., L] summed over each word's tokens: [..., words]."""
+    if not words:
+        return weights[..., :0]
+    return torch.stack([weights[..., w.start : w.stop].sum(dim=-1) for w in words], dim=-1)
+
+
+def word_table(backbone: Backbone, batch: Batch, attention: ExplanationAttention) -> pd.DataFrame:
+    """How each explanation of a batch is read, a row a word: mean over experts and heads.
+
+    Columns: `pair` (its id), `place`, `word`, `from_image` and `from_text`; each of the latter sums
+    to 1 over a pair's words.
+    """
+    parts = []
+    for row, pair in enumerate(batch.ids):
+        words = token_words(backbone, batch.explanations[row])
+        sides = [word_weights(words, side[row].mean(dim=(0, 1))).cpu() for side in attention]
+        names = {"place": range(len(words)), "word": [word.text for word in words]}
+        weights = dict(zip(("from_image", "from_text"), map(Tensor.numpy, sides), strict=True))
+        parts.append(pd.DataFrame({"pair": pair} | names | weights))
+    return pd.concat(parts, ignore_index=True)
+
+
+def patch_table(ids: Sequence[str], maps: Tensor) -> pd.DataFrame:
+    """Maps [B, n, h, w] of pairs `ids` as rows: `pair`, `expert`, `row`, `column`, `weight`."""
+    _, experts, height, width = maps.shape
+    index = pd.MultiIndex.from_product(
+        [list(ids), [f"image {i + 1}" for i in range(experts)], range(height), range(width)],
+        names=["pair", "expert", "row", "column"],
+    )
+    return pd.DataFrame({"weight": maps.cpu().flatten().numpy()}, index).reset_index()
+
+
+def as_pictures(backbone: Backbone, images: Tensor) -> list[Image.Image]:
+    """Normalised images [B, 3, H, W] as the pictures the model saw, cropped and resized."""
+    visual = backbone.clip.visual
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (visual.image_mean, visual.image_std))
+    pixels = (images.cpu() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels]
+
+
+def _attention(group: ExpertGroup, side: Tokens, keys: Tensor, valid: Tensor | None) -> Tensor:
+    """Weights [B, n, heads, L] of a group's experts, asked by each side's pooled row."""
+    folded = group.fold_query(normalize_tokens(side.pooled))
+    return group.attention(folded, keys, valid).unflatten(1, (group.n, group.heads))
+
+
+def _gates(model: EntityCLIP, batch: Batch) -> dict[str, Tensor]:
+    image = model.backbone.encode_image(batch.images)
+    text = model.backbone.encode_text(batch.captions)
+    features = {"image": image, "text": text, "fusion": torch.cat([image, text], dim=-1)}
+    return {name: gate.weights(features[name]) for name, gate in _gate_modules(model).items()}
+
+
+def _gate_modules(model: EntityCLIP) -> dict[str, Gate]:
+    """The gates that there are: none mixes a side without experts, none fuses in an ablation."""
+    fusion = None if model.matching is None else model.matching.gate
+    gates = {"image": model.mmae.image_gate, "text": model.mmae.text_gate, "fusion": fusion}
+    return {name: gate for name, gate in gates.items() if gate is not None}
+
+
+def _experts(model: EntityCLIP, group: str) -> MMAE:
+    if model.mmae is None or getattr(model.mmae, group) is None:
+        raise ValueError(f"this model has no {group} experts")
+    return model.mmae
+
+
+_CHUNK = 1024  # rows of the similarity matrix held at a time
+
+
+def alignment(images: Tensor, texts: Tensor, alpha: float = 2) -> float:
+    """Mean ‖image − text‖^α of true pairs (Wang & Isola 2020, equation 4); lower is closer.
+
+    `images` and `texts` [N, d], row by row a pair, normalised. Raises ValueError for other shapes.
+    """
+    if images.shape != texts.shape or images.ndim != 2 or not len(images):
+        raise ValueError(
+            f"alignment needs pairs [N, d], got {list(images.shape)} and {list(texts.shape)}"
+        )
+    return (images - texts).norm(dim=1).pow(alpha).mean().item()
+
+
+def uniformity(x: Tensor, t: float = 2) -> float:
+    """log of the mean exp(−t‖x_i − x_j‖²) over pairs i < j (Wang & Isola 2020, equation 5).
+
+    `x` [N, d], normalised; lower is more even, 0 means a single point. Raises ValueError for fewer
+    than two rows.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"uniformity needs at least two rows [N, d], got {list(x.shape)}")
+    x, total = x.double(), 0.0
+    for start in range(0, len(x), _CHUNK):
+        near = torch.exp(-t * torch.cdist(x[start : start + _CHUNK], x).square())
+        total += near.triu(diagonal=start + 1).sum().item()
+    return float(torch.tensor(total / (len(x) * (len(x) - 1) / 2)).log())
+
+
+class Plane(NamedTuple):
+    """A space seen in two dimensions, with what that view keeps and the space's own numbers.
+
+    `points`: a row a caption and a row a picture, with `kind` ("caption" or "picture"), `pair`
+    (the number of the picture both belong to), `x`, `y` and `label`; `explained` the two axes'
+    shares of the variance.
+    """
+
+    points: pd.DataFrame
+    explained: tuple[float, float]
+    alignment: float
+    uniformity_images: float
+    uniformity_texts: float
+
+
+def plane(embeddings: Embeddings, labels: Sequence[str | None]) -> Plane:
+    """Pictures and captions of a split on their first two principal components.
+
+    `labels` holds one a caption; a picture takes that of the first pair that shows it. Raises
+    ValueError for another number of labels and for fewer than two pictures.
+    """
+    from sklearn.decomposition import PCA  # slow to import, and only figures need it
+
+    texts, images = embeddings.texts.float().cpu(), embeddings.images.float().cpu()
+    if len(labels) != len(texts):
+        raise ValueError(f"{len(labels)} labels for {len(texts)} captions")
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} picture(s) span no plane")
+    pca = PCA(n_components=2, svd_solver="full").fit(torch.cat([texts, images]).numpy())
+    of = embeddings.image_of.cpu()
+    sides = {
+        "caption": (texts, of.tolist(), list(labels)),
+        "picture": (images, range(len(images)), [labels[i] for i in embeddings.first.tolist()]),
+    }
+    points = [
+        pd.DataFrame(pca.transform(x.numpy()), columns=["x", "y"]).assign(
+            kind=kind, pair=list(pair), label=[name or "" for name in named]
+        )
+        for kind, (x, pair, named) in sides.items()
+    ]
+    return Plane(
+        pd.concat(points, ignore_index=True)[["kind", "pair", "label", "x", "y"]],
+        tuple(map(float, pca.explained_variance_ratio_)),
+        alignment(images[of], texts),
+        uniformity(images),
+        uniformity(texts),
+    )
+
+
+class _Pictures(nn.Module):
+    """The vision tower alone, to normalised embeddings."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.backbone.encode_image(images), dim=-1)
+
+
+def grad_cams(backbone: Backbone, images: Tensor, texts: Tensor) -> NDArray[np.float32]:
+    """Maps [N, H, W] from 0 to 1 of what raises each picture's cosine similarity to its text.
+
+    `images` [N, 3, H, W] are preprocessed, `texts` [N, L] token ids. Each map is scaled by its own
+    extremes: maps show where, not how much. One is all 0 where no patch helps. Raises ImportError
+    where grad-cam is missing.
+    """
+    try:
+        from pytorch_grad_cam import GradCAM
+    except ImportError as error:
+        raise ImportError("Grad-CAM needs grad-cam; pip install 'entityclip[notebooks]'") from error
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        targets = F.normalize(backbone.encode_text(texts), dim=-1)
+    layer = backbone.clip.visual.transformer.resblocks[-1].ln_1
+    try:
+        # enable_grad: GradCAM differentiates whatever mode the caller is in
+        with (
+            torch.enable_grad(),
+            GradCAM(_Pictures(backbone), [layer], reshape_transform=_as_grid(backbone)) as cam,
+        ):
+            return cam(images, [_Similarity(target) for target in targets])
+    finally:
+        backbone.zero_grad(set_to_none=True)
+        backbone.train(was_training)
+
+
+class _Similarity:
+    """Grad-CAM's target: the cosine of a picture's embedding [d] with a text's."""
+
+    def __init__(self, text: Tensor):
+        self.text = text
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image @ self.text
+
+
+def _as_grid(backbone: Backbone):
+    """The patch tokens of [N, 1 + P, C] as pictures [N, C, rows, columns]; CLS has no place."""
+    visual = backbone.clip.visual
+    rows, columns = visual.grid_size
+
+    def reshape(tokens: Tensor) -> Tensor:
+        if not visual.transformer.batch_first:
+            tokens = tokens.transpose(0, 1)
+        return tokens[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+    return reshape
+
+
+_KINDS = ("as written", "says more", "says less")
+
+
+def text_samples(
+    model: AsCL, dataset: SeveralCaptions, rows: list[int]
+) -> list[tuple[str, str, Image.Image]]:
+    """(kind, text, picture) of each row's caption and the true texts made of it, for a gallery."""
+    backbone = model.backbone
+    batch = dataset.collate([dataset[row] for row in rows])
+    at, other_at = backbone.eot(batch.captions), backbone.eot(batch.others)
+    richer = richer_text(batch.captions, at, batch.others, other_at)
+    poorer = poorer_text(batch.captions, at)
+    found = []
+    for place, row in enumerate(rows):
+        for kind, ids in zip(_KINDS, (batch.captions, richer, poorer), strict=True):
+            end = int(backbone.eot(ids[place : place + 1]))
+            text = backbone.tokenize.decode(ids[place, 1:end].tolist()).strip()
+            found.append((kind, text, dataset.pairs[row].load_image()))
+    return found
+
+
+@torch.inference_mode()
+def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.DataFrame:
+    """How each kind of wrong text compares with the true one, over the first `n` pairs.
+
+    A row a kind: mean S with the true caption and with the wrong text made of it, and the percent
+    of wrong texts that are more similar, which the loss leaves out as false negatives.
+    """
+    device, config = model.backbone.device, model.config
+    batch = dataset.collate([dataset[row] for row in range(min(n, len(dataset)))]).to(device)
+    at = model.backbone.eot(batch.captions)
+    words = word_mask(at, int(at.max()) + 1)
+    image, true = model.image_side(batch.images), model.text_side(batch.captions)
+    similarity = model.fusion.paired(image, true)
+    found = []
+    for number, kind in enumerate(WRONG_KINDS):
+        kinds = torch.full_like(at, number)
+
+        def change(embeddings: torch.Tensor, kinds: torch.Tensor = kinds) -> torch.Tensor:
+            return wrong_embeddings(
+                embeddings, words, noise=config.noise, dropout=config.dropout,
+                cutoff=config.cutoff, kinds=kinds,
+            )  # fmt: skip
+
+        tokens = model.backbone.text_tokens(batch.captions, change=change)
+        wrong = model.fusion.paired(image, model.fusion.text_side(tokens, words))
+        found.append(
+            {
+                "kind": kind,
+                "true": similarity.mean().item(),
+                "wrong": wrong.mean().item(),
+                "left out, %": 100 * (wrong > similarity).float().mean().item(),
+            }
+        )
+    return pd.DataFrame(found)

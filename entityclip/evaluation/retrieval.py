@@ -1,0 +1,297 @@
+"""Retrieval as the paper evaluates it: N captions against N pictures, both ways (section 4.2).
+
+Only the two CLIP towers run. A caption's positives are all rows that show its picture; each
+picture is one candidate however many captions it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from entityclip.datasets.dataset import ImageTextDataset, PairDataset, whole_batch
+from entityclip.datasets.pair import data_fingerprint
+from entityclip.evaluation.ranks import both_ranks, similarity_ranks
+from entityclip.files import progress_bar
+from entityclip.models.ascl import AsCL, Side, poorer_text
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.results import Provenance, Row, measurement_rows, provenance
+from entityclip.statistics import Retrieval, bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split in the joint space, normalised: N captions and M pictures, M <= N.
+
+    `texts` [N, d]; `images` [M, d]; `image_of` [N], the picture row of each caption; `first` [M],
+    the pair that first shows each picture.
+    """
+
+    texts: Tensor
+    images: Tensor
+    image_of: Tensor
+    first: Tensor
+
+
+def distinct_pictures(image_keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the pictures of N pairs: each pair's picture [N], and each picture's first pair [M].
+
+    `image_keys` [N] are equal where pairs share a picture.
+    """
+    keys, image_of = image_keys.unique(return_inverse=True)
+    pairs = torch.arange(len(image_keys))
+    first = torch.full((len(keys),), len(pairs)).scatter_reduce(0, image_of, pairs, "amin")
+    return image_of, first
+
+
+@torch.inference_mode()
+def encode_pairs(
+    model: EntityCLIP, dataset: PairDataset | ImageTextDataset, *, batch_size: int = 256,
+    workers: int = 0, progress: bool = True,
+) -> Embeddings:  # fmt: skip
+    """Embed every caption and every distinct picture of `dataset` on the model's device.
+
+    Raises ImageError naming pair and file for a picture that cannot be read: leaving a candidate
+    out would change every number.
+    """
+    device = model.backbone.device
+    was_training = model.training
+    model.eval()
+    image_of, first = distinct_pictures(dataset.image_keys)
+    loader = DataLoader(
+        dataset, batch_size, collate_fn=dataset.collate, num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    seen = torch.zeros(len(dataset), dtype=torch.bool)
+    seen[first] = True
+    texts, images, start = [], [], 0
+    for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
+        batch = whole_batch(batch)
+        new = seen[start : start + len(batch)]
+        start += len(batch)
+        texts.append(model.encode_text(batch.captions.to(device)).float())
+        if new.any():
+            images.append(model.encode_image(batch.images[new].to(device)).float())
+    model.train(was_training)
+    # pictures were encoded in order of first appearance, `first` is in order of key
+    order = first.argsort().argsort()
+    return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
+
+
+def retrieve(embeddings: Embeddings) -> Retrieval:
+    """Rank all pictures for each caption and all captions for each picture."""
+    pictures = torch.arange(len(embeddings.images))
+    groups = embeddings.image_of, pictures
+    ranks = both_ranks(embeddings.texts, embeddings.images, groups)
+    return Retrieval(*ranks, embeddings.image_of)
+
+
+def evaluate_embeddings(
+    model: EntityCLIP,
+    dataset: PairDataset | ImageTextDataset,
+    *,
+    workers: int = 0,
+    progress: bool = True,
+) -> Retrieval:
+    """Ranks by the cosine of the two towers' embeddings."""
+    return retrieve(encode_pairs(model, dataset, workers=workers, progress=progress))
+
+
+def evaluate_retrieval(
+    model: EntityCLIP,
+    dataset: PairDataset | ImageTextDataset,
+    *,
+    variant: str,
+    dataset_name: str,
+    split: str,
+    config: Any,
+    seed: int,
+    bootstrap: int = 1000,
+    workers: int = 0,
+    progress: bool = True,
+    rank: Callable[..., Retrieval] = evaluate_embeddings,
+) -> tuple[Retrieval, list[Row]]:
+    """Encode, rank and measure one split: its ranks, and a result row a metric and direction.
+
+    `rank` is how this model compares pictures with captions; by default as CLIP does.
+
+    Intervals are 95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures
+    where several captions share one); they hold no variance between training seeds.
+    """
+    start = time.perf_counter()
+    retrieval = rank(model, dataset, workers=workers, progress=progress)
+    origin = provenance(
+        config=config,
+        seed=seed,
+        data_fingerprint=data_fingerprint(dataset.pairs),
+        device=model.backbone.device,
+        wall_time_s=time.perf_counter() - start,
+    )
+    return retrieval, result_rows(
+        retrieval, origin, variant=variant, dataset_name=dataset_name, split=split,
+        bootstrap=bootstrap,
+    )  # fmt: skip
+
+
+def result_rows(
+    retrieval: Retrieval,
+    origin: Provenance,
+    *,
+    variant: str,
+    dataset_name: str,
+    split: str,
+    bootstrap: int = 1000,
+) -> list[Row]:
+    """A result row a metric and direction; `origin` is the run's `provenance`, seed included."""
+    rows: list[Row] = []
+    for direction, metrics in retrieval.metrics().items():
+        intervals = bootstrap_interval(
+            retrieval.ranks(direction),
+            n_resamples=bootstrap,
+            seed=origin["seed"],
+            clusters=retrieval.clusters(direction),
+        )
+        rows += measurement_rows(
+            metrics,
+            intervals,
+            variant=variant,
+            dataset=dataset_name,
+            split=split,
+            direction=direction,
+            provenance=origin,
+            **retrieval.sizes(direction),
+        )
+    return rows
+
+
+class RankedPictures(NamedTuple):
+    """A query caption and what a model found for it, to be shown."""
+
+    caption: str
+    pictures: list[Image.Image]  # best first
+    true: int | None  # which of them is right; None: none
+    answer: Image.Image  # the right picture
+    rank: int  # of the right picture
+
+
+@torch.inference_mode()
+def best_pictures(
+    dataset: PairDataset | ImageTextDataset,
+    embeddings: Embeddings,
+    ranks: Tensor,
+    queries: Sequence[int],
+    k: int = 5,
+) -> list[RankedPictures]:
+    """The k pictures that rank first for each of some query captions (pair numbers)."""
+    similarity = embeddings.texts[list(queries)] @ embeddings.images.T
+    top = embeddings.first[similarity.topk(min(k, similarity.shape[1])).indices.cpu()]
+    found = []
+    for query, best in zip(queries, top.tolist(), strict=True):
+        pair, pictures = dataset.pairs[query], [dataset.pairs[row] for row in best]
+        right = [n for n, other in enumerate(pictures) if other.image_key == pair.image_key]
+        found.append(
+            RankedPictures(
+                pair.caption,
+                [other.load_image() for other in pictures],
+                right[0] if right else None,
+                pair.load_image(),
+                int(ranks[query]),
+            )
+        )
+    return found
+
+
+@torch.inference_mode()
+def similarities(
+    model: AsCL,
+    dataset: PairDataset | ImageTextDataset,
+    *,
+    short_queries: bool = False,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """S(I, T) [M, N] of M distinct pictures with N captions, and each caption's picture [N].
+
+    `short_queries` keeps the first half of every caption. `batch_size` captions are compared at
+    once. Both returned tensors lie on the CPU. Raises ImageError naming pair and file for a picture
+    that cannot be read.
+    """
+    device = model.backbone.device
+    was_training = model.training
+    model.eval()
+    image_of, first = distinct_pictures(dataset.image_keys)
+    loader = DataLoader(
+        dataset, batch_sampler=[rows.tolist() for rows in first.split(batch_size)],
+        collate_fn=dataset.collate, num_workers=workers,
+    )  # fmt: skip
+    sides = [model.image_side(whole_batch(batch).images.to(device)) for batch in loader]
+    images = Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+    found = torch.empty(len(first), len(dataset))
+    starts = range(0, len(dataset), batch_size)
+    for start in progress_bar(starts, desc="similarity", show=progress, leave=False):
+        text = dataset.captions[start : start + batch_size]
+        if short_queries:
+            text = poorer_text(text, model.backbone.eot(text))
+        columns = model.similarity(images, model.text_side(text.to(device)))
+        found[:, start : start + batch_size] = columns.cpu()
+    model.train(was_training)
+    return found, image_of
+
+
+def evaluate_similarity(
+    model: AsCL, dataset: PairDataset | ImageTextDataset, *, workers: int = 0, progress: bool = True
+) -> Retrieval:
+    """Ranks by S(I, T) of a model's own fusion: `evaluation.evaluate_embeddings` for AsCL."""
+    return retrieve_ascl(*similarities(model, dataset, workers=workers, progress=progress))
+
+
+def retrieve_ascl(similarity: Tensor, image_of: Tensor) -> Retrieval:
+    """Ranks both ways of similarities [M, N]; `image_of` [N] is each caption's picture."""
+    pictures = torch.arange(len(similarity))
+    return Retrieval(
+        similarity_ranks(similarity.T, (image_of, pictures)),
+        similarity_ranks(similarity, (pictures, image_of)),
+        image_of,
+    )
+
+
+def retrieve_reranked(
+    similarity: Tensor, image_of: Tensor, *, k_text: int = 15, k_image: int = 20
+) -> Retrieval:
+    """`retrieve` after each query's top `k_text` captions or `k_image` pictures are reordered.
+
+    A candidate of the top moves by the rank that it gives the query back, and by its old rank where
+    that is equal; the others stay behind in their order.
+    """
+    pictures = torch.arange(len(similarity))
+    of_pictures, of_texts = positions(similarity), positions(similarity.T)  # [M, N], [N, M]
+    to_text = _reordered(of_pictures, of_texts.T, k_text)
+    to_image = _reordered(of_texts, of_pictures.T, k_image)
+    return Retrieval(
+        similarity_ranks(-to_image, (image_of, pictures)),
+        similarity_ranks(-to_text, (pictures, image_of)),
+        image_of,
+    )
+
+
+def positions(similarity: Tensor) -> Tensor:
+    """Rank [Nq, Nc] of every candidate for every query: how many are at least as similar."""
+    similarity = similarity.contiguous()  # what searchsorted wants
+    ordered = similarity.sort(dim=1).values
+    fewer = torch.searchsorted(ordered, similarity)  # strictly less similar
+    return similarity.shape[1] - fewer
+
+
+def _reordered(position: Tensor, back: Tensor, k: int) -> Tensor:
+    """Keys [Nq, Nc] whose ascending order is the re-ranked one; exact in float64."""
+    most = position.shape[1] + 1
+    beyond = back.max() + 1
+    return (torch.where(position <= k, back, beyond) * most + position).double()

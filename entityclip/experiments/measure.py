@@ -1,0 +1,348 @@
+"""Measure an experiment's variants: rows a metric, and the ranks behind them for paired tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from entityclip.config import config_hash
+from entityclip.datasets.dataset import key63
+from entityclip.datasets.pair import Pair
+from entityclip.evaluation.probes import _batches, mixed_embeddings
+from entityclip.evaluation.ranks import retrieval_ranks
+from entityclip.evaluation.retrieval import (
+    distinct_pictures,
+    evaluate_embeddings,
+    evaluate_retrieval,
+    evaluate_similarity,
+)
+from entityclip.evaluation.sections import TEMPLATES, evaluate_sections
+from entityclip.experiments.experiment import Experiment, device
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.results import (
+    Row,
+    append_rows,
+    find_rows,
+    measurement_rows,
+    provenance,
+    read_log,
+    row_files,
+    select_rows,
+)
+from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k
+from entityclip.training.run_folder import RECORD
+from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, Method, find_variant
+
+
+def measure_sections(
+    experiment: Experiment,
+    variants: Iterable[str],
+    split: str = "test",
+    *,
+    on: Experiment | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    train: bool = True,
+) -> pd.DataFrame:
+    """Each variant's rows in ``results/sections.jsonl``; what is stored is not measured again.
+
+    That holds for rows that the repository ships, too. With `train` False nothing is measured, and
+    what has no rows is left out. Models are `experiment`'s, trained first if need be; pictures are
+    those of a split of `on`, by default `experiment` too. Raises ValueError as `classify_sections`.
+    """
+    on, files = on or experiment, row_files(experiment, "sections")
+    dataset, fingerprint = on.settings.dataset, on.fingerprint(split)
+    parts = []
+    for variant in variants:
+        config = {**experiment.identity(variant), "templates": list(templates)}
+        wanted = {"dataset": dataset, "split": split, "seed": experiment.seed}
+        wanted |= {"variant": variant, "config_hash": config_hash(config)}
+        wanted |= {"data_fingerprint": fingerprint}
+        stored = select_rows(*files, **wanted)
+        if train and stored.empty:
+            _, rows = evaluate_sections(
+                experiment.load(variant),
+                on.dataset(split),
+                variant=variant,
+                dataset_name=dataset,
+                split=split,
+                config=config,
+                seed=experiment.seed,
+                templates=templates,
+                bootstrap=experiment.settings.bootstrap,
+                progress=experiment.progress,
+            )
+            append_rows(files[-1], rows)  # all or none
+            stored = select_rows(*files, **wanted)
+        parts.append(stored)
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split: str) -> list[Row]:
+    """R@1 between V* and T* of a split under each of CONDITIONS, stored as rows of kind "leak".
+
+    The metric's name carries the condition: "R@1, same wrong".
+    """
+    start = time.perf_counter()
+    dataset = experiment.dataset(split, explanations=True)
+    n = len(dataset)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    order = torch.randperm(n, generator=generator)
+    reads = {"own": torch.arange(n)}
+    for shift, name in enumerate(("other", "another"), start=1):
+        reads[name] = torch.empty_like(order)
+        reads[name][order] = order.roll(shift)  # a cycle: nobody keeps its own
+    found: dict[str, Retrieval] = {}
+    for name, (image, text) in CONDITIONS.items():
+        images, texts = mixed_embeddings(model.eval(), dataset, reads[image], reads[text])
+        found[name] = Retrieval(
+            retrieval_ranks(texts, images), retrieval_ranks(images, texts), torch.arange(n)
+        )
+    rows: list[Row] = []
+    for name, retrieval in found.items():
+        for direction in ("text_to_image", "image_to_text"):
+            ranks = retrieval.ranks(direction)
+            rows += _recall_rows(
+                experiment, variant, split, direction, {f"R@1, {name}": ranks}, model, start
+            )
+    append_rows(experiment.results / "leak.jsonl", rows)
+    return rows
+
+
+@torch.inference_mode()
+def measure_matching(
+    experiment: Experiment, model: EntityCLIP, variant: str, split: str
+) -> list[Row]:
+    """Accuracy of the GI-ITM head on true pairs and on hard negatives, rows of kind "matching".
+
+    Negatives are drawn as in training, within batches of 100 pairs, under the run's seed. Raises
+    ValueError for a model without the head.
+    """
+    if model.matching is None:
+        raise ValueError(f"{variant} has no matching head")
+    start = time.perf_counter()
+    dataset = experiment.dataset(split, explanations=model.needs_explanations)
+    right: dict[str, list[Tensor]] = {name: [] for name in MATCHING}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(experiment.seed)
+        for _, batch in _batches(dataset, model.device):
+            outputs = model.eval()(
+                batch.images, batch.captions, batch.explanations, batch.image_keys
+            )
+            answers = outputs.itm_logits.argmax(dim=-1)  # [3, B]
+            for name, answer, label in zip(MATCHING, answers, (1, 0, 0), strict=True):
+                counted = slice(None) if label else outputs.itm_valid
+                right[name].append((answer == label)[counted].cpu())
+    rows: list[Row] = []
+    for name, parts in right.items():
+        # a rank of 1 where it is right: accuracy is R@1, and so is its interval
+        ranks = {f"accuracy, {name}": 2 - torch.cat(parts).long()}
+        rows += _recall_rows(experiment, variant, split, "pairs", ranks, model, start)
+    append_rows(experiment.results / "matching.jsonl", rows)
+    return rows
+
+
+def _recall_rows(
+    experiment: Experiment,
+    variant: str,
+    split: str,
+    direction: str,
+    ranks: dict[str, Tensor],
+    model: EntityCLIP,
+    start: float,
+) -> list[Row]:
+    origin = provenance(
+        config=experiment.identity(variant),
+        seed=experiment.seed,
+        data_fingerprint=experiment.fingerprint(split),
+        device=model.device,
+        wall_time_s=time.perf_counter() - start,
+    )
+    rows: list[Row] = []
+    for metric, values in ranks.items():
+        interval = bootstrap_interval(
+            values, ["R@1"], n_resamples=experiment.settings.bootstrap, seed=experiment.seed
+        )["R@1"]
+        rows += measurement_rows(
+            {metric: recall_at_k(values, [1])["R@1"]},
+            {metric: interval},
+            variant=variant,
+            dataset=experiment.settings.dataset,
+            split=split,
+            direction=direction,
+            n_queries=len(values),
+            n_candidates=len(values) if direction != "pairs" else 2,
+            provenance=origin,
+        )
+    return rows
+
+
+def ranking(method: Method) -> Callable[..., Retrieval]:
+    """How a method compares pictures with captions."""
+    return evaluate_similarity if method == "ascl" else evaluate_embeddings
+
+
+log = logging.getLogger(__name__)
+
+
+Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
+
+
+def measure(
+    experiment: Experiment,
+    variants: Iterable[str],
+    splits: Iterable[str],
+    *,
+    shipped: bool = False,
+    force: bool = False,
+) -> Ranks:
+    """Ranks of each variant on each split; what is not stored is trained, evaluated and stored.
+
+    `shipped` also accepts the rows that the repository ships. `force` measures anew. A variant that
+    the profile `lacks` is left out, with a warning that says why.
+    """
+    splits, ranks = list(splits), {}
+    for variant in variants:
+        if reason := experiment.lacks(variant):
+            log.warning("%s is left out: %s", variant, reason)
+            continue
+        missing = []
+        for split in splits:
+            found = None if force else stored_ranks(experiment, variant, split, shipped=shipped)
+            if found is None:
+                missing.append(split)
+            else:
+                ranks[variant, split] = found
+        if missing:
+            model = experiment.load(variant)
+            for split in missing:
+                ranks[variant, split] = evaluate(experiment, model, variant, split)
+    return ranks
+
+
+def stored_ranks(
+    experiment: Experiment, variant: str, split: str, *, shipped: bool = True
+) -> Retrieval | None:
+    """The ranks of an earlier measurement with this very seed, settings and data, if stored."""
+    rows = find_rows(experiment, "ranks", variants=[variant], shipped=shipped)
+    if rows.empty:
+        return None
+    rows = rows[(rows["split"] == split) & (rows["seed"] == experiment.seed)]
+    if rows.empty:
+        return None
+    return seed_retrievals(rows, experiment.pairs(split)).get(experiment.seed)
+
+
+def seed_retrievals(rank_rows: pd.DataFrame, pairs: Sequence[Pair]) -> dict[int, Retrieval]:
+    """Stored ranks of one variant on one split, whose pairs these are, by seed."""
+    shown = image_of(pairs)
+    by_seed = {
+        int(seed): {row["direction"]: row["ranks"] for _, row in rows.iterrows()}
+        for seed, rows in rank_rows.groupby("seed")
+    }
+    return {
+        seed: Retrieval(*(torch.tensor(ranks[d]) for d in DIRECTIONS), shown)
+        for seed, ranks in by_seed.items()
+        if set(ranks) == set(DIRECTIONS)
+    }
+
+
+def image_of(pairs: Sequence[Pair]) -> Tensor:
+    """The picture row of each caption [N], as evaluation numbers pictures."""
+    keys = torch.tensor([key63(pair.image_key) for pair in pairs])
+    return distinct_pictures(keys)[0]
+
+
+def measure_pretraining(experiment: Experiment) -> Retrieval:
+    """Retrieval by generic captions on unseen pictures: is the small CLIP a CLIP at all?"""
+    model = experiment.build("zero-shot")
+    return evaluate(experiment, model, "zero-shot", "generic_val", "pretraining")
+
+
+def evaluate(
+    experiment: Experiment, model: EntityCLIP, variant: str, split: str, kind: str = "retrieval"
+) -> Retrieval:
+    """Evaluate a model on one split and store its rows under `variant`."""
+    retrieval, rows = evaluate_retrieval(
+        model,
+        experiment.dataset(split),
+        variant=variant,
+        dataset_name=experiment.settings.dataset,
+        split=split,
+        config=experiment.identity(variant),
+        seed=experiment.seed,
+        bootstrap=experiment.settings.bootstrap,
+        workers=experiment.settings.finetuning.workers,
+        progress=experiment.progress,
+        rank=ranking(find_variant(variant).method),
+    )
+    if kind == "retrieval":  # ranks first: who finds them skips the measurement
+        append_rows(experiment.results / f"{kind}.jsonl", rows)
+        append_rows(experiment.results / "ranks.jsonl", rank_rows(rows, retrieval))
+    else:
+        append_rows(experiment.results / f"{kind}.jsonl", rows)
+    return retrieval
+
+
+def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
+    """The mean rank of each direction, beside it every query's rank and, if shared, its picture."""
+    out = []
+    for row in rows:
+        if row["metric"] == "MeanR":
+            clusters = retrieval.clusters(row["direction"])
+            shared = clusters is not None and len(clusters.unique()) < len(clusters)
+            ranks = retrieval.ranks(row["direction"]).tolist()
+            pictures = clusters.tolist() if shared else None
+            out.append({**row, "ranks": ranks, "clusters": pictures})
+    return out
+
+
+def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
+    """Store rows of kind "curves" for each finished run that has none; how many rows were added.
+
+    The loss stands as the value, with the pairs of an epoch as `n_queries`.
+    """
+    variants = list(variants)
+    logs = experiment.logs(variants)
+    known = find_rows(experiment, "curves")
+    done = set() if known.empty else set(known.loc[known["seed"] == experiment.seed, "variant"])
+    rows: list[Row] = []
+    for name in variants:
+        if name in logs and name not in done and (logs[name].parent / RECORD).exists():
+            rows += _rows(experiment, name, logs[name])
+    append_rows(experiment.results / "curves.jsonl", rows)
+    return len(rows)
+
+
+def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
+    record = json.loads((log.parent / RECORD).read_text(encoding="utf-8"))
+    tables: list[pd.DataFrame] = list(read_log(log))
+    rows: list[Row] = []
+    for (split, column), table in zip(CURVE_SPLITS.items(), tables, strict=True):
+        pairs = experiment.pairs(split)
+        means = table.groupby("epoch")[column].mean()
+        rows += measurement_rows(
+            {f"{TERM}, epoch {epoch}": float(mean) for epoch, mean in means.items()},
+            {},
+            variant=variant,
+            dataset=experiment.settings.dataset,
+            split=split,
+            direction="pairs",
+            n_queries=len(pairs),
+            n_candidates=experiment.settings.finetuning.batch_size,
+            provenance=provenance(
+                config=experiment.identity(variant),
+                seed=experiment.seed,
+                data_fingerprint=experiment.fingerprint(split),
+                device=device(),
+                wall_time_s=record["wall_time_s"],
+            ),
+        )
+    return rows

@@ -1,0 +1,183 @@
+"""Train and measure the variants of the tables over several seeds, from the command line.
+
+Example::
+
+    python -m entityclip.experiments.sweep --profile demo --tables main controls --seeds 0 1 2
+
+What is measured already, with the same settings and data, is skipped; what was interrupted goes on.
+Start the command twice, with OMP_NUM_THREADS=1, and two processes share the work. `--ship` merges
+the rows into ``figures/rows/<profile>``, which tables and figures are redrawn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from entityclip.config import load_profile
+from entityclip.experiments.chapters import ship_chapters
+from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import (
+    evaluate,
+    measure,
+    measure_leak,
+    measure_matching,
+    store_curves,
+    stored_ranks,
+)
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.results import ship_rows
+from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
+
+log = logging.getLogger(
+    "entityclip.experiments.sweep"
+)  # __name__ is __main__ when run as a command
+
+
+def sweep(
+    experiments: Sequence[Experiment],
+    variants: Iterable[str],
+    *,
+    shipped: bool = True,
+    keep: Iterable[str] = ("clip", "entityclip"),
+) -> None:
+    """Train and measure each variant under each experiment (one a seed), seeds outermost.
+
+    Weights of variants other than `keep` are deleted once measured. `shipped` accepts rows that
+    the repository ships as done. Variants that another process is training are left to it.
+    """
+    for experiment in experiments:
+        for name in variants:
+            # without fine-tuning, seeds differ in nothing
+            if experiment is not experiments[0] and not find_variant(name).finetuned:
+                continue
+            measure_variant(experiment, name, shipped=shipped, keep=name in keep)
+
+
+def measure_variant(
+    experiment: Experiment, name: str, *, shipped: bool = True, keep: bool = True
+) -> bool:
+    """Train and measure one variant with all its probes.
+
+    False if that was done, is being, or cannot be under this profile.
+    """
+    splits = splits_of(experiment, name)
+    spec, reason = find_variant(name), experiment.lacks(name)
+    if reason:
+        log.warning("%s is left out: %s", name, reason)
+        return False
+    missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
+    if not missing or (spec.finetuned and experiment.busy(name)):
+        return False
+    log.info("seed %d: %s", experiment.seed, name)
+    model = experiment.load(name)
+    if spec.finetuned:
+        _probe(experiment, model, name)
+    for split in missing:
+        evaluate(experiment, model, name, split)
+    if spec.finetuned:
+        store_curves(experiment, [name])
+        if not keep:
+            experiment.discard(name)
+    return True
+
+
+def splits_of(experiment: Experiment, name: str) -> list[str]:
+    """Where a variant is measured: candidates of the search on val, and only on val at first."""
+    tested = any(name in rows for table, rows in TABLES.items() if table != "search")
+    val = ["val"] if name in TABLES["search"] else []
+    return val + (experiment.settings.test_splits if tested else [])
+
+
+def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
+    """What the tables on the experts ask, on the first test split that has explanations."""
+    split = experiment.settings.test_splits[0]
+    if model.needs_explanations and not all(p.explanation for p in experiment.pairs(split)):
+        log.warning("%s has no explanations: nothing is asked of %s's experts", split, name)
+        return
+    if name in LEAK:
+        measure_leak(experiment, model, name, split)
+    if name in TABLES["ablation_gi_itm"] and model.matching is not None:
+        measure_matching(experiment, model, name, split)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; ``--help`` says how."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m entityclip.experiments.sweep",
+        description=__doc__,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=[])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the profile's")
+    parser.add_argument("--keep", nargs="*", default=["clip", "entityclip"],
+                        help="variants whose weights stay")  # fmt: skip
+    parser.add_argument("--anew", action="store_true", help="ignore the rows that are shipped")
+    parser.add_argument("--ship", action="store_true", help="merge the rows into figures/rows")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
+    profile = load_profile(options.profile)
+    settings = profile.settings
+    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
+    if "main" in work:
+        work["main"] = (settings.main_seeds, TABLES["main"])
+    work["chosen by name"] = (settings.ablation_seeds, options.variants)
+    base = Experiment(profile, progress=False)
+    for seeds, names in work.values():
+        experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
+        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
+    if options.ship:
+        log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
+
+
+def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
+    """An experiment for each seed that the profile wants behind a table (a key of TABLES)."""
+    settings = experiment.settings
+    seeds = settings.main_seeds if table == "main" else settings.ablation_seeds
+    return [experiment.of_seed(seed) for seed in seeds]
+
+
+def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
+    """(variant, seed) of the runs a table still lacks, shipped rows counted as there."""
+    lacking = []
+    for number, of_seed in enumerate(seed_experiments(experiment, table)):
+        for name in TABLES[table]:
+            if (number and not find_variant(name).finetuned) or of_seed.lacks(name):
+                continue
+            splits = splits_of(of_seed, name)
+            if any(stored_ranks(of_seed, name, split) is None for split in splits):
+                lacking.append((name, of_seed.seed))
+    return lacking
+
+
+def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
+    """Train and measure what a table lacks, if the profile's `train_tables`; what it lacks then."""
+    if experiment.settings.train_tables:
+        sweep(seed_experiments(experiment, table), TABLES[table])
+    lacking = missing_runs(experiment, table)
+    if lacking:
+        print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
+        print(
+            f"python -m entityclip.experiments.sweep --profile {experiment.profile.name} "
+            f"--tables {table}"
+        )
+    return lacking
+
+
+def measure_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
+    """Measure the search's winner on the test splits, every seed; its name."""
+    chosen = choice["variant"].iloc[0]
+    for of_seed in seed_experiments(experiment, "search"):
+        measure(of_seed, [chosen], of_seed.settings.test_splits, shipped=True)
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Train one variant with one process or many: what the command line and a notebook start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import notebook_launcher
+from accelerate.state import AcceleratorState
+
+from entityclip.config import Profile, ProfileError, load_profile, parse_settings
+from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import evaluate, stored_ranks
+from entityclip.training.processes import this_world
+from entityclip.training.run_folder import TrainingError
+from entityclip.variants import VARIANTS
+
+log = logging.getLogger(__name__)
+
+
+def train_variant(
+    profile: Profile,
+    variant: str,
+    *,
+    measure: bool = True,
+    force: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train `variant` under `profile`, and measure it on the profile's test splits; its folder.
+
+    All processes that were started together call this alike; the first one measures and writes. A
+    finished run is not trained again unless `force`, an interrupted one goes on.
+    """
+    world = this_world()  # before anything asks for "the" GPU: this process has its own
+    experiment = Experiment(profile, progress=progress and world.main)
+    folder = experiment.finetune(variant, force=force)
+    if measure:
+        model = experiment.load(variant)
+        splits = profile.settings.test_splits if world.main else []
+        for split in splits:
+            if force or stored_ranks(experiment, variant, split) is None:
+                evaluate(experiment, model, variant, split)
+    return folder
+
+
+def train_on_all_gpus(
+    profile: str,
+    variant: str,
+    *,
+    processes: int | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    measure: bool = True,
+    force: bool = False,
+) -> Path:
+    """`train_variant` from a notebook cell, a process a GPU; the run's folder.
+
+    `processes` is the number of GPUs unless given; without a GPU it may be any, to try things. They
+    are forked, each with one CPU thread beside its data-loading `workers`. Raises TrainingError if
+    this notebook has used a GPU already, which a forked process then cannot.
+    """
+    resolved = load_profile(profile, seed=seed, settings=dict(settings or {}))
+    processes = processes or max(1, torch.cuda.device_count())
+    if processes == 1:
+        return train_variant(resolved, variant, measure=measure, force=force)
+    if torch.cuda.is_initialized():
+        raise TrainingError(
+            "this notebook has used a GPU, and the processes that would train on all of them are "
+            "forked from it; restart the kernel and call this first, or use accelerate launch"
+        )
+    # forked processes must find out for themselves that they are not alone
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = resolved, variant, measure, force
+    notebook_launcher(_forked, arguments, num_processes=processes, use_port=_free_port())
+    experiment = Experiment(resolved, progress=False)
+    return experiment.finetune(variant)  # finished: this only finds it
+
+
+def _forked(profile: Profile, variant: str, measure: bool, force: bool) -> None:
+    # the threads of the process this was forked from are not here, and would be waited for
+    torch.set_num_threads(1)
+    train_variant(profile, variant, measure=measure, force=force)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit code: 0 done, 1 training failed, 2 refused at the start."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = parse_settings(options.set)
+        profile = load_profile(options.profile, seed=options.seed, settings=settings)
+    except ProfileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # imported late because they import torch, and a misspelt name should be refused at once
+    from accelerate import PartialState
+
+    from entityclip.checkpoints import CheckpointError
+    from entityclip.training.processes import this_world
+
+    pass
+    from entityclip.training.run_folder import RECORD, TrainingError
+
+    world = this_world()
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    if world.main:
+        logging.getLogger("entityclip").setLevel(logging.INFO)
+    try:
+        folder = train_variant(
+            profile, options.variant, measure=options.measure, force=options.force
+        )
+    except (TrainingError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        PartialState().destroy_process_group()
+    if world.main:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        print(
+            f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
+            f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m entityclip.experiments.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    trained = [name for name, variant in VARIANTS.items() if variant.finetuned]
+    add = parser.add_argument
+    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--variant", default="entityclip", choices=trained, metavar="NAME",
+        help=f"one of {', '.join(trained)}")  # fmt: skip
+    add("--seed", type=int, help="instead of the profile's")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="override a setting, e.g. finetuning.epochs=3")  # fmt: skip
+    add("--no-measure", dest="measure", action="store_false", help="only train")
+    add("--force", action="store_true", help="train and measure anew")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,518 @@
+"""AsCL on the project's backbone, with the interface that the training loop asks for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from entityclip.config import AsCLConfig
+from entityclip.models.clip import Backbone, Tokens
+
+_AT_ONCE = 2**27  # attention weights in memory at once: 512 MiB
+
+
+# one head's attention weights at once where no gradient is asked for: what a core's cache holds,
+# and enough to keep a GPU busy
+_TILE = {"cpu": 2**19, "cuda": 2**25}
+
+
+_TILE_TOKENS = 512  # of the texts in a tile, about; below, products with them get slower
+
+
+class Side(NamedTuple):
+    """All that one side, B pictures of L regions or B texts of L words, brings to a similarity.
+
+    `query` and `key` [B, L, d], `value` [B, L, d], `unit` [B, L, d] (tokens of length 1), `valid`
+    [B, L] (False is padding), `pooled` [B, d] (the global feature, length 1).
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    unit: Tensor
+    valid: Tensor
+    pooled: Tensor
+
+    def rows(self, index: slice) -> Side:
+        """Some of the B."""
+        return Side(*(part[index] for part in self))
+
+
+class HierarchicalFusion(nn.Module):
+    """Local and global similarity of pictures and texts of `width` d, with H = `heads`."""
+
+    def __init__(self, width: int, heads: int, local_weight: float):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads={heads} does not divide the embedding width {width}")
+        self.width, self.heads, self.local_weight = width, heads, local_weight
+        # regions look at words with to_words, words at regions with to_regions
+        self.to_words = _projections(width)
+        self.to_regions = _projections(width)
+        self.region_query = _identity(width)
+        self.gate = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, 2.0)  # t = 0.88: at first nearly the CLS feature
+
+    def image_side(self, image: Tokens) -> Side:
+        """Regions are all tokens but CLS; the global feature is gated with an attended one.
+
+        The gate: t ⊙ v1 + (1 - t) ⊙ v2, with v1 the CLS feature, v2 the regions' mean as v1 attends
+        to them, and t = σ(W [v1; v2] + b).
+        """
+        regions, cls = image.tokens[:, 1:].float(), self._scaled(image.pooled.float())
+        scaled = self._scaled(regions)
+        query = self.region_query(cls) / math.sqrt(self.width)
+        attention = (scaled @ query[..., None]).softmax(dim=1)  # [B, R, 1]
+        attended = (attention * scaled).sum(dim=1)
+        gate = self.gate(torch.cat([cls, attended], dim=-1)).sigmoid()
+        pooled = F.normalize(gate * cls + (1 - gate) * attended, dim=-1)
+        valid = image.valid[:, 1:]
+        return self._side(scaled, valid, pooled, own=self.to_words, other=self.to_regions)
+
+    def text_side(self, text: Tokens, words: Tensor) -> Side:
+        """`words` [B, L] are the tokens to compare; the global feature is EOT's."""
+        pooled = F.normalize(text.pooled.float(), dim=-1)
+        scaled = self._scaled(text.tokens.float())
+        return self._side(scaled, words, pooled, own=self.to_regions, other=self.to_words)
+
+    def forward(self, image: Side, text: Side) -> Tensor:
+        """S [I, J] of all I pictures with all J texts, in stretches of texts of bounded memory.
+
+        Without gradients, in tiles of pictures and texts whose attention stays in a core's cache.
+        """
+        if not torch.is_grad_enabled():
+            return self._tiled(image, text)
+        weights = image.query.shape[0] * image.query.shape[1] * text.query.shape[1] * self.heads
+        size = max(1, _AT_ONCE // weights)
+        parts = [text.rows(slice(s, s + size)) for s in range(0, len(text.pooled), size)]
+        if len(parts) == 1:
+            return self._similarity(image, text)
+        # the backward pass computes a stretch anew, or all attention weights would be kept
+        rerun = [checkpoint(self._similarity, image, p, use_reentrant=False) for p in parts]
+        return torch.cat(rerun, dim=1)
+
+    def _tiled(self, image: Side, text: Side) -> Tensor:
+        pictures, regions = image.valid.shape
+        texts, words = text.valid.shape
+        at_once = _TILE.get(image.pooled.device.type, _TILE["cuda"])
+        width = min(texts, max(1, _TILE_TOKENS // words))
+        height = max(1, at_once // (regions * words * width))
+        with torch.autocast(image.pooled.device.type, enabled=False):
+            grams = gram(image), gram(text)
+        found = image.pooled.new_empty(pictures, texts)
+        for row, column in itertools.product(range(0, pictures, height), range(0, texts, width)):
+            tile = slice(row, row + height), slice(column, column + width)
+            found[tile] = self._similarity(
+                *(side.rows(at) for side, at in zip((image, text), tile, strict=True)),
+                *(every[at] for every, at in zip(grams, tile, strict=True)),
+            )
+        return found
+
+    def paired(self, image: Side, text: Side) -> Tensor:
+        """S [B] of each picture with its own text: the diagonal of `forward`, and no more."""
+        to_words = self._paired_local(image, text)
+        to_regions = self._paired_local(text, image)
+        return self._mix((to_words + to_regions) / 2, (image.pooled * text.pooled).sum(dim=-1))
+
+    def _similarity(
+        self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
+    ) -> Tensor:
+        # an enclosing autocast would attend in half precision
+        with torch.autocast(image.pooled.device.type, enabled=False):
+            local = self._local(image, text, of_text) + self._local(text, image, of_image).T
+            local = local / 2
+            return self._mix(local, image.pooled @ text.pooled.T)
+
+    def _mix(self, local: Tensor, whole: Tensor) -> Tensor:
+        return self.local_weight * local + (1 - self.local_weight) * whole
+
+    def _local(self, looking: Side, seen: Side, of_seen: Tensor | None = None) -> Tensor:
+        """Mean cosine [I, J] of I items' tokens with their contexts out of J items.
+
+        `of_seen` is `gram(seen)`, where it is known.
+        """
+        items, length, width = looking.unit.shape
+        unit = looking.unit.reshape(-1, width)
+        others, tokens = seen.valid.shape
+        attention = self._mean_attention(looking.query, seen)  # [I·R, J, L]
+        dot = attention * (unit @ seen.value.reshape(-1, width).T).view(-1, others, tokens)
+        by_item = attention.transpose(0, 1)  # [J, I·R, L]
+        of_seen = gram(seen) if of_seen is None else of_seen
+        square = ((by_item @ of_seen) * by_item).sum(dim=-1).T
+        cosine = dot.sum(dim=-1) * square.clamp_min(1e-12).rsqrt()
+        weight = looking.valid / looking.valid.sum(dim=1, keepdim=True)
+        return (cosine.view(items, length, others) * weight[..., None]).sum(dim=1)
+
+    def _mean_attention(self, query: Tensor, seen: Side) -> Tensor:
+        others, tokens = seen.valid.shape
+        mask = torch.zeros_like(seen.valid, dtype=query.dtype).masked_fill(~seen.valid, -torch.inf)
+        total: Tensor | int = 0
+        queries = query.reshape(-1, self.width).chunk(self.heads, dim=1)
+        keys = seen.key.reshape(-1, self.width).chunk(self.heads, dim=1)
+        for q, k in zip(queries, keys, strict=True):
+            scores = torch.addmm(mask.view(-1), q, k.T)
+            total = total + scores.view(-1, others, tokens).softmax(dim=-1)
+        return total / self.heads
+
+    def _paired_local(self, looking: Side, seen: Side) -> Tensor:
+        heads = (looking.query.unflatten(-1, (self.heads, -1)).transpose(1, 2),
+                 seen.key.unflatten(-1, (self.heads, -1)).transpose(1, 2))  # fmt: skip
+        scores = heads[0] @ heads[1].mT  # [B, H, R, L]
+        scores = scores.masked_fill(~seen.valid[:, None, None], -torch.inf)
+        context = scores.softmax(dim=-1).mean(dim=1) @ seen.value
+        cosine = (looking.unit * F.normalize(context, dim=-1, eps=1e-6)).sum(dim=-1)
+        return (cosine * looking.valid).sum(dim=1) / looking.valid.sum(dim=1)
+
+    def _side(
+        self, scaled: Tensor, valid: Tensor, pooled: Tensor, own: nn.ModuleDict,
+        other: nn.ModuleDict,
+    ) -> Side:  # fmt: skip
+        with torch.autocast(scaled.device.type, enabled=False):
+            query = own["query"](scaled) / math.sqrt(self.width / self.heads)
+            key, value = other["key"](scaled), other["value"](scaled)
+        return Side(query, key, value, F.normalize(scaled, dim=-1), valid, pooled)
+
+    def _scaled(self, tokens: Tensor) -> Tensor:
+        return F.normalize(tokens, dim=-1) * math.sqrt(self.width)
+
+
+def gram(side: Side) -> Tensor:
+    """G = Y Yᵀ [B, L, L] of each item's values."""
+    return side.value @ side.value.mT
+
+
+def _projections(width: int) -> nn.ModuleDict:
+    """W_q, W_k and W_v of one way of looking; a key bias would drop out of the softmax."""
+    return nn.ModuleDict(
+        {
+            "query": _identity(width),
+            "key": _identity(width, bias=False),
+            "value": _identity(width),
+        }
+    )
+
+
+def _identity(width: int, bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(width, width, bias=bias)
+    nn.init.eye_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def nt_xent(
+    similarity: Tensor, same: Tensor, scale: Tensor | float, wrong: Tensor | None = None
+) -> Tensor:
+    """NT-Xent both ways over similarities [B, B] (rows pictures, columns texts), a mean.
+
+    `scale` is 1 / temperature. `same` [B, B] marks other rows of the same picture: their texts are
+    true of it too and leave the denominators. `wrong` [B], each picture's similarity with its
+    generated wrong text, joins the picture → text denominator, unless it is more similar than the
+    true text: then it is a false negative and left out.
+    """
+    logits = (scale * similarity).masked_fill(same, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    to_text = logits
+    if wrong is not None:
+        extra = (scale * wrong).masked_fill(false_negatives(similarity, wrong), -torch.inf)
+        to_text = torch.cat([logits, extra[:, None]], dim=1)
+    return (F.cross_entropy(to_text, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def false_negatives(similarity: Tensor, wrong: Tensor) -> Tensor:
+    """Which wrong texts [B] are more similar to their picture than its true text."""
+    return wrong > similarity.diagonal()
+
+
+def same_picture(image_keys: Tensor | None, n: int, device: torch.device) -> Tensor:
+    """[n, n]: which rows show the same picture as another row; the diagonal is False."""
+    if image_keys is None:
+        return torch.zeros(n, n, dtype=torch.bool, device=device)
+    equal = image_keys[:, None] == image_keys
+    return equal & ~torch.eye(n, dtype=torch.bool, device=device)
+
+
+WRONG_KINDS = ("noise", "dropout", "shuffle", "token", "channel")
+
+
+def word_mask(at: Tensor, length: int) -> Tensor:
+    """Which of `length` tokens are words [B, length]: all between start and end.
+
+    A text without words keeps its end token as the only one, so that nothing is empty.
+    """
+    position = torch.arange(length, device=at.device)
+    return ((position >= 1) & (position < at[:, None])) | (position == at[:, None]) & (
+        at[:, None] <= 1
+    )
+
+
+def poorer_text(text: Tensor, at: Tensor) -> Tensor:
+    """The first half of each text's words, rounded up (asymmetry: text says less)."""
+    end = 1 + torch.div(at, 2, rounding_mode="floor")  # at - 1 words, of which at // 2 stay
+    return _closed(text, torch.minimum(end, at), _end_token(text, at))
+
+
+def richer_text(first: Tensor, first_at: Tensor, second: Tensor, second_at: Tensor) -> Tensor:
+    """The words of `first`, then those of `second`, cut at L tokens (asymmetry: text says more)."""
+    length = first.shape[1]
+    position = torch.arange(length, device=first.device)
+    source = (position - first_at[:, None] + 1).clamp(0, length - 1)
+    joined = torch.where(position < first_at[:, None], first, second.gather(1, source))
+    end = (first_at + second_at - 1).clamp(max=length - 1)
+    return _closed(joined, end, _end_token(first, first_at))
+
+
+def wrong_embeddings(
+    embeddings: Tensor,
+    words: Tensor,
+    *,
+    noise: float = 1.0,
+    dropout: float = 0.5,
+    cutoff: float = 0.2,
+    kinds: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Each text of `embeddings` [B, L, w] made wrong in one way, drawn at random.
+
+    `words` [B, L] marks what may change. `kinds` [B] (numbers of WRONG_KINDS) is drawn unless
+    given. `noise`, `dropout` and `cutoff` are those of the functions below.
+    """
+    if kinds is None:
+        size = (len(embeddings),)
+        kinds = torch.randint(len(WRONG_KINDS), size, generator=generator, device=embeddings.device)
+    changed = torch.stack(
+        [
+            add_noise(embeddings, words, noise, generator),
+            drop_entries(embeddings, words, dropout, generator),
+            shuffle_words(embeddings, words, generator),
+            zero_words(embeddings, words, cutoff, generator),
+            zero_channels(embeddings, words, cutoff, generator),
+        ]
+    )
+    return changed[kinds, torch.arange(len(embeddings), device=embeddings.device)]
+
+
+def add_noise(
+    x: Tensor, words: Tensor, scale: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Gaussian noise on every word, its deviation `scale` times the words' root mean square."""
+    rms = x.detach()[words].square().mean().sqrt()
+    drawn = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return torch.where(words[..., None], x + scale * rms * drawn, x)
+
+
+def drop_entries(
+    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Dropout: each entry of a word is zeroed with probability `share`, the rest scaled up."""
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
+    return torch.where(words[..., None], x * kept / (1 - share), x)
+
+
+def shuffle_words(x: Tensor, words: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The words in another order: at random, then moved on by one if nothing has moved."""
+    key = torch.rand(words.shape, generator=generator, device=x.device)
+    position = torch.arange(words.shape[1], device=x.device).expand_as(words)
+    places = torch.where(words, position, words.shape[1]).argsort(dim=1, stable=True)
+    drawn = torch.where(words, key, torch.inf).argsort(dim=1, stable=True)
+    count = words.sum(dim=1, keepdim=True)
+    unmoved = (drawn == places).logical_or(position >= count).all(dim=1, keepdim=True)
+    along = (position + unmoved.long()) % count.clamp_min(1)
+    drawn = torch.where(position < count, drawn.gather(1, along), places)
+    source = torch.empty_like(places).scatter_(1, places, drawn)
+    return x.gather(1, source[..., None].expand_as(x))
+
+
+def zero_words(
+    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """`share` of each text's words zeroed, at least one."""
+    key = torch.rand(words.shape, generator=generator, device=x.device)
+    rank = torch.where(words, key, torch.inf).argsort(dim=1).argsort(dim=1)
+    count = (share * words.sum(dim=1, keepdim=True)).round().clamp_min(1)
+    return x.masked_fill(((rank < count) & words)[..., None], 0.0)
+
+
+def zero_channels(
+    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """`share` of the channels zeroed in every word of a text, at least one."""
+    batch, width = len(x), x.shape[-1]
+    key = torch.rand((batch, width), generator=generator, device=x.device)
+    rank = key.argsort(dim=1).argsort(dim=1)
+    off = rank < max(1, round(share * width))
+    return x.masked_fill(words[..., None] & off[:, None], 0.0)
+
+
+def _end_token(text: Tensor, at: Tensor) -> Tensor:
+    return text.gather(1, at[:, None])
+
+
+def _closed(text: Tensor, end: Tensor, end_token: Tensor) -> Tensor:
+    """`text` ended at place `end` [B], zeros after it."""
+    position = torch.arange(text.shape[1], device=text.device)
+    text = torch.where(position == end[:, None], end_token, text)
+    return text.masked_fill(position > end[:, None], 0)
+
+
+@dataclass
+class AsCLOutputs:
+    """What a training forward pass yields.
+
+    `similarity` [B, B] of pictures (rows) with captions and `positive` [B, B] with generated true
+    texts; `wrong` and `positive_wrong` [B], each picture's with the wrong text made of its caption
+    and of its generated text. `same` [B, B] marks other rows of a row's picture. `scale` is
+    1 / temperature. What the configuration leaves out is None.
+    """
+
+    similarity: Tensor
+    same: Tensor
+    scale: Tensor | float
+    wrong: Tensor | None = None
+    positive: Tensor | None = None
+    positive_wrong: Tensor | None = None
+
+
+class AsCL(nn.Module):
+    """A backbone with hierarchical fusion and generated samples.
+
+    With `fusion` and all samples off and no `temperature`, it is CLIP fine-tuned by its own
+    contrastive loss, in which other captions of a picture are no negatives: the comparison.
+    """
+
+    needs_explanations = False
+
+    def __init__(self, backbone: Backbone, config: AsCLConfig):
+        super().__init__()
+        self.backbone, self.config = backbone, config
+        self.fusion = (
+            HierarchicalFusion(backbone.width, config.heads, config.local_weight)
+            if config.fusion
+            else None
+        )
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether training reads a second caption of each picture."""
+        return self.config.richer
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised global picture features [B, d], gated where there is fusion."""
+        return self.image_side(images).pooled
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Normalised global text features [B, d] for token ids [B, context_length]."""
+        return F.normalize(self.backbone.encode_text(text), dim=-1)
+
+    def image_side(self, images: Tensor) -> Side:
+        """What pictures [B, 3, H, W] bring to `similarity`."""
+        tokens = self.backbone.image_tokens(images)
+        return self.fusion.image_side(tokens) if self.fusion else _global_side(tokens.pooled)
+
+    def text_side(self, text: Tensor, *, wrong: bool = False) -> Side:
+        """What texts [B, context_length] bring to `similarity`, each made wrong if `wrong`."""
+        at = self.backbone.eot(text)
+        length = int(at.max()) + 1
+        words = word_mask(at, length)
+        change = None
+        if wrong:
+            c = self.config
+            strengths = {"noise": c.noise, "dropout": c.dropout, "cutoff": c.cutoff}
+            change = partial(wrong_embeddings, words=words, **strengths)
+        tokens = self.backbone.text_tokens(text[:, :length], change=change)
+        return self.fusion.text_side(tokens, words) if self.fusion else _global_side(tokens.pooled)
+
+    def similarity(self, image: Side, text: Side) -> Tensor:
+        """S(I, T) [I, J] of all pictures with all texts."""
+        return self.fusion(image, text) if self.fusion else image.pooled @ text.pooled.T
+
+    def forward(
+        self,
+        images: Tensor,
+        captions: Tensor,
+        explanations: Tensor | None = None,
+        image_keys: Tensor | None = None,
+        others: Tensor | None = None,
+    ) -> AsCLOutputs:
+        """Encode a training batch: images [B, 3, H, W], token ids [B, context_length].
+
+        `others` are second captions of the same pictures, `image_keys` [B] tell which rows share
+        one; explanations are not read. Raises ValueError for fewer than 2 pairs and where richer
+        texts need `others` and there are none.
+        """
+        if len(images) < 2:
+            raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")
+        image = self.image_side(images)
+        same = same_picture(image_keys, len(images), images.device)
+        similarity, wrong = self._compare(image, captions)
+        outputs = AsCLOutputs(similarity, same, self._scale(), wrong)
+        generated = self._generated(captions, others)
+        if generated is not None:
+            outputs.positive, outputs.positive_wrong = self._compare(image, generated)
+        return outputs
+
+    def losses(self, outputs: AsCLOutputs, progress: float = 1.0) -> dict[str, Tensor]:
+        """`loss` to minimise, its parts, and the share of wrong texts dropped as too similar.
+
+        Nothing depends on `progress`, which what trains it tells every model.
+        """
+        same, scale = outputs.same, outputs.scale
+        terms = {"ascl_pairs": nt_xent(outputs.similarity, same, scale, outputs.wrong)}
+        loss = terms["ascl_pairs"]
+        if outputs.positive is not None:
+            terms["ascl_generated"] = nt_xent(outputs.positive, same, scale, outputs.positive_wrong)
+            loss = (loss + terms["ascl_generated"]) / 2
+        if outputs.wrong is not None:
+            dropped = false_negatives(outputs.similarity, outputs.wrong)
+            terms["wrong_dropped"] = dropped.float().mean()
+        return {"loss": loss, **terms}
+
+    def _compare(self, image: Side, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """S with all texts [B, B], and with the wrong text made of each picture's own [B]."""
+        similarity = self.similarity(image, self.text_side(text))
+        if not self.config.wrong:
+            return similarity, None
+        return similarity, self._paired(image, self.text_side(text, wrong=True))
+
+    def _generated(self, captions: Tensor, others: Tensor | None) -> Tensor | None:
+        """The true texts T⁺, one a row: richer or poorer, whichever is drawn."""
+        config, at = self.config, self.backbone.eot(captions)
+        if config.richer and others is None:
+            raise ValueError(
+                "richer texts join two captions of a picture and the batch has no second one; "
+                "use `datasets.captions.SeveralCaptions` or set `richer: false`"
+            )
+        if not config.richer:
+            return poorer_text(captions, at) if config.poorer else None
+        richer = richer_text(captions, at, others, self.backbone.eot(others))
+        if not config.poorer:
+            return richer
+        first = torch.rand(len(captions), 1, device=captions.device) < 0.5
+        return torch.where(first, richer, poorer_text(captions, at))
+
+    def _paired(self, image: Side, text: Side) -> Tensor:
+        if self.fusion:
+            return self.fusion.paired(image, text)
+        return (image.pooled * text.pooled).sum(dim=-1)
+
+    def _scale(self) -> Tensor | float:
+        if self.config.temperature is None:
+            return self.backbone.clip.logit_scale.exp()
+        return 1 / self.config.temperature
+
+
+def _global_side(pooled: Tensor) -> Side:
+    """A side without tokens: there is nothing local to compare."""
+    unit = F.normalize(pooled.float(), dim=-1)
+    none = unit[:, None, :0]
+    return Side(none, none, none, none, none.new_ones(len(unit), 1, dtype=torch.bool), unit)

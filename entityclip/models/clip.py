@@ -1,0 +1,396 @@
+"""open_clip, wrapped: pooled features, all projected tokens, and which tokens are real.
+
+EntityCLIP's experts attend to every token in the joint space (section 3.1), while open_clip hands
+out only the pooled feature. Rows CLS and EOT of the tokens returned here are exactly that feature.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+
+class BackboneError(ValueError):
+    """The named model or its weights can't serve as EntityCLIP's backbone."""
+
+
+BACKBONES = Path(__file__).resolve().parent.parent / "backbones"  # our own architectures
+
+
+class Tokens(NamedTuple):
+    """One encoded side of a batch, in the joint embedding space.
+
+    `pooled` [B, d] is open_clip's own feature (not normalised), `tokens` [B, L, d] all tokens,
+    `valid` [B, L] True up to and including EOT, and `at` [B] the row of `tokens` that is `pooled`.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    valid: Tensor
+    at: Tensor
+
+
+class Backbone(nn.Module):
+    """The two towers of a plain open_clip CLIP with a ViT picture tower.
+
+    Attributes: `clip` (the open_clip model), `preprocess` (its evaluation transform),
+    `tokenize` (list of B strings to [B, context_length] int64), `width` (d).
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor], name: str):
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        super().__init__()
+        self.clip = clip
+        self.name = name
+        self.tokenize = tokenizer
+        self.preprocess = image_transform_v2(
+            PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False
+        )
+        self.width: int = clip.visual.output_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and what is encoded must be."""
+        return self.clip.logit_scale.device
+
+    def image_tokens(self, images: Tensor) -> Tokens:
+        """Encode pictures [B, 3, H, W] to L = 1 + patches tokens; CLS is token 0."""
+        visual = self.clip.visual
+        x = visual.transformer(visual._embeds(images))
+        tokens = visual.ln_post(x) @ visual.proj
+        batch, length = tokens.shape[:2]
+        valid = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+        return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
+
+    def text_tokens(
+        self,
+        text: Tensor,
+        *,
+        trim: bool = True,
+        length: int | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tokens:
+        """Encode token ids [B, context_length]; L is the longest real sequence if `trim`.
+
+        Trimming changes no number: causal attention never lets EOT see what follows it. `length`
+        is what to trim to where that is known (`longest`): a GPU need not be asked. `change`
+        maps the token embeddings [B, L, width] before positions are added (AsCL's wrong texts).
+        """
+        clip = self.clip
+        at = self.eot(text)
+        if trim and clip.attn_mask is not None:
+            text = text[:, : int(at.max()) + 1 if length is None else length]
+        length = text.shape[1]
+        mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
+        embeddings = clip.token_embedding(text)
+        if change is not None:
+            embeddings = change(embeddings)
+        x = embeddings + clip.positional_embedding[:length]
+        tokens = clip.ln_final(clip.transformer(x, attn_mask=mask)) @ clip.text_projection
+        valid = torch.arange(length, device=text.device) <= at[:, None]
+        return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
+
+    def texts_tokens(
+        self,
+        first: Tensor,
+        second: Tensor,
+        *,
+        trim: bool = True,
+        lengths: Sequence[int] | None = None,
+    ) -> list[Tokens]:
+        """Encode captions and explanations, each [B, context_length], in one pass where that pays.
+
+        One pass pads both to the longer side. Where captions are much shorter than explanations
+        that costs more than it saves, and each side runs at its own length: the same numbers.
+        `lengths` are the sides' longest, where known.
+        """
+        if lengths is None:
+            lengths = [self.longest(side) for side in (first, second)]
+        if trim and sum(lengths) < 0.8 * 2 * max(lengths):
+            return [
+                self.text_tokens(side, length=n)
+                for side, n in zip((first, second), lengths, strict=True)
+            ]
+        joint = self.text_tokens(torch.cat([first, second]), trim=trim, length=max(lengths))
+        parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
+        return [Tokens(*side) for side in parts]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text needs, start and end included, uncut by the context length."""
+        return [len(self.tokenize.encode(text)) + 2 for text in texts]
+
+    def longest(self, text: Tensor) -> int:
+        """Tokens of the longest real sequence in `text` [B, context_length], EOT included."""
+        return int(self.eot(text).max()) + 1
+
+    def eot(self, text: Tensor) -> Tensor:
+        """Position [B] of the end-of-text token, found as open_clip finds it."""
+        if self.clip.text_pool_type == "eos":
+            return (text == self.clip.text_eos_id).int().argmax(dim=-1)
+        return text.argmax(dim=-1)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Pooled picture features [B, d], as open_clip's own."""
+        return self.clip.encode_image(images)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Pooled text features [B, d], trimmed to the longest real text of the batch."""
+        return self.text_tokens(text).pooled
+
+
+def create_backbone(
+    name: str, pretrained: str | None = None, image_size: int | None = None
+) -> Backbone:
+    """Build an open_clip ViT by `name`, with weights from a `pretrained` tag or .safetensors file.
+
+    `newsroom-tiny` is our own configuration for the drawn demo. Raises BackboneError for unknown
+    names and tags, for weights that don't fit or would need unpickling, and for models whose pooled
+    feature is not one of the tokens.
+    """
+    pass
+
+    if name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
+        raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
+    local = pretrained is not None and Path(pretrained).suffix != ""
+    if pretrained is not None:
+        _check_weights(name, pretrained, local)
+    size = {} if image_size is None else {"force_image_size": image_size}
+    try:
+        with _quiet():
+            clip = open_clip.create_model(name, pretrained=None if local else pretrained, **size)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise BackboneError(f"can't build {name!r} with weights {pretrained!r}: {error}") from error
+    refuse_other_towers(clip, name)
+    backbone = Backbone(clip, _tokenizer(name), name)
+    if local:
+        load_clip_weights(backbone, Path(pretrained))
+    return backbone
+
+
+def load_clip_weights(backbone: Backbone, path: Path) -> None:
+    """Load a .safetensors file: plain open_clip weights, a transformers CLIPModel's, or the CLIP
+    part of one of our checkpoints.
+
+    Raises BackboneError naming `path` for unreadable files, for missing or misshapen weights and,
+    where a config.json tells, for weights of another architecture.
+    """
+    from entityclip.checkpoints import CheckpointError, read_tensors
+
+    pass
+
+    try:
+        state = read_tensors(path)
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
+    ours = "model.backbone.clip."
+    if any(key.startswith(ours) for key in state):
+        state = {k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
+    try:
+        if is_transformers(state):
+            check_config(path, backbone.clip)
+            state = as_open_clip(state)
+        backbone.clip.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
+
+
+@cache
+def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    """One for all backbones of that name: reading its vocabulary takes longer than a tiny model."""
+    pass
+
+    return open_clip.get_tokenizer(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns on the root logger of random weights; here they are meant to be random."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_weights(name: str, pretrained: str, local: bool) -> None:
+    pass
+
+    if local:
+        if Path(pretrained).suffix != ".safetensors":
+            raise BackboneError(
+                f"{pretrained}: only .safetensors weights are read, never pickles; convert once "
+                "with open_clip and safetensors.torch.save_file(model.state_dict(), path)"
+            )
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise BackboneError(
+            f"{name} has no weights {pretrained!r}; open_clip has {', '.join(tags) or 'none'}, "
+            "or give the path of a .safetensors file"
+        )
+    # open_clip only warns, and every number would be a little wrong
+    built, meant = (
+        bool(config.get("quick_gelu"))
+        for config in (
+            open_clip.get_model_config(name),
+            open_clip.get_pretrained_cfg(name, pretrained),
+        )
+    )
+    if built != meant:
+        other = name.removesuffix("-quickgelu") if built else f"{name}-quickgelu"
+        raise BackboneError(
+            f"{name} has the {'Quick' if built else 'plain '}GELU activation and weights "
+            f"{pretrained!r} were trained with the other; use {other}"
+        )
+
+
+def refuse_other_towers(clip: nn.Module, name: str) -> None:
+    """The experts need pooled features that are tokens: a ViT's CLS, a text tower's EOT."""
+    from open_clip.model import CLIP
+    from open_clip.transformer import VisionTransformer
+
+    if not isinstance(clip, CLIP):
+        raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer):
+        raise BackboneError(
+            f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token "
+            "of a joint space. Use a ViT such as ViT-B-32"
+        )
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        pooling = "attention" if visual.attn_pool is not None else visual.pool_type
+        raise BackboneError(
+            f"{name} pools its picture tokens by {pooling!r}, so no token is the pooled feature; "
+            "use a ViT that pools its CLS token, such as ViT-B-32"
+        )
+    if clip.text_pool_type not in ("argmax", "eos") or isinstance(clip.text_projection, nn.Linear):
+        raise BackboneError(f"{name}'s text tower pools by {clip.text_pool_type!r}, not at EOT")
+
+
+open_clip.add_model_config(BACKBONES)
+
+
+_NAMES = {
+    "logit_scale": "logit_scale",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # their spelling
+    "vision_model.post_layernorm": "visual.ln_post",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+}
+
+
+_TRANSPOSED = {
+    "visual_projection.weight": "visual.proj",
+    "text_projection.weight": "text_projection",
+}
+
+
+_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+_IN_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+_JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
+
+
+def is_transformers(state: dict[str, Tensor]) -> bool:
+    """Whether these weights have a transformers CLIPModel's names."""
+    return "text_model.final_layer_norm.weight" in state
+
+
+def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIPModel's weights under open_clip's names; what has no counterpart keeps its own.
+
+    Raises ValueError where one of an attention's three projections is missing.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        layer = _LAYER.fullmatch(name)
+        if name in _TRANSPOSED:
+            renamed[_TRANSPOSED[name]] = tensor.T
+        elif layer:
+            side, number, part, kind = layer.groups()
+            block = f"{'visual.' if side == 'vision' else ''}transformer.resblocks.{number}"
+            if part == _JOINED[0]:
+                parts = [name.replace(part, other) for other in _JOINED]
+                missing = [other for other in parts if other not in state]
+                if missing:
+                    raise ValueError(f"it lacks {missing[0]}")
+                joined = torch.cat([state[other] for other in parts])
+                renamed[f"{block}.attn.in_proj_{kind}"] = joined
+            elif part not in _JOINED:
+                renamed[f"{block}.{_IN_LAYER.get(part, part)}.{kind}"] = tensor
+        elif not name.endswith(".position_ids"):  # older files store these counting numbers
+            stem, dot, kind = name.rpartition(".")
+            renamed[_NAMES.get(name) or f"{_NAMES.get(stem, stem)}{dot}{kind}"] = tensor
+    return renamed
+
+
+def check_config(path: Path, clip: nn.Module) -> None:
+    """Refuse weights whose config.json describes another model than `clip`.
+
+    Activation and number of heads leave no trace in the weights, but change every number. Raises
+    ValueError naming what differs, and where there is no config.json beside `path`.
+    """
+    try:
+        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers weights need their config.json beside them ({error}): the activation "
+            "and the number of heads cannot be seen in the weights"
+        ) from error
+    sides = {"vision": clip.visual.transformer, "text": clip.transformer}
+    for side, transformer in sides.items():
+        theirs, ours = _defaults(side) | config.get(f"{side}_config", {}), _described(transformer)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                hint = "; take the -quickgelu model" if theirs[name] == "quick_gelu" else ""
+                raise ValueError(
+                    f"its {side}_config has {name} {theirs[name]!r}, the model {value!r}{hint}"
+                )
+    # 2 is what older files say, and means the largest token, as in open_clip
+    eos = (_defaults("text") | config.get("text_config", {}))["eos_token_id"]
+    if eos not in (2, clip.vocab_size - 1):
+        raise ValueError(f"its texts end with token {eos}, the model's with {clip.vocab_size - 1}")
+
+
+def _described(transformer: nn.Module) -> dict[str, Any]:
+    block = transformer.resblocks[0]
+    gelu = isinstance(block.mlp.gelu, nn.GELU)
+    return {
+        "hidden_act": "gelu" if gelu else "quick_gelu",
+        "num_attention_heads": block.attn.num_heads,
+        "layer_norm_eps": block.ln_1.eps,
+    }
+
+
+def _defaults(side: str) -> dict[str, Any]:
+    """What transformers assumes where config.json says nothing; older files leave these out."""
+    heads = 12 if side == "vision" else 8
+    shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
+    return shared | ({"eos_token_id": 49407} if side == "text" else {})

@@ -1,0 +1,329 @@
+"""MMAE, the multimodal attentive experts (EntityCLIP, section 3.2), on one query row each.
+
+An expert is a pre-norm residual attention block of its own weights::
+
+    z = x + Attn(LN1(x), LN1(y), LN1(y));    z + MLP(LN2(z))
+
+Only the CLS or EOT row of its output is ever used, so x is that one row. With one query a head h,
+keys and values need not exist either. Write ŷ for y normalised without scale and shift, γ and β for
+LN1's, and q_h for the head's query:
+
+    score_j = q_h · (W_k (γ ŷ_j + β) + b_k)  =  (γ ⊙ W_kᵀ q_h) · ŷ_j  +  a constant over j
+    Σ_j a_j (W_v (γ ŷ_j + β) + b_v)          =  W_v (γ ⊙ Σ_j a_j ŷ_j + β) + b_v
+
+Softmax drops the constant, so W_k folds into the query, W_v waits until after the weighted sum, and
+ONE ŷ serves all experts of all groups. tests/literal.py holds the textbook form this must equal.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from entityclip.models.clip import Tokens
+    from entityclip.models.negatives import Negatives, Pool
+
+
+def normalize_tokens(tokens: Tensor) -> Tensor:
+    """Zero mean and unit variance over the last axis, without scale and shift: LN1's ŷ."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+class ExpertGroup(nn.Module):
+    """`n` experts with stacked weights, evaluated together as batched matmuls.
+
+    There is no key bias: softmax ignores it. `attend` and `finish` are the two halves of the block,
+    apart so that several queries on different sequences share one `finish`.
+    """
+
+    def __init__(self, n: int, width: int, heads: int = 1):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads={heads} does not divide the embedding width {width}")
+        self.n, self.width, self.heads = n, width, heads
+        self.ln1_weight = nn.Parameter(torch.ones(n, width))
+        self.ln1_bias = nn.Parameter(torch.zeros(n, width))
+        self.query_weight = nn.Parameter(torch.empty(n, width, width))
+        self.query_bias = nn.Parameter(torch.zeros(n, width))
+        self.key_weight = nn.Parameter(torch.empty(n, width, width))
+        self.value_weight = nn.Parameter(torch.empty(n, width, width))
+        self.value_bias = nn.Parameter(torch.zeros(n, width))
+        self.out_weight = nn.Parameter(torch.empty(n, width, width))
+        self.out_bias = nn.Parameter(torch.zeros(n, width))
+        self.ln2_weight = nn.Parameter(torch.ones(n, width))
+        self.ln2_bias = nn.Parameter(torch.zeros(n, width))
+        self.fc_weight = nn.Parameter(torch.empty(n, 4 * width, width))
+        self.fc_bias = nn.Parameter(torch.empty(n, 4 * width))
+        self.proj_weight = nn.Parameter(torch.empty(n, width, 4 * width))
+        self.proj_bias = nn.Parameter(torch.empty(n, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw each expert as nn.MultiheadAttention and nn.Linear draw theirs."""
+        in_projection = math.sqrt(6 / (4 * self.width))  # Xavier over the joint [3d, d] matrix
+        for weight in (self.query_weight, self.key_weight, self.value_weight):
+            nn.init.uniform_(weight, -in_projection, in_projection)
+        for weight, bias in (
+            (self.out_weight, None),
+            (self.fc_weight, self.fc_bias),
+            (self.proj_weight, self.proj_bias),
+        ):
+            bound = 1 / math.sqrt(weight.shape[-1])
+            nn.init.uniform_(weight, -bound, bound)
+            if bias is not None:
+                nn.init.uniform_(bias, -bound, bound)
+
+    def fold_query(self, query: Tensor) -> Tensor:
+        """Normalised query rows x̂ [B, d] to folded queries u [B, n·heads, d] for `attend`."""
+        batch, head_width = len(query), self.width // self.heads
+        x = query * self.ln1_weight[:, None] + self.ln1_bias[:, None]  # [n, B, d]
+        q = torch.baddbmm(self.query_bias[:, None], x, self.query_weight.mT)
+        q = q.view(self.n, batch, self.heads, head_width).transpose(1, 2)  # [n, h, B, d/h]
+        key = self.key_weight.view(self.n, self.heads, head_width, self.width)
+        u = (q @ key) * (self.ln1_weight[:, None, None] / math.sqrt(head_width))  # [n, h, B, d]
+        return u.reshape(self.n * self.heads, batch, self.width).transpose(0, 1)
+
+    def attend(self, folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
+        """Weighted sums [B, m, d] of normalised tokens `keys` [B, L, d], one a folded query."""
+        return self.attention(folded, keys, valid) @ keys
+
+    @staticmethod
+    def attention(folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
+        """Attention weights [B, m, L]; tokens that are not `valid` [B, L] get none."""
+        scores = folded @ keys.mT
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None], -torch.inf)
+        return scores.softmax(dim=-1)
+
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """Rest of the block: residual rows x [B, d] and `context` [B, n·heads, d] to [B, n, d]."""
+        batch, head_width = len(x), self.width // self.heads
+        context = context.view(batch, self.n, self.heads, self.width).permute(1, 2, 0, 3)
+        y = context * self.ln1_weight[:, None, None] + self.ln1_bias[:, None, None]  # [n, h, B, d]
+        value = self.value_weight.view(self.n, self.heads, head_width, self.width)
+        v = (y @ value.mT).transpose(1, 2).reshape(self.n, batch, self.width)
+        v = v + self.value_bias[:, None]
+        z = x + torch.baddbmm(self.out_bias[:, None], v, self.out_weight.mT)  # [n, B, d]
+        h = normalize_tokens(z) * self.ln2_weight[:, None] + self.ln2_bias[:, None]
+        h = torch.baddbmm(self.fc_bias[:, None], h, self.fc_weight.mT)
+        h = h * torch.sigmoid(1.702 * h)  # QuickGELU
+        return (z + torch.baddbmm(self.proj_bias[:, None], h, self.proj_weight.mT)).transpose(0, 1)
+
+    def forward(self, x: Tensor, x_hat: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
+        """Rows x [B, d] (normalised: `x_hat`) over `keys` [B, L, d] to expert vectors [B, n, d]."""
+        return self.finish(x, self.attend(self.fold_query(x_hat), keys, valid))
+
+
+class Gate(nn.Module):
+    """Softmax(Linear(features)) over expert vectors; the weighted sum is the mixture V* or T*."""
+
+    def __init__(self, width: int, vectors: int):
+        super().__init__()
+        self.linear = nn.Linear(width, vectors)
+
+    def weights(self, features: Tensor, first: int | None = None) -> Tensor:
+        """Weight of each vector [B, vectors], given `features` [B, width]; of the `first` few."""
+        return self.linear(features)[:, :first].softmax(dim=-1)
+
+    def forward(self, features: Tensor, vectors: Tensor) -> Tensor:
+        """Mix `vectors` [B, n, d] into [B, d]; fewer than the gate's are its first n."""
+        return (self.weights(features, vectors.shape[1])[:, None] @ vectors)[:, 0]
+
+
+class PairVectors(NamedTuple):
+    """Expert vectors of B image-text pairs; a group without experts has 0 vectors.
+
+    `image` [B, n_v, d], `image_explanation` [B, n_e, d], `text_explanation` [B, n_e, d] and
+    `text` [B, n_t, d].
+    """
+
+    image: Tensor
+    image_explanation: Tensor
+    text_explanation: Tensor
+    text: Tensor
+
+
+class MMAE(nn.Module):
+    """The three expert groups and the two gates that mix an image's and a text's vectors.
+
+    The explanation experts are one set of weights, queried from CLS and from EOT. With
+    `shared=False` (an ablation) each side has a set: `explanation` the image's, `explanation_text`
+    the text's.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        image: int,
+        text: int,
+        explanation: int,
+        heads: int = 1,
+        *,
+        shared: bool = True,
+    ):
+        super().__init__()
+        self.width = width
+        self.image = ExpertGroup(image, width, heads) if image else None
+        self.text = ExpertGroup(text, width, heads) if text else None
+        self.explanation = ExpertGroup(explanation, width, heads) if explanation else None
+        apart = explanation and not shared
+        self.explanation_text = ExpertGroup(explanation, width, heads) if apart else None
+        self.image_gate = Gate(width, image + explanation) if image + explanation else None
+        self.text_gate = Gate(width, text + explanation) if text + explanation else None
+
+    def forward(
+        self,
+        image: Tokens,
+        text: Tokens,
+        explanation: Tokens | None,
+        negatives: Negatives | None = None,
+        *,
+        masked: bool = True,
+        negative_explanation: str = "own",
+        reference_eot: bool = False,
+        pool: Pool | None = None,
+    ) -> tuple[PairVectors, PairVectors | None, PairVectors | None]:
+        """Expert vectors: true pairs, (image, negative text) pairs, (negative image, text) pairs.
+
+        A negative is another row of the batch, so its own vectors are gathered. New work is only
+        the image's CLS on its negative's explanation, and the negative image's CLS on the
+        explanation. Ablations: `masked=False` attends to padding; with `negative_explanation`
+        "positive" a negative text meets the image's own explanation; `reference_eot` reads a
+        negative text at the POSITIVE text's EOT, as the authors' code does. `pool` gives the rows
+        that negatives number where other processes hold some of them.
+        """
+        every = pool or _same
+        read = _Reader(image, text, explanation, masked=masked, pool=pool)
+        x_image, x_text = normalize_tokens(image.pooled), normalize_tokens(text.pooled)
+        image_vectors = read.image(self.image, image.pooled, x_image)
+        text_vectors = read.text(self.text, text.pooled, x_text)
+        of_image = [_Query(image.pooled, x_image)]
+        of_text = [_Query(text.pooled, x_text)]
+        if negatives is None:
+            (on_image,), (on_text,) = self._explain(read, of_image, of_text)
+            return PairVectors(image_vectors, on_image, on_text, text_vectors), None, None
+
+        other_text, other_image = negatives.text, negatives.image
+        brought = other_text if negative_explanation == "own" else None
+        of_image.append(_Query(every(image.pooled)[other_image], every(x_image)[other_image]))
+        if brought is not None:
+            of_image.append(_Query(image.pooled, x_image, brought))
+        if reference_eot:
+            row = every(text.tokens, sequences=True)[other_text, text.at]
+            x_row = normalize_tokens(row)
+        elif brought is None:
+            row, x_row = every(text.pooled)[other_text], every(x_text)[other_text]
+        gathered = brought is not None and not reference_eot
+        if not gathered:
+            of_text.append(_Query(row, x_row, brought))
+        on_image, on_text = self._explain(read, of_image, of_text)
+        negative_text = (
+            read.text(self.text, row, x_row, other_text)
+            if reference_eot
+            else every(text_vectors)[other_text]
+        )
+        return (
+            PairVectors(image_vectors, on_image[0], on_text[0], text_vectors),
+            PairVectors(
+                image_vectors,
+                on_image[0] if brought is None else on_image[2],
+                every(on_text[0])[other_text] if gathered else on_text[1],
+                negative_text,
+            ),
+            PairVectors(every(image_vectors)[other_image], on_image[1], on_text[0], text_vectors),
+        )
+
+    def _explain(
+        self, read: _Reader, of_image: list[_Query], of_text: list[_Query]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Explanation experts' vectors of queries from the image's side and from the text's."""
+        if self.explanation_text is not None:
+            return (
+                read.explanation(self.explanation, of_image),
+                read.explanation(self.explanation_text, of_text),
+            )
+        both = read.explanation(self.explanation, [*of_image, *of_text])
+        return both[: len(of_image)], both[len(of_image) :]
+
+    def mix(self, image: Tokens, text: Tokens, vectors: PairVectors) -> tuple[Tensor, Tensor]:
+        """V* and T*_moe, each [B, d]. A side without any expert keeps its pooled feature."""
+        of_image = torch.cat([vectors.image, vectors.image_explanation], dim=1)
+        of_text = torch.cat([vectors.text, vectors.text_explanation], dim=1)
+        return (
+            self.image_gate(image.pooled, of_image) if of_image.shape[1] else image.pooled,
+            self.text_gate(text.pooled, of_text) if of_text.shape[1] else text.pooled,
+        )
+
+
+def _same(x: Tensor, *, sequences: bool = False) -> Tensor:
+    """`Pool` where a batch's rows are all here."""
+    return x
+
+
+class _Query(NamedTuple):
+    """Rows x [B, d], their normalised form, and whose explanation each reads (None: its own)."""
+
+    x: Tensor
+    x_hat: Tensor
+    rows: Tensor | None = None
+
+
+class _Reader:
+    """The three token sequences of a batch, each normalised at most once, read by expert groups."""
+
+    def __init__(
+        self,
+        image: Tokens,
+        text: Tokens,
+        explanation: Tokens | None,
+        *,
+        masked: bool,
+        pool: Pool | None = None,
+    ):
+        self._sides = {"image": image, "text": text, "explanation": explanation}
+        self._normalized: dict[str, Tensor] = {}
+        self._masked, self._every = masked, pool or _same
+        self._empty = image.pooled.new_zeros(len(image.pooled), 0, image.pooled.shape[-1])
+
+    def keys(self, side: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        tokens = self._sides[side]
+        if tokens is None:
+            raise ValueError(f"the {side} experts need the batch's {side}s, and it has none")
+        if side not in self._normalized:
+            self._normalized[side] = normalize_tokens(tokens.tokens)
+        keys = self._normalized[side]
+        valid = tokens.valid if self._masked and side != "image" else None
+        if rows is None:
+            return keys, valid
+        keys = self._every(keys, sequences=True)[rows]
+        return keys, None if valid is None else self._every(valid, sequences=True)[rows]
+
+    def image(self, group: ExpertGroup | None, x: Tensor, x_hat: Tensor) -> Tensor:
+        return group(x, x_hat, *self.keys("image")) if group else self._empty
+
+    def text(
+        self, group: ExpertGroup | None, x: Tensor, x_hat: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        return group(x, x_hat, *self.keys("text", rows)) if group else self._empty
+
+    def explanation(self, group: ExpertGroup | None, queries: list[_Query]) -> list[Tensor]:
+        """Vectors [B, n, d] a query: one `attend` a set of keys, one `finish` for all."""
+        if group is None:
+            return [self._empty] * len(queries)
+        batch, width = queries[0].x.shape
+        folded = group.fold_query(torch.cat([query.x_hat for query in queries])).split(batch)
+        contexts: list[Tensor | None] = [None] * len(queries)
+        for rows in {id(query.rows): query.rows for query in queries}.values():
+            mine = [i for i, query in enumerate(queries) if query.rows is rows]
+            context = group.attend(
+                torch.cat([folded[i] for i in mine], dim=1), *self.keys("explanation", rows)
+            )
+            for i, part in zip(mine, context.chunk(len(mine), dim=1), strict=True):
+                contexts[i] = part
+        out = group.finish(torch.cat([query.x for query in queries]), torch.cat(contexts))
+        return list(out.view(len(queries), batch, group.n, width))

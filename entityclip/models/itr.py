@@ -1,0 +1,123 @@
+"""ITR's model: two towers, projections to contrast, and a head a clustering task."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from entityclip.config import ITRConfig
+from entityclip.datasets.dataset import Batch
+from entityclip.models.clip import Backbone
+from entityclip.models.losses import vtc_loss
+
+# clustering task -> what is clustered together with the text
+PARTNER = {"cluster_image": "image", "cluster_generated": "generated"}
+
+
+Sides = dict[str, Tensor]  # "text", "image" and, where read, "generated": embeddings [B, d]
+
+
+class ITRModel(nn.Module):
+    """The towers of `backbone` with what ITR's pretraining needs; only the towers are kept."""
+
+    def __init__(self, backbone: Backbone, config: ITRConfig):
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        sides = ("text", "image") if "contrast" in config.tasks else ()
+        self.projections = nn.ModuleDict(
+            {side: nn.Linear(backbone.width, config.projection) for side in sides}
+        )
+        self.heads = nn.ModuleDict(
+            {task: nn.Linear(2 * backbone.width, config.clusters) for task in config.clustering}
+        )
+
+    def encode(self, batch: Batch) -> Sides:
+        """Embeddings [B, d] of each side, as the towers give them. Not normalised."""
+        sides = {
+            "image": self.backbone.encode_image(batch.images),
+            "text": self.backbone.encode_text(batch.captions),
+        }
+        if self.config.needs_generated:
+            if batch.explanations is None:
+                raise ValueError("cluster_generated needs generated captions; the batch has none")
+            sides["generated"] = self.backbone.encode_text(batch.explanations)
+        return sides
+
+    def reset_heads(self) -> None:
+        """Draw the heads anew: cluster numbers of one iteration mean nothing in the next."""
+        for head in self.heads.values():
+            head.reset_parameters()
+
+    def losses(self, sides: Sides, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named scalar terms: a contrast, a cross-entropy a task in `labels` ([B] int64), `loss`.
+
+        `loss` is the weighted sum to minimise, the others are unweighted. A task whose clusters
+        collapsed into one is left out of `labels`. Raises ValueError where no task is left.
+        """
+        terms = {}
+        if "contrast" in self.config.tasks:
+            terms["contrast"] = self.contrast(sides)
+        for task, label in labels.items():
+            terms[task] = F.cross_entropy(self.heads[task](joint(sides, task)), label)
+        if not terms:
+            raise ValueError("no task is left to train on")
+        loss = sum(self.config.weight(task) * term for task, term in terms.items())
+        return {"loss": loss, **terms}
+
+    def contrast(self, sides: Sides) -> Tensor:
+        """Symmetric InfoNCE of the normalised projections, at a fixed temperature."""
+        image, text = (
+            F.normalize(self.projections[side](sides[side]), dim=-1) for side in ("image", "text")
+        )
+        return vtc_loss(image, text, image.new_tensor(1 / self.config.temperature))
+
+
+def joint(sides: Sides, task: str) -> Tensor:
+    """What a task clusters and its head reads: text and partner, concatenated [B, 2d]."""
+    return torch.cat([sides["text"], sides[PARTNER[task]]], dim=-1)
+
+
+_RESTARTS = 10  # the best of so many starts is kept
+
+
+_MINI_BATCH = 4096
+
+
+def cluster(
+    features: NDArray[np.float32], k: int, *, seed: int, mini_batch_above: int = 20_000
+) -> NDArray[np.int64]:
+    """Pseudo-labels [N] of features [N, D]: 0, 1, … of the clusters that are not empty, at most k.
+
+    Larger sets than `mini_batch_above` are clustered by mini-batch k-means. Clusters stay empty
+    where there are fewer distinct features than k. Raises ValueError for k below 2 or above N and
+    for features that are not finite.
+    """
+    # slow to import, and only ITR needs them
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    if features.ndim != 2 or not 2 <= k <= len(features):
+        raise ValueError(
+            f"k is {k} for features of shape {features.shape}; it must be from 2 to the number of "
+            "pairs: lower `clusters` or take a larger `subset`"
+        )
+    if not np.isfinite(features).all():
+        rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        raise ValueError(f"{len(rows)} of {len(features)} embeddings are not finite: row {rows[0]}")
+    if len(features) > mini_batch_above:
+        kind = MiniBatchKMeans(k, random_state=seed, n_init=_RESTARTS, batch_size=_MINI_BATCH)
+    else:
+        kind = KMeans(k, random_state=seed, n_init=_RESTARTS)
+    # one thread: sums in another order can move a pair to another cluster
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than k
+        labels = kind.fit_predict(features)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

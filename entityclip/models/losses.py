@@ -1,0 +1,40 @@
+"""EntityCLIP's objective: L = VTC(I*, T*) + λ VTC(V*, T*_moe) + η L_GI-ITM (section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def vtc_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Vision-text contrastive loss: symmetric InfoNCE over the batch, as CLIP's.
+
+    `image` and `text` [B, d] are normalised; `logit_scale` is the factor itself, not its log.
+    """
+    logits = logit_scale * image @ text.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def itm_loss(logits: Tensor, valid: Tensor) -> Tensor:
+    """Matching loss of GI-ITM: the mean of its three terms.
+
+    `logits` [3, B, 2] are those of the true pairs, of (image, negative text) and of (negative
+    image, text). Pairs without a negative (`valid` [B] False) count in the first term only.
+    """
+    target = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
+    target[0] = 1
+    per_pair = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # [3, B]
+    weight = torch.stack([torch.ones_like(valid), valid, valid]).to(per_pair.dtype)
+    return ((per_pair * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)).mean()
+
+
+@torch.no_grad()
+def itm_accuracy(logits: Tensor, valid: Tensor) -> Tensor:
+    """Share of pairs, true and negative, that the matching head classifies rightly."""
+    right = torch.stack(
+        [logits[0].argmax(-1) == 1, logits[1].argmax(-1) == 0, logits[2].argmax(-1) == 0]
+    )
+    counted = torch.stack([torch.ones_like(valid), valid, valid])
+    return (right & counted).sum() / counted.sum()

@@ -1,0 +1,253 @@
+"""One look for every figure, and files that are the same bytes whenever the data are.
+
+Colours are Okabe and Ito's (2008) without the yellow, told apart with any colour vision; variants
+also differ by marker. A figure is as wide as a column (3.5 in) or a page (7 in).
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import PIL.Image
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
+
+from entityclip.files import atomic_write_bytes, atomic_write_text
+from entityclip.variants import VARIANT_LABELS, label
+
+COLUMN, PAGE = 3.5, 7.0  # inches
+
+
+GREY, GREEN, VERMILLION, BLUE = "#6e6e6e", "#009E73", "#D55E00", "#0072B2"
+
+
+HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks it
+
+
+PALETTE = (GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", BLUE)
+
+
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+
+
+# zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
+_FIXED = {
+    "zero-shot": (GREY, "o"),
+    "clip": (BLUE, "s"),
+    "entityclip": (VERMILLION, "D"),
+    "bridge": (GREEN, "s"),
+    "bridge-entityclip": ("#CC79A7", "D"),
+}
+
+
+Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
+
+
+def apply_style() -> None:
+    """Set the house style for all figures drawn from now on in this process."""
+    sns.set_theme(context="paper", style="ticks", font="DejaVu Sans")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 90,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "font.size": 8,
+            "axes.titlesize": 9,
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "legend.fontsize": 7.5,
+            "legend.title_fontsize": 8,
+            "axes.linewidth": 0.8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 4.5,
+        }
+    )
+
+
+def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
+    """(colour, marker) of each variant; the three main ones look the same in every figure."""
+    used = {_FIXED[v] for v in variants if v in _FIXED}
+    shapes = MARKERS[1:]  # the circle is zero-shot's
+    free = [
+        mark
+        for mark in zip(PALETTE, shapes, strict=True)
+        if mark[0] not in {colour for colour, _ in used}
+    ]
+    others = [v for v in variants if v not in _FIXED]
+    # more variants than colours: the markers move on against the colours
+    spare = {
+        v: (free[i % len(free)][0], shapes[(i + i // len(free)) % len(shapes)])
+        for i, v in enumerate(others)
+    }
+    return {v: _FIXED.get(v) or spare[v] for v in variants}
+
+
+def variant_legend(figure: Figure, variants: Marks) -> None:
+    """A legend of the variants below the figure."""
+    lines = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            label=label(variant, VARIANT_LABELS).replace("$", r"\$"),
+        )
+        for variant, (colour, marker) in variants.items()
+    ]
+    columns = legend_columns(len(lines), 4)
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns)
+
+
+def legend_columns(entries: int, most: int) -> int:
+    """How many columns, `most` at the most, a legend needs so that its rows are about equal."""
+    rows = -(-entries // most)
+    return -(-entries // rows)
+
+
+def text_width(text: str, points: float, weight: str = "normal") -> float:
+    """Inches that a line of text takes as set, by the font's own widths."""
+    font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
+def wrap(text: str, inches: float, points: float, lines: int, weight: str = "normal") -> str:
+    """Text in at most `lines` lines that fit `inches` as set, "…" where it was cut.
+
+    Widths are the font's own, so that capitals and East Asian text fit too; words longer than a
+    line are broken.
+    """
+    narrow = int(inches * 72 / (points * 0.2)) + 1  # more letters never fit
+
+    def fits(line: str) -> bool:
+        return len(line) < narrow and text_width(line[:narrow], points, weight) <= inches
+
+    wrapped = [""]
+    for word in text.split():
+        if wrapped[-1] and fits(f"{wrapped[-1]} {word}"):
+            wrapped[-1] += f" {word}"
+            continue
+        wrapped += [word] if wrapped[-1] else []
+        wrapped[-1] = word
+        while len(wrapped) <= lines and len(wrapped[-1]) > 1 and not fits(wrapped[-1]):
+            long = wrapped[-1]
+            cut = bisect(range(1, min(len(long), narrow)), 0, key=lambda n, w=long: not fits(w[:n]))
+            wrapped[-1:] = long[: max(cut, 1)], long[max(cut, 1) :]
+        if len(wrapped) > lines:
+            break
+    if len(wrapped) > lines:
+        last = wrapped[lines - 1]
+        while last and not fits(last + "…"):
+            last = last[:-1]
+        wrapped = [*wrapped[: lines - 1], last.rstrip() + "…"]
+    return "\n".join(wrapped)
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into `folder`; the paths.
+
+    The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
+    """
+    paths = []
+    with (
+        _laid_out(figure, 200),
+        mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}),
+    ):
+        # the canvases themselves: `savefig` would draw once more before each, for the layout's sake
+        for kind, canvas, metadata in (
+            ("png", FigureCanvasAgg, {"Software": None}),
+            ("svg", FigureCanvasSVG, {"Date": None, "Creator": None}),
+        ):
+            buffer = io.BytesIO()
+            getattr(canvas(figure), f"print_{kind}")(buffer, metadata=metadata)
+            paths.append(Path(folder) / f"{name}.{kind}")
+            atomic_write_bytes(paths[-1], buffer.getvalue())
+    return paths
+
+
+@contextmanager
+def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
+    """The figure at `dpi`, laid out once by its engine; as it was, canvas included, afterwards."""
+    engine, before, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
+    figure.set_dpi(dpi)
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_canvas(canvas)
+        figure.set_layout_engine(engine)
+        figure.set_dpi(before)
+
+
+def preview(
+    figure: Figure,
+    width: int = 680,
+    quality: int = 75,
+    alt: str | None = None,
+    drawn: Path | None = None,
+) -> Any:
+    """The figure small, for a notebook's page, `width` pixels wide; the saved file stays sharp.
+
+    Pictures become a JPEG, a chart a PNG of 64 colours: each weighs a fraction of the full PNG.
+    `alt` is what who cannot see it is told; None: what its axes say. `drawn` is this chart's PNG by
+    `save_figure`, if there is one: a chart is then not drawn again. Closes the figure, so that the
+    notebook does not show it a second time.
+    """
+    import IPython.display  # what notebooks alone need
+
+    shown = [image for axis in figure.axes for image in axis.images]
+    pictures = [image for image in shown if image.get_array().ndim == 3]  # a matrix is a chart
+    for picture in pictures:
+        picture.set_interpolation("bicubic")  # enlarged pixels have edges, which JPEG pays for
+    alt = alt or describe_axes(figure)
+    sharp, small = io.BytesIO(), io.BytesIO()
+    if drawn is None or pictures:
+        figure.savefig(sharp, format="png", dpi=200, bbox_inches=None)
+    plt.close(figure)
+    # drawn large, then shrunk: text keeps its proportions
+    with PIL.Image.open(sharp if sharp.tell() else drawn) as page:
+        page = page.convert("RGB").resize((width, round(width * page.height / page.width)))
+        if pictures:
+            page.save(small, "jpeg", quality=quality)
+        else:
+            # an octree keeps rare colours, which a median cut would blend into the frequent ones
+            page = page.quantize(64, PIL.Image.Quantize.FASTOCTREE, dither=PIL.Image.Dither.NONE)
+            page.save(small, "png", optimize=True)
+    kind = "jpeg" if pictures else "png"
+    return IPython.display.Image(small.getvalue(), format=kind, width=width, alt=alt)
+
+
+def describe_axes(figure: Figure) -> str:
+    """A figure in words, as far as its titles and axis labels tell."""
+    charts = [axis for axis in figure.axes if not axis.images]
+    sides = [(axis.get_ylabel(), axis.get_xlabel()) for axis in charts]
+    labels = dict.fromkeys(" by ".join(filter(None, side)) for side in sides if any(side))
+    titles = dict.fromkeys(axis.get_title() for axis in figure.axes if axis.get_title())
+    shown = len(figure.axes) - len(charts)
+    parts = [f"{shown} pictures" if shown else "Chart", *labels, *list(titles)[:12]]
+    return "; ".join(" ".join(part.split()) for part in parts)
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
+    """Write ``name.csv`` into `folder` (six significant digits, LF, unknown values blank)."""
+    path = Path(folder) / f"{name}.csv"
+    atomic_write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return path

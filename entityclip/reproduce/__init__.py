@@ -1,0 +1,1 @@
+"""The notebooks in order, by papermill, and the figures without them."""

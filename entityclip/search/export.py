@@ -1,0 +1,268 @@
+"""Checkpoints as plain open_clip models: ``python -m entityclip.search.export CHECKPOINT FOLDER``.
+
+Inference needs only CLIP's two towers, so what is exported is a plain CLIP: weights and config as
+open_clip's ``local-dir:`` reads them, and a model card. Weights of a Hugging Face CLIPModel can be
+exported too, which converts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from entityclip.checkpoints import CheckpointError, read_meta, write_checkpoint
+from entityclip.config import config_hash
+from entityclip.datasets.manifest import Entry, load_manifest
+from entityclip.files import atomic_write_text
+from entityclip.models.clip import Backbone, BackboneError, create_backbone, open_clip
+from entityclip.results import COLUMNS, ResultsError, git_commit, read_rows
+from entityclip.search.embedding import best_of
+
+_OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
+
+
+_SHOWN = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+
+
+_OURS = "Apache-2.0"
+
+
+def stored_metrics(identity: Mapping[str, Any], files: Sequence[Path]) -> pd.DataFrame:
+    """The rows in `files` that measured the model of this identity; none where no file is there."""
+    known = [file for file in files if file.exists() and file.stat().st_size]
+    if not known or "variant" not in identity:
+        return pd.DataFrame(columns=list(COLUMNS))
+    rows = read_rows(*known)
+    wanted = config_hash({k: v for k, v in identity.items() if k not in _OF_THE_RUN})
+    same = (rows["config_hash"] == wanted) & (rows["variant"] == identity["variant"])
+    return rows[same & (rows["seed"] == identity["seed"])].reset_index(drop=True)
+
+
+def model_card(
+    backbone: str, image_size: int | None, meta: Mapping[str, Any], rows: pd.DataFrame
+) -> str:
+    """Markdown with front matter as model hubs read it.
+
+    `meta` is what the checkpoint says of itself; `rows` are those of `stored_metrics`.
+    """
+    identity = meta.get("identity", {})
+    data = _entry(identity.get("dataset"))
+    variant = identity.get("variant") or ("pretraining" if "pairs" in identity else "converted")
+    parts = [
+        _front_matter(identity, data),
+        f"# {backbone}, {variant}, by entityclip\n\n"
+        "A plain CLIP: picture and text tower. What EntityCLIP (arXiv 2410.17810) adds trains the "
+        "towers and is not needed to use them.\n",
+        _usage(backbone, image_size),
+        _data(identity, data),
+        _training(meta),
+        _metrics(rows),
+        _licence(identity, data),
+    ]
+    return "\n".join(parts)
+
+
+def _entry(dataset: str | None) -> Entry | None:
+    return load_manifest().datasets.get(dataset) if dataset else None
+
+
+def _own_work(identity: Mapping[str, Any], data: Entry | None) -> bool:
+    """Whether nobody else's weights or pictures went into the model."""
+    drawn = data is not None and (data.license or "").startswith(_OURS)
+    return drawn and not isinstance(identity.get("start"), str)
+
+
+def _front_matter(identity: Mapping[str, Any], data: Entry | None) -> str:
+    licence = _OURS.lower() if _own_work(identity, data) else "other"
+    return (
+        f"---\nlicense: {licence}\nlibrary_name: open_clip\n"
+        "pipeline_tag: zero-shot-image-classification\ntags: [clip, entityclip]\n---\n"
+    )
+
+
+def _usage(backbone: str, image_size: int | None) -> str:
+    own = (open_clip.get_model_config(backbone) or {}).get("vision_cfg", {}).get("image_size")
+    size = f", force_image_size={image_size}" if image_size not in (None, own) else ""
+    return f"""## Use
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH/TO/THIS/FOLDER")
+tokenize = open_clip.get_tokenizer("local-dir:PATH/TO/THIS/FOLDER")
+```
+
+or, where open_clip knows the architecture by name:
+`open_clip.create_model("{backbone}", pretrained="PATH/open_clip_model.safetensors"{size})`.
+Embeddings are compared by cosine.
+"""
+
+
+def _data(identity: Mapping[str, Any], data: Entry | None) -> str:
+    name = identity.get("dataset")
+    if name is None:
+        return "## Data\n\nThe weights do not say what they were trained on.\n"
+    lines = [
+        f"## Data\n\n{data.title if data else name}: {data.about if data else 'see its page.'}"
+    ]
+    if data and data.paper:
+        paper = data.paper
+        lines.append(f"{paper.authors}, “{paper.title}”, {paper.venue} {paper.year}, {paper.url}")
+    if data and data.page:
+        lines.append(f"Page: {data.page}")
+    prints = [f"{split} `{identity[f'{split}_data']}`" for split in ("train", "val")
+              if f"{split}_data" in identity]  # fmt: skip
+    if prints:
+        lines.append(f"Fingerprints of the pairs: {', '.join(prints)}")
+    start = identity.get("start")
+    if start is not None:
+        what = f"open_clip's `{start}` weights" if isinstance(start, str) else "random weights, "
+        lines.append(
+            f"Started from {what}" + ("" if isinstance(start, str) else "pretrained first")
+        )
+    return "\n\n".join(lines) + "\n"
+
+
+def _training(meta: Mapping[str, Any]) -> str:
+    identity, best = meta.get("identity", {}), meta.get("best", {})
+    lines = ["## Training\n"]
+    if best.get("epoch"):
+        loss = f"{best['val_loss']:.4f}"
+        lines.append(f"Step {meta['step']}, epoch {best['epoch']}: validation loss {loss}.\n")
+    lines.append(f"Exported by entityclip at commit `{git_commit()}`. All settings:\n")
+    lines.append(f"```json\n{json.dumps(identity, indent=1, ensure_ascii=False)}\n```\n")
+    return "\n".join(lines)
+
+
+def _metrics(rows: pd.DataFrame) -> str:
+    head = "## Measured\n\n"
+    if rows.empty:
+        return f"{head}There are no stored measurements of this model.\n"
+    lines = [
+        "| data | split | direction | metric | value | 95 % interval "
+        "| queries | candidates | commit |",
+        "|---|---|---|---|--:|---|--:|--:|---|",
+    ]
+    for row in rows[rows["metric"].isin(_SHOWN)].to_dict("records"):
+        known = not (pd.isna(row["low"]) or pd.isna(row["high"]))
+        interval = f"{row['low']:.2f} – {row['high']:.2f}" if known else "–"
+        lines.append(
+            f"| {row['dataset']} | {row['split']} | {row['direction'].replace('_', ' ')} "
+            f"| {row['metric']} | {row['value']:.2f} | {interval} "
+            f"| {row['n_queries']} | {row['n_candidates']} | `{row['git_commit'][:8]}` |"
+        )
+    said = "R@K in percent, higher is better; MedR and MeanR are ranks, lower is better. "
+    seed = f"One training seed ({rows['seed'].iloc[0]}); the interval holds test queries only."
+    return f"{head}{said}{seed}\n\n" + "\n".join(lines) + "\n"
+
+
+def _licence(identity: Mapping[str, Any], data: Entry | None) -> str:
+    if _own_work(identity, data):
+        return f"## Licence\n\n{_OURS}, as entityclip's code, data and weights.\n"
+    lines = ["## Licence\n", f"- entityclip's code: {_OURS}"]
+    if data is not None:
+        stated = data.license or "none that could be verified"
+        lines.append(f"- data ({data.title}): {stated}. {data.terms}")
+    start = identity.get("start")
+    origin = f"`{start}`" if isinstance(start, str) else "unknown; see where you got them"
+    if isinstance(start, str) or not identity:
+        lines.append(f"- weights it started from: {origin}; their own licence holds")
+    lines.append("\nWhat you may do with these weights follows from all of them.")
+    return "\n".join(lines) + "\n"
+
+
+WEIGHTS, CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "README.md"
+
+
+class ExportError(ValueError):
+    """The checkpoint says too little about itself to be exported."""
+
+
+def export(
+    source: Path,
+    folder: Path,
+    *,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    rows: Sequence[Path] | None = None,
+) -> Path:
+    """Write the CLIP of a checkpoint, or of a run's folder, to `folder`; returns the weights' path.
+
+    `backbone` and `image_size` are needed for weights that are no checkpoint of ours. `rows` are
+    the files of result rows whose metrics the card shows; by default those of the run's profile.
+    Files that stand in `folder` are replaced one by one, each whole, the weights first.
+
+    Raises ExportError where the backbone isn't known, BackboneError and CheckpointError for weights
+    that cannot be read, do not fit or cannot be written.
+    """
+    path = best_of(source)
+    meta = read_meta(path)
+    identity = meta.get("identity", {})
+    name = backbone or identity.get("backbone")
+    if name is None:
+        raise ExportError(f"{path} does not say which model it is; give --backbone, e.g. ViT-B-32")
+    size = image_size or identity.get("image_size")
+    built = create_backbone(name, str(path), size)
+    found = stored_metrics(identity, row_files(path) if rows is None else rows)
+    kept = {key: meta[key] for key in ("identity", "step", "best") if key in meta}
+    write_checkpoint(folder / WEIGHTS, built.clip.state_dict(), kept)
+    config = {"model_cfg": model_config(built, size), "preprocess_cfg": preprocessing(built)}
+    atomic_write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    atomic_write_text(folder / CARD, model_card(name, size, meta, found))
+    return folder / WEIGHTS
+
+
+def model_config(backbone: Backbone, image_size: int | None) -> dict[str, Any]:
+    """open_clip's description of the model, at the size it was trained with."""
+    config = copy.deepcopy(open_clip.get_model_config(backbone.name))
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    return config
+
+
+def preprocessing(backbone: Backbone) -> dict[str, Any]:
+    """How pictures are prepared, as open_clip's config files say it."""
+    known = backbone.clip.visual.preprocess_cfg
+    return {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+
+
+def row_files(checkpoint: Path) -> list[Path]:
+    """Where a run's retrieval rows lie: beside its checkpoints, and those the repository ships."""
+    from entityclip.results import SHIPPED
+
+    profile = checkpoint.resolve().parent.parent.parent
+    return [SHIPPED / profile.name / "retrieval.jsonl", profile / "results" / "retrieval.jsonl"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if the model was written, 1 with a reason if not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m entityclip.search.export", description=__doc__.partition("\n\n")[2]
+    )
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run's folder")
+    parser.add_argument("folder", type=Path, help="where the model is written")
+    parser.add_argument("--backbone", help="open_clip's name, where the checkpoint has none")
+    parser.add_argument("--image-size", type=int, help="pixels, where it isn't the backbone's")
+    parser.add_argument("--rows", type=Path, nargs="+", help="JSONL files of result rows")
+    given = parser.parse_args(arguments)
+    try:
+        weights = export(
+            *(given.checkpoint, given.folder),
+            **dict(backbone=given.backbone, image_size=given.image_size, rows=given.rows),
+        )
+    except (ExportError, BackboneError, CheckpointError, ResultsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {weights}, {CONFIG} and {CARD}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The accelerate loop, its batches, its run folder and its processes."""

@@ -1,0 +1,278 @@
+"""Bad input of every kind: a named error, or a skip that is counted; nothing crashes or leaks."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from open_clip.transform import image_transform
+
+from entityclip.datasets import LOADERS, load_pairs
+from entityclip.datasets.dataset import ImageTextDataset, ImageTextLoader
+from entityclip.datasets.pair import ImageError, Pair
+from tests.fixtures import layouts
+from tests.fixtures.pictures import BROKEN, save
+
+N24, VIS, CAPS = "news/nytimes_train.json", "train.json", "news/CapDsc_mistral_train.json"
+GOOD, OFFICIAL = "new_goodnews_capim_train.json", "captioning_dataset.json"
+FLICKR = "dataset_flickr30k.json"
+DEEP = "[" * 100_000
+
+
+def article(**change):
+    return json.dumps([{**layouts._article("img-1", 1), **change}])
+
+
+def news(**change):
+    return json.dumps([{**layouts._news(0, "guardian", "guardian/images/0000/0.jpg"), **change}])
+
+
+def derived(**change):
+    return json.dumps([{"image_id": f"{'0' * 24}_0", "captioning": "text", **change}])
+
+
+def image(**change):
+    row = {"filename": "1000.jpg", "split": "train", "sentences": [{"raw": "text"}]}
+    return json.dumps({"images": [{**row, **change}]})
+
+
+def goodnews_article(images):
+    return json.dumps({"0" * 24: {"images": images}})
+
+
+CSV = "tweet_id,tweet,text_is_represented,image_adds\n"
+WRONG_FILES = [
+    # data set, file, content (str, bytes or None: no such file), what the error says
+    ("n24news", N24, "", r"nytimes_train\.json is not JSON \(the file is empty"),
+    ("n24news", N24, article()[:40], r"nytimes_train\.json is not JSON \(.*row 0\)"),
+    ("n24news", N24, article()[:-1] + ',{"image_id": ', r"is not JSON \(.*row 1\)"),
+    ("n24news", N24, article()[:-1] + ",]", "a comma stands before the end"),
+    ("n24news", N24, article() + "[]", "more text follows the end"),
+    ("n24news", N24, article()[1:-1] + "\n" + article()[1:-1], "list, got dict; are these JSON li"),
+    ("n24news", N24, '"text"', "must hold a JSON list, got str"),
+    ("n24news", N24, "null", "must hold a JSON list, got null"),
+    ("n24news", N24, "12", "must hold a JSON list, got number"),
+    ("n24news", N24, b"\x80\x04]", r"is not JSON \(not UTF-8"),
+    ("n24news", N24, "<html>", "begins no JSON value"),
+    ("n24news", N24, DEEP, "nested too deeply"),
+    ("n24news", N24, '[{"a": 1, "a": 2}]', r"key 'a' stands twice in one object, row 0"),
+    ("n24news", N24, '[{"caption": NaN}]', "NaN is not a JSON number, row 0"),
+    ("n24news", N24, '[{"caption": -Infinity}]', "-Infinity is not a JSON number"),
+    ("n24news", N24, None, r"nytimes_train\.json does not exist; expected below the root"),
+    ("n24news", N24, "[[]]", "row 0: expected an object, got list"),
+    ("n24news", N24, article(caption=["a"]), "row 0: field 'caption' must be str, got list"),
+    ("n24news", N24, article(caption=1.5), "row 0: field 'caption' must be str, got float"),
+    ("n24news", N24, article(caption="\ud800"), "row 0: half a surrogate pair"),
+    ("n24news", N24, article(section="\ud800"), "row 0: half a surrogate pair"),
+    ("n24news", N24, article(image_id=""), "row 0: field 'image_id' is empty"),
+    ("n24news", N24, article(image_id=[1]), "field 'image_id' must be str or int, got list"),
+    ("n24news", N24, article(image_id="../../etc/x"), "'image_id' is '../../etc/x', which is no"),
+    ("n24news", N24, article(image_id="/etc/passwd"), "'/etc/passwd', which is no plain file name"),
+    ("n24news", N24, article(image_id="a\\b"), "which is no plain file name"),
+    ("n24news", N24, article(image_id="a\0b"), "which is no plain file name"),
+    ("n24news", N24, article(image_id=".."), "which is no plain file name"),
+    ("n24news", N24, article(section={"a": 1}), "field 'section' must be str, got dict"),
+    ("n24news", CAPS, "[]", r"CapDsc_mistral_train\.json must hold a JSON dict, got list"),
+    ("n24news", CAPS, '{"a.jpg": ["x"]}', r"key 'a\.jpg': an explanation must be str, got list"),
+    ("n24news", CAPS, '{"a.jpg": "x", "a.jpg": "y"}', r"key 'a\.jpg' stands twice"),
+    ("n24news", CAPS, '{"/x/a.jpg": "x", "a.jpg": "y"}', "a second explanation of one picture"),
+    ("n24news", CAPS, '{"a.jpg": "x"', r"is not JSON \(',' or '}' expected"),
+    ("n24news", CAPS, '{1: "x"}', "a key must be a string"),
+    ("n24news", CAPS, '{"a.jpg" "x"}', "':' is missing after key"),
+    ("n24news", CAPS, '{"a.jpg": "\\ud800"}', "half a surrogate pair"),
+    ("visualnews", VIS, None, r"has none of train\.json, origin/train\.json; expected"),
+    ("visualnews", VIS, news(id=None), "field 'id' must be str or int, got NoneType"),
+    ("visualnews", VIS, news(id=True), "field 'id' must be str or int, got bool"),
+    ("visualnews", VIS, news(image_path="/etc/passwd"), "'/etc/passwd', which is no plain path"),
+    ("visualnews", VIS, news(image_path="./../x.jpg"), "which is no plain path below the root"),
+    ("visualnews", VIS, news(image_path="a/../../x"), "which is no plain path below the root"),
+    ("visualnews", VIS, news(image_path="..\\x.jpg"), "which is no plain path below the root"),
+    ("visualnews", VIS, news(image_path=""), "which is no plain path below the root"),
+    ("visualnews", VIS, news(image_path=7), "field 'image_path' must be str, got int"),
+    ("visualnews", VIS, news(topic=3), "field 'topic' must be str, got int"),
+    ("goodnews", GOOD, derived(captioning=None, image_id=None), "'image_id' must be str or int"),
+    ("goodnews", GOOD, '[{"image_id": "a_1"}]', "field 'captioning' must be str, got nothing"),
+    ("goodnews", GOOD, derived(image_id="../a_1"), "which is no plain file name"),
+    ("goodnews", OFFICIAL, '{"a": {"images": ["x"]}}', "field 'images' must be dict, got list"),
+    ("goodnews", OFFICIAL, '{"a": {}}', "field 'images' must be dict, got nothing"),
+    ("goodnews", OFFICIAL, '{"a": []}', "row 0: expected an object, got list"),
+    ("goodnews", OFFICIAL, goodnews_article({"0": 3}), r"field 'images\.0' must be str, got int"),
+    ("goodnews", OFFICIAL, goodnews_article({"/../x": "t"}), "which is no plain file name"),
+    ("goodnews", "img_splits.json", None, r"has none of img_splits\.json"),
+    ("goodnews", "img_splits.json", '{"a_1": "dev"}', "'dev' is none of train, val, test"),
+    ("goodnews", "img_splits.json", '{"a_1": 3}', "3 is none of train, val, test"),
+    ("goodnews", "broken_images.txt", b"\xff\xfe", r"broken_images\.txt is not UTF-8 text"),
+    ("flickr30k", FLICKR, '{"dataset": "flickr30k"}', "has no 'images'; expected an object"),
+    ("flickr30k", FLICKR, '{"images": {}}', "must hold a JSON list under 'images', got dict"),
+    ("flickr30k", FLICKR, image(sentences=[]), "'sentences' must be a list of at least one"),
+    ("flickr30k", FLICKR, image(sentences="text"), "'sentences' must be a list"),
+    ("flickr30k", FLICKR, image(sentences=["text"]), r"'sentences\[0\]' must be dict, got str"),
+    ("flickr30k", FLICKR, image(sentences=[{}]), r"'sentences\[0\]\.raw' must be str, got noth"),
+    ("flickr30k", FLICKR, image(split="dev"), "field 'split' is 'dev', none of train, val"),
+    ("flickr30k", FLICKR, image(split=None), "field 'split' must be str or int, got NoneType"),
+    ("flickr30k", FLICKR, image(filepath="../x"), "'../x', which is no plain path below the root"),
+    ("flickr30k", FLICKR, image(filename="../x.jpg"), "which is no plain file name"),
+    ("tweets", "data.csv", "", "the first line must name the columns .* got nothing"),
+    ("tweets", "data.csv", "id,text\n", "must name the columns .* got id, text"),
+    ("tweets", "data.csv", CSV + "1,a,b\n", "row 0: 3 fields for 4 columns; is a comma not quoted"),
+    ("tweets", "data.csv", CSV + "1,a,yes,0\n", "'text_is_represented' must be 0 or 1, got 'yes'"),
+    ("tweets", "data.csv", CSV + "../1,a,1,0\n", "field 'tweet_id' is '../1', which is no plain"),
+    ("tweets", "data.csv", CSV + '1,"never closed', "is not readable CSV"),
+    ("tweets", "data.csv", CSV.encode() + b"1,\xff,1,0\n", "is not readable CSV"),
+    ("twitter100k", "text.txt", None, r"text\.txt does not exist"),
+    ("twitter100k", "text.txt", b"\xff\n", r"text\.txt is not UTF-8 text"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "file", "content", "message"), WRONG_FILES)
+def test_a_wrong_file_is_a_named_error(dataset, file, content, message, tmp_path):
+    official = file in (OFFICIAL, "img_splits.json")
+    if official:
+        layouts.goodnews(tmp_path, derived=False)
+    else:
+        layouts.BUILDERS[dataset](tmp_path)
+    path = tmp_path / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    split = "all" if dataset == "twitter100k" else "train"
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+        LOADERS[dataset](tmp_path, split)
+    assert path.name.split(".")[0] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "counts"),
+    [
+        ({"caption": "x" * 1_000_000}, {"oversized_captions": 1}),
+        ({"caption": "\u00a0\r\n\t"}, {"empty_captions": 1}),
+        ({"caption": None}, {"empty_captions": 1}),
+        ({"image_id": "no such picture"}, {"missing_pictures": 1}),
+        ({"image_id": "IMG-1"}, {"missing_pictures": 1}),  # the case of names matters
+        ({"image_id": "folder"}, {"missing_pictures": 1}),
+        ({"image_id": "pipe"}, {"missing_pictures": 1}),
+        ({"image_id": "dangling"}, {"missing_pictures": 1}),
+        ({"image_id": "leaves"}, {"outside_root": 1}),
+        ({"image_id": "img-2"}, {"repeated_ids": 1}),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_left_out_and_counted(row, counts, tmp_path):
+    root = tmp_path / "root"
+    layouts.n24news(root)
+    outside = save(tmp_path / "secret.jpg", 1)
+    (root / "imgs" / "folder.jpg").mkdir()
+    os.mkfifo(root / "imgs" / "pipe.jpg")
+    (root / "imgs" / "leaves.jpg").symlink_to(outside)
+    (root / "imgs" / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    rows = [layouts._article("img-1", 1), layouts._article("img-2", 2)]
+    layouts.write_json(root / N24, [*rows, {**layouts._article("img-4", 4), **row}])
+    pairs, report = LOADERS["n24news"](root, "train")
+    assert [pair.id for pair in pairs] == ["img-1", "img-2"]
+    assert {name: getattr(report, name) for name in counts} == counts
+    assert report.left_out == 1
+
+
+@pytest.mark.parametrize("name", ["imgs", N24, CAPS])
+def test_a_link_that_leaves_the_root_is_refused(name, tmp_path):
+    root = tmp_path / "root"
+    layouts.n24news(root)
+    shutil.move(root / name, tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leads out of"):
+        LOADERS["n24news"](root, "train")
+
+
+def test_a_link_within_the_root_and_a_link_to_the_root_are_fine(tmp_path):
+    layouts.n24news(tmp_path / "root")
+    whole = LOADERS["n24news"](tmp_path / "root", "train")[0]
+    shutil.move(tmp_path / "root" / "imgs", tmp_path / "root" / "large")
+    (tmp_path / "root" / "imgs").symlink_to("large")
+    (tmp_path / "link").symlink_to("root")
+    pairs = LOADERS["n24news"](tmp_path / "link", "train")[0]
+    assert [pair.id for pair in pairs] == [pair.id for pair in whole]
+
+
+def test_a_named_pipe_in_place_of_a_data_file_does_not_block(tmp_path):
+    layouts.n24news(tmp_path)
+    (tmp_path / N24).unlink()
+    os.mkfifo(tmp_path / N24)
+    with pytest.raises(ValueError, match="is not a regular file"):
+        LOADERS["n24news"](tmp_path, "train")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    layouts.n24news(tmp_path)
+
+    def refuse(path):  # chmod does not keep root out
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=r"cannot list .*imgs: .*make it readable"):
+        LOADERS["n24news"](tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [("n24news", "imgs"), ("visualnews", "images"), ("goodnews", "images"),
+     ("twitter100k", "images")],
+)  # fmt: skip
+def test_a_missing_picture_folder_is_named(dataset, folder, tmp_path):
+    layouts.BUILDERS[dataset](tmp_path)
+    shutil.rmtree(tmp_path / folder)
+    split = "all" if dataset == "twitter100k" else "train"
+    with pytest.raises(FileNotFoundError, match="expected below the root"):
+        load_pairs(dataset, split, root=tmp_path)
+
+
+def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
+    layouts.visualnews(tmp_path)
+    shutil.rmtree(tmp_path / "images" / "bbc" / "images")
+    pairs, report = LOADERS["visualnews"](tmp_path, "train")
+    assert report.missing_pictures == 4
+    assert not any("/bbc/" in str(pair.image) for pair in pairs)
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def broken_dataset(root, kinds, count=100):
+    pairs = [Pair(f"p{n}", save(root / f"{n}.jpg", n), f"caption {n}") for n in range(count)]
+    for number, kind in enumerate(kinds):
+        pairs[number * 7 + 3].image.write_bytes(BROKEN[kind][0])
+    preprocess = image_transform(32, is_train=False)
+
+    def tokenize(texts):
+        return torch.tensor([[len(text)] for text in texts])
+
+    return ImageTextDataset(pairs, preprocess, tokenize, max_broken=0.2)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_picture_is_a_named_error(kind, tmp_path):
+    content, message = BROKEN[kind]
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(
+        ImageError, match=rf"pair 'x': cannot read picture .*picture\.jpg: .*{message}"
+    ):
+        Pair("x", path, "caption").load_image()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "missing"])
+def test_what_is_no_file_is_a_named_error_and_does_not_block(kind, tmp_path):
+    path = tmp_path / "picture.jpg"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "missing": lambda: None}[kind]()
+    with pytest.raises(ImageError, match=r"picture\.jpg: (not a regular|no such) file"):
+        Pair("x", path, "caption").load_image()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_broken_picture_crashes_a_worker(workers, tmp_path):
+    dataset = broken_dataset(tmp_path, list(BROKEN))
+    loader = ImageTextLoader(dataset, 10, workers=workers)
+    served = [name for batch in loader for name in batch.ids]
+    wrong = {f"p{number * 7 + 3}" for number in range(len(BROKEN))}
+    assert set(loader.broken) == wrong
+    assert served == [f"p{n}" for n in range(100) if f"p{n}" not in wrong]

@@ -1,0 +1,151 @@
+"""Second captions of a picture, and AsCL reading files past broken ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from entityclip.config import load_profile
+from entityclip.datasets import load_pairs
+from entityclip.datasets.captions import SeveralCaptions, has_second_captions, second_captions
+from entityclip.datasets.dataset import Broken, ImageTextDataset, PairDataset
+from entityclip.datasets.newsroom.outlet_a import newsroom_facts, second_caption
+from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS
+from entityclip.datasets.pair import ImageError
+from entityclip.evaluation.retrieval import similarities
+from entityclip.experiments.chapters import AsCLRuns
+from entityclip.experiments.experiment import Experiment
+from entityclip.models.clip import create_backbone
+from tests.fixtures.layouts import karpathy
+
+SIDE = 16  # pixels
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return create_backbone("newsroom-tiny", image_size=SIDE)
+
+
+@pytest.fixture
+def flickr(tmp_path):
+    karpathy(tmp_path)
+    return tmp_path
+
+
+def served(root, backbone, split="train", **options):
+    pairs = load_pairs("flickr30k", split, root=root)
+    return ImageTextDataset(pairs, backbone.preprocess, backbone.tokenize, **options)
+
+
+def test_a_second_caption_is_of_the_same_picture_and_kind():
+    pairs = load_pairs("newsroom", "train", limit=40, image_size=64)
+    of_pictures = load_pairs("newsroom", "captions_train", limit=200, image_size=64)
+    naming = {}
+    for number, pair in enumerate(of_pictures):
+        if number % 5 < 2:
+            naming.setdefault(pair.image_key, []).append(pair.caption)
+    for pair, second in zip(pairs, second_captions("newsroom", pairs), strict=True):
+        assert second in naming[pair.image_key]
+        assert second != pair.caption
+        facts = newsroom_facts(pair)
+        for country in facts.countries:
+            names = (country.name, country.demonym, country.capital)
+            assert any(name.lower() in second.lower() for name in names), second
+        assert not any(capital in second for capital in HELD_OUT_CAPITALS)
+    longtail = load_pairs("newsroom", "test_longtail", limit=1, image_size=64)[0]
+    with pytest.raises(ValueError, match="of split test_longtail, which has no second captions"):
+        second_caption(longtail)
+
+
+def test_one_caption_a_picture_is_refused_by_name():
+    with pytest.raises(ValueError, match="n24news has one caption a picture"):
+        second_captions("n24news", [])
+    assert second_captions("flickr30k", []) is None
+    assert [d for d in ("newsroom", "newsroom-b", "mscoco") if has_second_captions(d)] == [
+        "newsroom",
+        "mscoco",
+    ]
+
+
+def test_given_seconds_are_taken_row_by_row(tiny):
+    pairs = load_pairs("newsroom", "train", limit=6, image_size=64)
+    plain = PairDataset(pairs, tiny.preprocess, tiny.tokenize, with_explanations=False, cache=True)
+    texts = [f"second {i}" for i in range(6)]
+    batch = (several := SeveralCaptions(plain, tiny.tokenize, texts)).collate(
+        [several[i] for i in (4, 1)]
+    )
+    assert torch.equal(batch.others, tiny.tokenize(["second 4", "second 1"]))
+    assert torch.equal(batch.images, plain.collate([plain[4], plain[1]]).images)
+    with pytest.raises(ValueError, match="5 second captions for 6 pairs"):
+        SeveralCaptions(plain, tiny.tokenize, texts[:5])
+
+
+def test_files_and_memory_give_the_same_batches(flickr, tiny):
+    files = served(flickr, tiny)
+    memory = PairDataset(
+        files.pairs, tiny.preprocess, tiny.tokenize, with_explanations=False, cache=False
+    )
+    rows, found = [7, 0, 31, 12], []
+    for dataset in (files, memory):
+        several = SeveralCaptions(dataset, tiny.tokenize)
+        torch.manual_seed(3)
+        found.append(several.collate([several[row] for row in rows]))
+    for name in ("images", "captions", "others", "image_keys"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+    assert torch.equal(files.captions, memory.captions)
+    for row, other in zip(rows, found[0].others, strict=True):
+        (partner,) = (memory.captions == other).all(1).nonzero()[:1, 0].tolist()
+        assert partner != row
+        assert memory.image_keys[partner] == memory.image_keys[row]
+
+
+def test_others_stay_with_their_rows_past_a_broken_picture(flickr, tiny):
+    (flickr / "flickr30k-images" / "1001.jpg").write_bytes(b"<html>404</html>")
+    files = served(flickr, tiny)
+    several = SeveralCaptions(files, tiny.tokenize, [f"second {i}" for i in range(len(files))])
+    items = [several[row] for row in (0, 6, 12)]
+    assert [isinstance(item, Broken) for item in items] == [False, True, False]
+    batch = several.collate(items)
+    assert [broken.id for broken in batch.broken] == ["1001#1"]
+    assert torch.equal(batch.others, tiny.tokenize(["second 0", "second 12"]))
+    assert several.collate(items[1:2]) == items[1:2]
+
+
+def ascl_runs(root, weights, max_broken):
+    settings = {
+        "pretrained": str(weights),
+        "pretraining": None,
+        "image_size": SIDE,
+        "max_broken": max_broken,
+        "bootstrap": 20,
+        "ascl": {
+            "dataset": "flickr30k", "data_root": str(root), "train_split": "train",
+            "val_split": "val", "test_split": "test", "train_pairs": None, "val_pairs": None,
+            "test_pairs": None, "seeds": 1,
+            "finetuning": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+        },
+    }  # fmt: skip
+    return AsCLRuns(Experiment(load_profile("smoke", settings=settings), progress=False))
+
+
+def test_ascl_trains_past_a_broken_file_and_is_not_evaluated_without_one(
+    flickr, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    weights = tmp_path / "tiny.safetensors"
+    save_file(tiny.clip.state_dict(), weights)
+    (flickr / "flickr30k-images" / "1001.jpg").write_bytes(b"<html>404</html>")
+    with pytest.raises(ImageError, match=r"more than the share 0\.01"):
+        ascl_runs(flickr, weights, 0.01).finetune("ascl", 0)
+    runs = ascl_runs(flickr, weights, 0.2)
+    done = json.loads((runs.finetune("ascl", 0) / "run.json").read_text())
+    assert {name.split("#")[0] for name in done["broken"]["train"]} == {"1001"}
+    assert not runs.measure(["ascl"], [0]).empty
+    test = next(p for p in runs.pairs("test")).image.name
+    (flickr / "flickr30k-images" / test).write_bytes(b"<html>404</html>")
+    with pytest.raises(ImageError, match="evaluation needs every picture"):
+        similarities(runs.load("ascl", 0), runs.dataset("test"), progress=False)

@@ -1,0 +1,263 @@
+"""The data manifest, and ``python -m entityclip.datasets`` on miniature copies."""
+
+import json
+
+import pytest
+import yaml
+
+from entityclip.datasets import DATASETS, DRAWN, __main__
+from entityclip.datasets.care import count_names, summarise, summary_table
+from entityclip.datasets.manifest import (
+    MANIFEST,
+    ManifestError,
+    expand,
+    load_manifest,
+    record_pairs,
+)
+from entityclip.reporting.charts import draw_summary
+from tests.fixtures import layouts
+
+
+def run(*arguments):
+    return __main__.main([str(argument) for argument in arguments])
+
+
+def verify(root, out, *more, dataset="n24news"):
+    status = run("verify", dataset, "--root", root, "--out", out, "--quiet", *more)
+    return status, json.loads((out / "verify.json").read_text())
+
+
+# ------------------------------------------------------------------------------------- manifest
+
+
+def test_the_manifest_knows_every_data_set_and_split():
+    entries = load_manifest().datasets
+    assert {name: set(entry.splits) for name, entry in entries.items()} == {
+        name: set(splits) for name, splits in DATASETS.items()
+    }
+    for name, entry in entries.items():
+        assert (entry.paper is None) == (name in DRAWN or name == "folder")
+
+
+BAD = [
+    ("title: N24News", "title: 7", "datasets.n24news.title: Input should be a valid string"),
+    ("title: N24News", "titel: N24News", "datasets.n24news.titel: there is no such field"),
+    ("year: 2022", "year: twenty", "datasets.n24news.paper.year: Input should be a valid integer"),
+    ("year: 2022", "year: 22", "datasets.n24news.paper.year: Input should be greater"),
+    ("venue: LREC", "venue: [LREC]", "datasets.n24news.paper.venue"),
+    ("page: https://github.com/billy", "page: ftp://x", "datasets.n24news.page: String should"),
+    ('"imgs/*.jpg"', '"../imgs/*.jpg"', "datasets.n24news.layout.1.path.*no path below the root"),
+    ('"imgs/*.jpg"', '"/imgs/*.jpg"', "no path below the root"),
+    ("files: 3", "files: three", "datasets.n24news.layout.0.files"),
+    ("required: false", "required: maybe", "datasets.n24news.layout.2.required"),
+    ("train: {pairs: null}", "train: {pairs: -1}", "datasets.n24news.splits.train.pairs"),
+    ("train: {pairs: null}", "train: {}", "datasets.n24news.splits.train.pairs: Field required"),
+    ("train: {pairs: null}", "train: {pairs: 1.5}", "datasets.n24news.splits.train.pairs"),
+    ("train: {pairs: null}", "train: {pairs: null, n: 1}", "splits.train.n: there is no such fie"),
+    ("  n24news:", "  newsroom:", "'newsroom' stands twice"),
+    ("title: N24News", "title: [N24News", "not YAML"),
+    ("title: N24News", "title: !!python/object:os.system x", "not YAML"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD)
+def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
+    before, _, after = MANIFEST.read_text().partition("  n24news:")
+    changed = ("  n24news:" + after).replace(old, new, 1)
+    assert changed != "  n24news:" + after
+    path = tmp_path / "data_manifest.yaml"
+    path.write_text(before + changed)
+    with pytest.raises(ManifestError, match=message) as raised:
+        load_manifest(path)
+    if "not YAML" not in message and "required" not in message:
+        line = int(str(raised.value).split("line ")[1].split(":")[0])
+        assert new.split("{")[0].strip() in path.read_text().split("\n")[line - 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "datasets: {}",
+        "datasets: 3",
+        "\ttab",
+        "other: {}",
+        "a: &x [*x]",
+        "? {a: 1}\n: 2",
+        "1: 2",
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(text, tmp_path):
+    path = tmp_path / "data_manifest.yaml"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=r"data_manifest\.yaml"):
+        load_manifest(path)
+    with pytest.raises(ManifestError, match="cannot be read"):
+        load_manifest(tmp_path / "none.yaml")
+
+
+def test_patterns_expand():
+    assert expand("{,o/}{a,b}.json") == ["a.json", "b.json", "o/a.json", "o/b.json"]
+    assert expand("{x,new_{a,b}}.json") == ["x.json", "new_a.json", "new_b.json"]
+
+
+def test_recording_fills_nulls_and_changes_nothing_else(tmp_path):
+    path = tmp_path / "data_manifest.yaml"
+    path.write_text(MANIFEST.read_text())
+    assert record_pairs("n24news", {"train": 12, "val": 6}, path) == ["train", "val"]
+    assert record_pairs("n24news", {"train": 99}, path) == []
+    assert record_pairs("newsroom", {"train": 99}, path) == []
+    old, new = MANIFEST.read_text().split("\n"), path.read_text().split("\n")
+    assert len(old) == len(new)
+    assert sum(a != b for a, b in zip(old, new, strict=True)) == 2
+    splits = yaml.safe_load(path.read_text())["datasets"]["n24news"]["splits"]
+    assert [splits[name]["pairs"] for name in ("train", "val", "test")] == [12, 6, None]
+
+
+# --------------------------------------------------------------------------------------- verify
+
+
+@pytest.mark.parametrize("dataset", set(layouts.BUILDERS) - {"tweets"})
+def test_a_whole_data_set_verifies(dataset, tmp_path, capsys):
+    expected = layouts.BUILDERS[dataset](tmp_path / "root")
+    status, result = verify(tmp_path / "root", tmp_path / "out", dataset=dataset)
+    assert (status, result["problems"], result["broken"]) == (0, [], {})
+    counts = {row["split"]: row["pairs"] for row in result["splits"]}
+    assert counts == {name: len(rows) for name, rows in expected.items()}
+    assert result["pictures"] == len({row[1] for rows in expected.values() for row in rows})
+    assert {row["status"] for row in result["checksums"]} == {"recorded"}
+    assert f"{dataset}: whole" in capsys.readouterr().out
+    _, again = verify(tmp_path / "root", tmp_path / "out", dataset=dataset)
+    assert {row["status"] for row in again["checksums"]} == {"same"}
+
+
+def test_verify_finds_what_is_wrong(tmp_path, capsys):
+    root, out = tmp_path / "root", tmp_path / "out"
+    layouts.n24news(root)
+    assert verify(root, out)[0] == 0
+    (root / "imgs" / "img-1.jpg").write_bytes(b"no picture")
+    (root / "news" / "nytimes_test.json").write_text("[{")
+    rows = json.loads((root / "news" / "nytimes_train.json").read_text())
+    layouts.write_json(root / "news" / "nytimes_dev.json", rows[:2])
+    status, result = verify(root, out)
+    assert status == 1
+    assert list(result["broken"]) == ["imgs/img-1.jpg"]
+    problems = "\n".join(result["problems"])
+    assert "test: " in problems
+    assert "nytimes_test.json is not JSON" in problems
+    assert "1 of 12 pictures broken: imgs/img-1.jpg" in problems
+    assert "news/nytimes_dev.json is not the file that was first verified" in problems
+    assert any("train and val share 2 ids, 2 pictures" in note for note in result["notes"])
+    assert "NOT whole" in capsys.readouterr().out
+    # what was recorded first stays the standard
+    assert any("first verified" in problem for problem in verify(root, out)[1]["problems"])
+
+
+def test_verify_compares_with_the_manifest_and_records_into_it(tmp_path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    layouts.n24news(root)
+    manifest = tmp_path / "data_manifest.yaml"
+    manifest.write_text(MANIFEST.read_text())
+    assert verify(root, out, "--record", "--manifest", manifest)[0] == 0
+    assert load_manifest(manifest).datasets["n24news"].splits["train"].pairs == 12
+    (root / "imgs" / "img-1.jpg").unlink()
+    status, result = verify(root, out, "--manifest", manifest, "--no-pictures")
+    assert status == 1
+    assert "train: 11 pairs, the manifest says 12" in result["problems"]
+
+
+def test_verify_of_tweets_knows_the_published_number_of_rows(tmp_path):
+    layouts.tweets(tmp_path / "root")
+    status, result = verify(tmp_path / "root", tmp_path / "out", dataset="tweets")
+    assert status == 1
+    assert "train: 24 rows, the manifest says 3576" in result["problems"]
+
+
+def test_verify_says_what_is_missing(tmp_path):
+    (tmp_path / "root").mkdir()
+    status, result = verify(tmp_path / "root", tmp_path / "out")
+    assert status == 1
+    assert "no split of n24news could be read" in "\n".join(result["problems"])
+    assert "no file fits imgs/*.jpg" in "\n".join(result["problems"])
+    (tmp_path / "root" / "imgs").symlink_to(tmp_path)
+    problems = verify(tmp_path / "root", tmp_path / "out")[1]["problems"]
+    assert any("is a link that leads out of" in problem for problem in problems)
+    assert verify(tmp_path / "nowhere", tmp_path / "out")[1]["problems"][0].startswith("root ")
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    layouts.n24news(tmp_path / "root")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checksums.json").write_text('{"a": 3}')
+    status, result = verify(tmp_path / "root", tmp_path / "out")
+    assert status == 1
+    assert "checksums.json is damaged" in result["problems"][0]
+
+
+def test_the_newsroom_verifies_without_files(tmp_path):
+    assert run("verify", "newsroom", "--out", tmp_path) == 0
+
+
+# -------------------------------------------------------------------------- summary, prepare, use
+
+
+def test_summary_counts_and_draws(tmp_path, capsys):
+    layouts.n24news(tmp_path / "root")
+    assert run("summary", "n24news", "--root", tmp_path / "root", "--out", tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"summary.csv", "summary.png", "summary.svg"}
+    assert "N24News" in capsys.readouterr().out
+    summaries = summarise("n24news", tmp_path / "root", pictures=4)
+    table = summary_table(summaries).set_index("split")
+    assert table.loc["train", "pairs"] == 12
+    assert table.loc["train", "missing_pictures"] == 1
+    assert table.loc["test", "width_median"] == 48
+    assert len(summaries[0].samples) == 4  # of the pictures looked at
+    assert len(draw_summary(summaries).axes) == 3
+
+
+def test_summary_of_nothing_is_an_error(tmp_path, capsys):
+    assert run("summary", "n24news", "--root", tmp_path, "--out", tmp_path / "out") == 1
+    assert "no usable split of n24news" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("caption", "names"),
+    [
+        ("", 0),
+        ("Envoys met in Nairobi and Berlin.", 2),
+        ("Angela Merkel arrives", 1),
+        ("The Bank of England, London, in May", 3),
+        ("crowds at a port", 0),
+        ("President Zoë Müller in Ålesund", 2),
+    ],
+)
+def test_names_are_runs_of_capitalised_words(caption, names):
+    assert count_names(caption) == names
+
+
+def test_prepare_writes_a_copy_that_loads(tmp_path, capsys):
+    from entityclip.datasets import load_pairs
+
+    root, out = tmp_path / "root", tmp_path / "out"
+    layouts.visualnews(root)
+    assert run("prepare", "visualnews", "--root", root, "--out", out, "--quiet") == 0
+    assert "24 pictures in 1 shards" in capsys.readouterr().out
+    pairs = load_pairs("visualnews", "test", root=root, prepared=out / "prepared")
+    assert [pair.load_image().size for pair in pairs] == [(48, 36)] * 6
+
+
+def test_a_wrong_command_line_is_said(tmp_path, capsys):
+    assert run("verify", "n24news") == 2
+    assert "give --root PATH" in capsys.readouterr().err
+    assert run("verify", "n24news", "--root", tmp_path, "--splits", "dev") == 2
+    assert "no split 'dev'; there are train, val, test" in capsys.readouterr().err
+    assert run("prepare", "newsroom", "--out", tmp_path) == 1
+    assert "nothing to prepare" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("verify", "nothing")
+    capsys.readouterr()
+    (tmp_path / "m.yaml").write_text("datasets: 3")
+    assert run("verify", "newsroom", "--manifest", tmp_path / "m.yaml") == 1
+    assert "line 1" in capsys.readouterr().err

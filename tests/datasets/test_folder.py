@@ -1,0 +1,116 @@
+"""Your own pictures and captions: every mistake in the CSV is named by row and column."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from entityclip.config import load_profile
+from entityclip.datasets import load_pairs
+from entityclip.datasets.reading import csv_rows
+from entityclip.experiments.experiment import Experiment
+from tests.fixtures.pictures import save
+
+GOOD = "image,caption\na.jpg,One\nb.jpg,Two\n"
+
+
+def folder(root, content=GOOD, pictures=("a.jpg", "b.jpg"), name="captions.csv"):
+    root.mkdir(exist_ok=True)
+    for number, picture in enumerate(pictures):
+        save(root / picture, number)
+    data = content if isinstance(content, bytes) else content.encode()
+    (root / name).write_bytes(data)
+    return root
+
+
+WRONG = [
+    ("", "must name the columns image, caption once each, and lacks image, caption: got nothing"),
+    ("image,text\na.jpg,One\n", r"captions\.csv: the first line .* lacks caption: got image, text"),
+    ("image;caption\na.jpg;One\n", "separated by something else than commas"),
+    ("image,image,caption\na,b,c\n", "names a column twice"),
+    ("image,caption,explanaton\na.jpg,One,x\n", "column 'explanaton' is none of ours; is it 'exp"),
+    ("image,caption\na.jpg,One,two\n", r"row 2: 3 fields for 2 columns; is a comma not quoted"),
+    (GOOD + "c.jpg,Three\nd.jpg,Four\n",
+     r"row 4: field 'image' is 'c\.jpg', and there is no such picture .*\(1 more such rows: 5\)"),
+    ("image,caption\n../a.jpg,One\n", r"row 2: field 'image' is '\.\./a\.jpg', which is no plain"),
+    ("image,caption\n/etc/passwd,One\n", "row 2: field 'image' is '/etc/passwd', which is no plai"),
+    ("image,caption,id\na.jpg,One,x\nb.jpg,Two,x\n",
+     r"row 3: field 'id' is 'x', which row 2 has already"),
+    ("image,caption,id\na.jpg,One,\n", "row 2: field 'id' is empty"),
+    ("image,caption,split\na.jpg,One,training\n", "row 2: field 'split' is 'training', none of"),
+    ("image,caption\na.jpg,Köln\n".encode("latin-1"),
+     r"not UTF-8 in row 2, column 'caption' \(byte 0xf6\); .*save it as CSV UTF-8"),
+    ("image,caption\na.jpg,One\n".encode("utf-16"), "not UTF-8 but UTF-16"),
+    ('image,caption\na.jpg,"never closed', "is not readable CSV"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG)
+def test_a_mistake_is_named_by_row_and_column(content, message, tmp_path):
+    root = folder(tmp_path, content)
+    with pytest.raises(ValueError, match=message):
+        load_pairs("folder", "all", root=root)
+
+
+def test_rows_count_as_a_spreadsheet_shows_them_past_line_breaks_in_cells(tmp_path):
+    content = b'image,caption\na.jpg,"One\nand more"\nb.jpg,\xff\n'
+    with pytest.raises(ValueError, match="row 3, column 'caption'"):
+        list(csv_rows(folder(tmp_path, content) / "captions.csv", ("image",), first=2))
+
+
+def test_a_file_by_another_name_is_pointed_out(tmp_path):
+    root = folder(tmp_path, name="Captions final.csv")
+    with pytest.raises(FileNotFoundError, match=r"is it Captions final\.csv\? Then name it capt"):
+        load_pairs("folder", "all", root=root)
+
+
+def test_a_picture_behind_a_link_out_of_the_folder_is_left_out_and_counted(tmp_path, caplog):
+    save(tmp_path / "elsewhere.jpg", 3)
+    root = folder(tmp_path / "root", pictures=("a.jpg",))
+    (root / "b.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    assert [pair.id for pair in load_pairs("folder", "all", root=root)] == ["a.jpg"]
+    assert "1 whose picture is a link out of the root" in caplog.text
+
+
+def test_without_ids_and_splits_the_pictures_name_decides(tmp_path):
+    names = [f"{n}.jpg" for n in range(60)]
+    rows = "".join(f"{name},First of {name}\n{name},Second\n" for name in names)
+    root = folder(tmp_path, f"image,caption\n{rows}", names)
+    splits = {name: load_pairs("folder", name, root=root) for name in ("train", "val", "test")}
+    assert [pair.id for pair in load_pairs("folder", "all", root=root)][:3] == [
+        "0.jpg", "0.jpg#2", "1.jpg",
+    ]  # fmt: skip
+    pictures = [{pair.image for pair in pairs} for pairs in splits.values()]
+    assert sum(map(len, splits.values())) == 120
+    assert not pictures[0] & pictures[1] | pictures[0] & pictures[2] | pictures[1] & pictures[2]
+    assert 36 <= len(pictures[0]) <= 58
+    # a file that grows moves no picture to another split
+    folder(tmp_path, f"image,caption\nnew.jpg,Another\n{rows}", ["new.jpg"])
+    for name, before in splits.items():
+        after = {pair.id for pair in load_pairs("folder", name, root=root)} - {"new.jpg"}
+        assert after == {pair.id for pair in before}
+
+
+def test_a_profile_trains_on_the_folder(tmp_path, backbone, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    torch.manual_seed(1)
+    root = tmp_path / "root"
+    root.mkdir()
+    with (root / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "caption", "explanation", "split"))
+        for number in range(12):
+            save(root / f"{number}.jpg", number)
+            split = ("train", "train", "val", "test")[number % 4]
+            writer.writerow((f"{number}.jpg", f"Caption {number}", f"Shows {number}", split))
+    start = tmp_path / "start.safetensors"
+    save_file(backbone.clip.state_dict(), start)
+    settings = {
+        "dataset": "folder", "data_root": str(root), "pretrained": str(start), "pretraining": None,
+        "test_splits": ["test"], "explanation_source": "own",
+        "finetuning": {"epochs": 1, "batch_size": 3, "warmup_steps": 0},
+    }  # fmt: skip
+    experiment = Experiment(load_profile("smoke", settings=settings), progress=False)
+    assert [len(experiment.pairs(split)) for split in ("train", "val", "test")] == [6, 3, 3]
+    assert experiment.finetune("entityclip").joinpath("best.safetensors").is_file()

@@ -1,0 +1,190 @@
+"""A prepared copy: plain tars, resumable, the same bytes, never mistaken for another."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import image_transform
+
+from entityclip import files
+from entityclip.config import load_profile
+from entityclip.datasets import load_pairs
+from entityclip.datasets import prepare as prepare_module
+from entityclip.datasets.pair import data_fingerprint
+from entityclip.datasets.prepare import PreparedError, PrepareOptions, TarPicture, prepare
+from entityclip.experiments.chapters import Domain, domain_experiment
+from entityclip.experiments.experiment import Experiment
+from tests.fixtures import layouts
+from tests.fixtures.pictures import save
+
+
+@pytest.fixture
+def table(tmp_path):
+    root = tmp_path / "root"
+    layouts.n24news(root)
+    for picture in sorted((root / "imgs").iterdir())[:6]:
+        save(picture, len(picture.name), (400, 300))
+    return load_pairs("n24news", "train", root=root)
+
+
+def make(table, out, **options):
+    return prepare("n24news", [table], out, PrepareOptions(**{"shard_pictures": 5, **options}),
+                   progress=False)  # fmt: skip
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_are_plain_tars_in_webdatasets_layout(table, tmp_path):
+    manifest = make(table, tmp_path / "out")
+    assert manifest["pictures"] == 12
+    assert [shard["name"] for shard in manifest["shards"]] == [
+        f"n24news-{number:06d}.tar" for number in range(3)
+    ]
+    names, seen = [], set()
+    for shard in manifest["shards"]:
+        with tarfile.open(tmp_path / "out" / shard["name"]) as tar:
+            names += tar.getnames()
+            for member in tar.getmembers():
+                if member.name.endswith(".json"):
+                    about = json.load(tar.extractfile(member))
+                    seen.add((about["picture"], about["width"], about["height"]))
+    assert names == [f"{n:09d}.{ending}" for n in range(12) for ending in ("jpg", "json")]
+    assert {name for name, _, _ in seen} == {f"imgs/{pair.image.name}" for pair in table}
+    assert {(w, h) for _, w, h in seen} == {(400, 300), (48, 36)}
+
+
+def test_pictures_come_back_resized_with_their_texts(table, tmp_path):
+    make(table, tmp_path / "out", side=64)
+    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    assert [pair.id for pair in pairs] == [pair.id for pair in table]
+    for pair, original in zip(pairs, table, strict=True):
+        assert (pair.caption, pair.explanation) == (original.caption, original.explanation)
+        large = original.load_image()
+        small = pair.load_image()
+        assert small.size == ((85, 64) if large.size == (400, 300) else large.size)
+        expected = np.asarray(large.resize(small.size), float)
+        assert np.abs(np.asarray(small, float) - expected).mean() < 6
+    assert pairs[1:3] == [pairs[1], pairs[2]]
+    assert data_fingerprint(pairs) != data_fingerprint(table)
+
+
+def test_lossless_at_the_models_side_gives_open_clips_own_pixels(table, tmp_path):
+    make(table, tmp_path / "out", side=32, lossless=True)
+    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    preprocess = image_transform(32, is_train=False)
+    for pair, original in zip(pairs, table, strict=True):
+        assert torch.equal(preprocess(pair.load_image()), preprocess(original.load_image()))
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(table, tmp_path, monkeypatch):
+    whole = make(table, tmp_path / "whole")
+    written = []
+    write = files.atomic_write_bytes
+
+    def stop(path, data):
+        if path.name.endswith("000001.tar"):
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(prepare_module, "atomic_write_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(table, tmp_path / "out")
+    with pytest.raises(PreparedError, match=r"has no prepared\.json; run prepare"):
+        load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    monkeypatch.setattr(
+        prepare_module, "atomic_write_bytes",
+        lambda path, data: (written.append(path.name), write(path, data)),
+    )  # fmt: skip
+    assert make(table, tmp_path / "out") == whole
+    assert written == ["n24news-000001.tar", "n24news-000002.tar"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    make(table, tmp_path / "out")
+    assert len(written) == 2  # nothing left to do
+
+
+def test_a_changed_original_or_a_lost_shard_is_made_anew(table, tmp_path):
+    first = make(table, tmp_path / "out")
+    table[0].image.write_bytes(table[1].image.read_bytes())
+    second = make(table, tmp_path / "out")
+    assert first["fingerprint"] != second["fingerprint"]
+    (tmp_path / "out" / "n24news-000002.tar").unlink()
+    assert make(table, tmp_path / "out") == second
+
+
+def test_other_options_are_refused_in_one_folder(table, tmp_path):
+    first = make(table, tmp_path / "out")
+    with pytest.raises(PreparedError, match=r"was prepared with .*choose another folder"):
+        make(table, tmp_path / "out", quality=80)
+    assert make(table, tmp_path / "other", quality=80)["fingerprint"] != first["fingerprint"]
+
+
+def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path):
+    table[4].image.write_bytes(b"no picture")
+    with pytest.raises(PreparedError, match=r"1 of 12 pictures are broken, more than the share"):
+        make(table, tmp_path / "out")
+    manifest = prepare("n24news", [table], tmp_path / "out", PrepareOptions(shard_pictures=5),
+                       max_broken=0.1, progress=False)  # fmt: skip
+    assert list(manifest["broken"]) == [f"imgs/{table[4].image.name}"]
+    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    assert [pair.id for pair in pairs] == [p.id for n, p in enumerate(table) if n != 4]
+    assert pairs.left_out == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("prepared.json", lambda text: text[:50], "cannot be read"),
+        ("prepared.json", lambda text: "[]", "must hold a JSON object"),
+        ("prepared.json", lambda text: text.replace('"side": 256', '"side": 255'), "was changed"),
+        ("prepared.json", lambda text: "{}", "was changed or damaged"),
+        ("prepared.json", lambda text: text.replace('"n24news-0', '"../n24news-0'), "leads out of"),
+        ("n24news-000001.json", lambda text: text[:-9], "n24news-000001.json cannot be read"),
+        ("n24news-000001.tar", lambda text: "x", "n24news-000001.tar is missing or not"),
+    ],
+)
+def test_a_damaged_copy_is_named(file, change, message, table, tmp_path):
+    make(table, tmp_path / "out")
+    path = tmp_path / "out" / file
+    path.write_text(change(path.read_text(errors="replace")))
+    with pytest.raises(PreparedError, match=message):
+        load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+
+
+def test_a_copy_of_other_data_is_refused(table, tmp_path):
+    make(table, tmp_path / "out")
+    layouts.goodnews(tmp_path / "other")
+    with pytest.raises(PreparedError, match="holds no picture of these"):
+        load_pairs("goodnews", "train", root=tmp_path / "other", prepared=tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{"side": 8}, {"quality": 0}, {"shard_pictures": 0}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PrepareOptions(**options)
+
+
+def test_a_profile_reads_the_copy_and_its_runs_are_others(table, tmp_path):
+    out = tmp_path / "out"
+    make(table, out, side=64)
+    lying = {"dataset": "n24news", "data_root": str(table.root), "explanation_source": "own"}
+    copied = {**lying, "prepared": str(out)}
+    plain, copied, joined = (
+        Experiment(load_profile("smoke", settings=settings), progress=False)
+        for settings in (lying, copied, {**copied, "explanation_policy": "caption"})
+    )
+    for experiment, explained in ((copied, False), (joined, True)):
+        pairs = experiment.pairs("train")
+        assert [pair.id for pair in pairs] == [pair.id for pair in plain.pairs("train")]
+        assert all(isinstance(pair.image, TarPicture) for pair in pairs)
+        assert experiment.fingerprint("train") != plain.fingerprint("train")
+        data = experiment.dataset("train", explanations=explained)
+        assert data.collate([data[0], data[1]]).images.shape[0] == 2
+    # another domain lies elsewhere, and this copy is not of its pictures
+    elsewhere = domain_experiment(copied, Domain("newsroom"))
+    assert elsewhere.pairs("train")
+    with pytest.raises(ValueError, match="no prepared copy"):
+        Experiment(load_profile("smoke", settings={"prepared": str(out)})).pairs("train")

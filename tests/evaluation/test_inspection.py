@@ -1,0 +1,228 @@
+"""What the experts look at: the numbers of the textbook blocks, named and laid on words."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from entityclip.config import EntityCLIPConfig
+from entityclip.evaluation.inspection import (
+    as_pictures,
+    expert_names,
+    explanation_attention,
+    gate_weights,
+    image_attention,
+    patch_table,
+    token_words,
+    word_table,
+    word_weights,
+)
+from entityclip.models.entityclip import EntityCLIP
+from tests.literal import Expert, load_experts
+
+COUNTS = {"image_experts": 2, "text_experts": 1, "explanation_experts": 3}
+
+
+@pytest.fixture(scope="module")
+def batch(make_dataset):
+    data = make_dataset("val", 5, explanations=True)
+    return data.collate([data[i] for i in range(5)])
+
+
+def make_model(backbone, heads=2, **changes):
+    """Random weights everywhere, biases and LayerNorms too."""
+    torch.manual_seed(3)
+    model = EntityCLIP(copy.deepcopy(backbone), EntityCLIPConfig(**COUNTS | changes, heads=heads))
+    for name in ("mmae", "matching"):
+        for parameter in getattr(model, name).parameters() if getattr(model, name) else ():
+            parameter.data = torch.randn_like(parameter) * 0.3
+    return model.eval()
+
+
+def literal_weights(expert: Expert, x, y, padding):
+    """[B, heads, Lx, Ly] of PyTorch's own attention, all query rows."""
+    q, kv = expert.ln1(x), expert.ln1(y)
+    return expert.attn(q, kv, kv, key_padding_mask=padding, average_attn_weights=False)[1]
+
+
+def literals(group, heads):
+    experts = torch.nn.ModuleList(Expert(group.width, heads) for _ in range(group.n))
+    load_experts(experts, group)
+    return experts
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reference_compat": True},
+        {"mask_padding": False},
+        {"shared_explanation_experts": False},
+    ],
+    ids=lambda changes: next(iter(changes), "default"),
+)
+@torch.no_grad()
+def test_explanation_attention_is_the_textbook_experts_softmax(backbone, batch, heads, changes):
+    model = make_model(backbone, heads, **changes)
+    compat = model.config.sees_padding
+    of_text = model.mmae.explanation_text or model.mmae.explanation
+    ours = explanation_attention(model, batch)
+    image = backbone.image_tokens(batch.images)
+    text, read = (
+        backbone.text_tokens(ids, trim=False) for ids in (batch.captions, batch.explanations)
+    )
+    padding = None if compat else ~read.valid
+    length = ours.image.shape[-1]
+    assert length == (batch.explanations.shape[1] if compat else int(read.at.max()) + 1)
+    rows = torch.arange(len(batch))
+    asked = (
+        (image, image.at, ours.image, literals(model.mmae.explanation, heads)),
+        (text, text.at, ours.text, literals(of_text, heads)),
+    )
+    for side, at, weights, experts in asked:
+        for n, expert in enumerate(experts):
+            theirs = literal_weights(expert, side.tokens, read.tokens, padding)[rows, :, at]
+            torch.testing.assert_close(weights[:, n], theirs[..., :length], atol=2e-5, rtol=1e-4)
+            assert theirs[..., length:].abs().sum() == 0
+
+
+@torch.no_grad()
+def test_explanation_attention_sums_to_one_and_leaves_padding_out(backbone, batch):
+    weights = explanation_attention(make_model(backbone), batch)
+    ends = backbone.eot(batch.explanations)
+    assert len(set(ends.tolist())) > 1
+    for side in weights:
+        assert side.shape == (5, 3, 2, int(ends.max()) + 1)
+        torch.testing.assert_close(side.sum(-1), torch.ones(5, 3, 2))
+        for row, end in enumerate(ends):
+            assert side[row, ..., end + 1 :].abs().sum() == 0
+
+
+@torch.no_grad()
+def test_image_attention_is_the_textbook_experts_softmax_over_patches(backbone, batch):
+    model = make_model(backbone, heads=4)
+    ours = image_attention(model, batch)
+    height, width = backbone.clip.visual.grid_size
+    assert ours.shape == (5, 2, 4, height, width)
+    tokens = backbone.image_tokens(batch.images).tokens
+    for n, expert in enumerate(literals(model.mmae.image, 4)):
+        theirs = literal_weights(expert, tokens, tokens, None)[:, :, 0]
+        torch.testing.assert_close(ours[:, n].flatten(2), theirs[..., 1:], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_gate_weights_are_the_models_own_by_pair_and_name(backbone, batch):
+    model = make_model(backbone)
+    table = gate_weights(model, [batch, batch])
+    assert len(table) == 2 * 5 * (5 + 4 + 9)
+    first = table.iloc[: len(table) // 2]
+    totals = first.groupby(["pair", "gate"])["weight"].sum()
+    np.testing.assert_allclose(totals, 1, atol=1e-5)
+    image, text = backbone.encode_image(batch.images), backbone.encode_text(batch.captions)
+    fusion = (torch.cat([image, text], 1) @ model.matching.gate.linear.weight.T).add(
+        model.matching.gate.linear.bias
+    )
+    names = expert_names(model)["fusion"]
+    assert names == [
+        *("image 1", "image 2", "explanation 1 from image", "explanation 2 from image"),
+        *("explanation 3 from image", "explanation 1 from text", "explanation 2 from text"),
+        *("explanation 3 from text", "text 1"),
+    ]
+    chosen = first[(first["gate"] == "fusion") & (first["pair"] == batch.ids[3])]
+    assert chosen["expert"].tolist() == names
+    expected = fusion.softmax(1)[3].numpy()
+    np.testing.assert_allclose(chosen["weight"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gate_without_experts_is_absent(backbone, batch):
+    model = make_model(backbone, image_experts=0, explanation_experts=0)
+    assert expert_names(model) == {"text": ["text 1"], "fusion": ["text 1"]}
+    assert set(gate_weights(model, [batch])["gate"]) == {"text", "fusion"}
+
+
+@pytest.mark.parametrize("matching", ["mean", "none"])
+def test_a_fusion_without_gate_is_absent(backbone, batch, matching):
+    model = make_model(backbone, matching=matching)
+    assert set(expert_names(model)) == {"image", "text"}
+    assert set(gate_weights(model, [batch])["gate"]) == {"image", "text"}
+
+
+def test_what_is_not_there_is_refused(backbone, batch):
+    plain = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0))
+    with pytest.raises(ValueError, match="no explanation experts"):
+        explanation_attention(plain, batch)
+    with pytest.raises(ValueError, match="no image experts"):
+        image_attention(make_model(backbone, image_experts=0), batch)
+    with pytest.raises(ValueError, match="plain CLIP"):
+        gate_weights(plain, [batch])
+    with pytest.raises(ValueError, match="no batches"):
+        gate_weights(make_model(backbone), [])
+    batch = copy.copy(batch)
+    batch.explanations = None
+    with pytest.raises(ValueError, match="with_explanations=True"):
+        explanation_attention(make_model(backbone), batch)
+
+
+def test_token_pieces_are_merged_to_words(backbone):
+    ids = backbone.tokenize(["Ouagadougou's envoys, at Zürich-Kloten 2024."])[0]
+    words = token_words(backbone, ids)
+    assert [w.text for w in words] == [
+        *("⟨start⟩", "ouagadougou", "'s", "envoys", ",", "at", "zürich", "-", "kloten"),
+        *("2", "0", "2", "4", ".", "⟨end⟩"),
+    ]
+    assert words[1].stop - words[1].start > 1  # several pieces
+    assert [w.start for w in words[1:]] == [w.stop for w in words[:-1]]
+    assert words[-1].stop == int(ids.argmax()) + 1  # the end marker has the largest id
+
+
+def test_a_word_cut_at_the_context_length_keeps_its_first_pieces(backbone):
+    whole = backbone.tokenize(["ouagadougou"])[0]
+    first = whole[1:3]  # after the start marker
+    ids = torch.cat([whole[:1], first, whole.max()[None]])
+    words = token_words(backbone, ids)
+    assert [(w.start, w.stop) for w in words] == [(0, 1), (1, 3), (3, 4)]
+    assert words[1].text != "ouagadougou"
+    assert "ouagadougou".startswith(words[1].text)
+
+
+def test_words_weigh_what_their_tokens_do(backbone):
+    words = token_words(backbone, backbone.tokenize(["Ouagadougou calls"])[0])
+    weights = torch.arange(64.0).expand(2, 64)
+    pieces = words[1].stop - words[1].start
+    expected = [0, sum(range(1, 1 + pieces)), 1 + pieces, 2 + pieces]
+    assert word_weights(words, weights)[1].tolist() == expected
+
+
+@torch.no_grad()
+def test_the_table_of_words_is_the_mean_of_experts_and_heads(backbone, batch):
+    attention = explanation_attention(make_model(backbone), batch)
+    table = word_table(backbone, batch, attention)
+    sums = table.groupby("pair")[["from_image", "from_text"]].sum()
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+    rows = table[table["pair"] == batch.ids[2]]
+    words = token_words(backbone, batch.explanations[2])
+    assert rows["word"].tolist() == [word.text for word in words]
+    assert rows["place"].tolist() == list(range(len(words)))
+    longest = max(words, key=lambda word: word.stop - word.start)
+    expected = attention.text[2, :, :, longest.start : longest.stop].sum(-1).mean()
+    row = rows.iloc[words.index(longest)]
+    assert row["from_text"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_table_of_patches_names_rows_and_columns():
+    maps = torch.arange(16.0).view(2, 2, 2, 2)
+    table = patch_table(["a", "b"], maps)
+    (row,) = table[table["weight"] == 14].to_dict("records")
+    assert row == {"pair": "b", "expert": "image 2", "row": 1, "column": 0, "weight": 14.0}
+    assert len(table) == 16
+
+
+def test_pictures_are_what_the_model_saw(backbone, make_dataset):
+    data = make_dataset("val", 2)
+    pictures = as_pictures(backbone, data.collate([data[0], data[1]]).images)
+    for picture, pair in zip(pictures, data.pairs, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(pair.load_image()))

@@ -1,0 +1,199 @@
+"""Ablation tables from stored rows: what they need, what they show, what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from entityclip import results
+from entityclip.config import load_profile
+from entityclip.datasets.pair import data_fingerprint
+from entityclip.experiments import sweep
+from entityclip.experiments.experiment import Experiment
+from entityclip.reporting import charts, tables
+from entityclip.results import ResultsError, append_rows, measurement_rows, provenance
+from entityclip.variants import CONDITIONS, MATCHING, TABLES, VARIANTS
+from entityclip.variants import VARIANT_LABELS as LABELS
+from tests.experiments.test_experiments import TINY
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(results, "SHIPPED", tmp_path / "shipped")
+    settings = {**TINY, "ablation_seeds": [0, 1], "main_seeds": [0, 1, 2]}
+    return Experiment(load_profile("smoke", settings=settings), progress=False)
+
+
+def store(experiment, variant, split, recall, ranks=None):
+    """Rows as a measurement would have left them, without a model."""
+    origin = provenance(
+        config=experiment.identity(variant), seed=experiment.seed, device="cpu", wall_time_s=0,
+        data_fingerprint=data_fingerprint(experiment.pairs(split)),
+    )  # fmt: skip
+    for direction in ("text_to_image", "image_to_text"):
+        rows = measurement_rows(
+            {"R@1": recall, "MeanR": 2.0}, {"R@1": (recall - 1, recall + 1)},
+            variant=variant, dataset="newsroom", split=split, direction=direction,
+            n_queries=8, n_candidates=8, provenance=origin,
+        )  # fmt: skip
+        append_rows(experiment.results / "retrieval.jsonl", rows)
+        ranked = {**rows[1], "ranks": ranks or [1, 2, 3, 4, 5, 6, 7, 8], "clusters": None}
+        append_rows(experiment.results / "ranks.jsonl", [ranked])
+
+
+def test_seeds_follow_the_profile(experiment):
+    assert [e.seed for e in sweep.seed_experiments(experiment, "main")] == [0, 1, 2]
+    assert [e.seed for e in sweep.seed_experiments(experiment, "controls")] == [0, 1]
+
+
+def test_missing_runs_are_those_without_rows(experiment):
+    table = TABLES["ablation_gi_itm"]
+    lacking = sweep.missing_runs(experiment, "ablation_gi_itm")
+    assert sorted(lacking) == sorted((name, seed) for name in table for seed in (0, 1))
+    for split in ("val", "test"):
+        store(experiment, "entityclip", split, 50.0)
+    assert ("entityclip", 0) not in sweep.missing_runs(experiment, "ablation_gi_itm")
+    assert ("entityclip", 1) in sweep.missing_runs(experiment, "ablation_gi_itm")
+    main = sweep.missing_runs(experiment, "main")
+    assert main.count(("zero-shot", 0)) == 1
+    assert ("zero-shot", 1) not in main  # without training, seeds differ in nothing
+
+
+def test_recall_table_keeps_the_tables_order_and_splits(experiment):
+    for name in reversed(TABLES["ablation_gi_itm"]):
+        for split in ("val", "test"):
+            store(experiment, name, split, 40.0)
+    table = tables.recall_table(experiment, "ablation_gi_itm", splits=["test"])
+    assert set(table["split"]) == {"test"}
+    shown = table[table["direction"] == "text_to_image"]["variant"].tolist()
+    assert shown == list(TABLES["ablation_gi_itm"])
+
+
+def test_differences_to_the_first_and_their_forest(experiment):
+    store(experiment, "entityclip", "test", 12.5)
+    store(experiment, "no-matching", "test", 25.0, [1, 1, 3, 4, 5, 6, 7, 8])
+    found = tables.differences_to_first(experiment, "ablation_gi_itm", splits=["test"])
+    assert found["variant"].unique().tolist() == ["no-matching minus entityclip"]
+    assert found["value"].tolist() == [12.5, 12.5]
+    forest = tables.forest_table(found)
+    assert forest["label"].unique().tolist() == ["No matching"]
+    assert len(charts.plot_forest(forest).axes) == 1
+    several = pd.concat([found, found.assign(second="clip")])
+    assert f"No matching − {LABELS['clip']}" in tables.forest_table(several)["label"].tolist()
+
+
+def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
+    for number, name in enumerate(TABLES["search"]):
+        lacking = ", ".join(TABLES["search"][number:])
+        with pytest.raises(
+            ResultsError, match=f"still lacks runs of {lacking}$" if number else None
+        ):
+            tables.choose_on_validation(experiment)
+        store(experiment, name, "val", 10.0 + number)
+        store(experiment, name, "test", 90.0 - number)
+    choice = tables.choose_on_validation(experiment)
+    assert choice["variant"].iloc[0] == TABLES["search"][-1]
+    assert choice["R@1"].is_monotonic_decreasing
+    other = sweep.seed_experiments(experiment, "search")[1]
+    store(other, "bridge", "val", 99.0)  # a seed that the others lack gives no advantage
+    pd.testing.assert_frame_equal(tables.choose_on_validation(experiment), choice)
+
+
+def test_the_search_never_measures_its_own_candidates_on_test():
+    from entityclip.experiments.sweep import splits_of
+
+    smoke = Experiment(load_profile("smoke"))
+    only_searched = set(TABLES["search"]) - {
+        name for table, names in TABLES.items() if table != "search" for name in names
+    }
+    assert only_searched
+    for name in VARIANTS:
+        splits = splits_of(smoke, name)
+        assert ("val" in splits) == (name in TABLES["search"])
+        assert (splits == ["val"]) == (name in only_searched)
+
+
+def test_describe_variants_says_what_changes(experiment):
+    table = tables.describe_variants(experiment, "controls").set_index("variant")
+    assert table.loc["entityclip", "changes"] == ""
+    assert table.loc["shuffled-explanations", "changes"] == "explanations=shuffled"
+    assert "bridge=1.0" in table.loc["bridge", "changes"]
+
+
+def probe_rows(prefix, kinds, variants=("entityclip", "crossed"), seeds=(0, 1)):
+    return pd.DataFrame(
+        {
+            "variant": variant, "split": "test", "direction": "text_to_image", "seed": seed,
+            "metric": f"{prefix}{kind}", "value": 10.0 * i + seed, "low": 0.0, "high": 100.0,
+            "n_candidates": 400,
+        }
+        for variant in variants for i, kind in enumerate(kinds) for seed in seeds
+    )  # fmt: skip
+
+
+def test_leak_table_means_over_seeds_and_says_chance():
+    table = tables.leak_table(probe_rows("R@1, ", CONDITIONS))
+    assert len(table) == 2 * len(CONDITIONS)
+    row = table.iloc[1]
+    assert (row["reads"], row["value"], row["seeds"]) == ("same wrong", 10.5, 2)
+    assert row["chance"] == 0.25
+    assert table["low"].iloc[0] == 0.0  # t over 0 and 1 reaches further than a share can
+    one = tables.leak_table(probe_rows("R@1, ", CONDITIONS, seeds=(0,)))
+    assert (one["low"].iloc[0], one["high"].iloc[0]) == (0.0, 100.0)
+    said = tables.describe_leak(table)
+    assert len(said) == 2
+    assert "is 0.5 with the own explanation, 10.5 when both read the same wrong one" in said[0]
+    assert len(charts.plot_leak(table).axes) == 1
+    with pytest.raises(ResultsError, match="no rows whose metric"):
+        tables.leak_table(probe_rows("other, ", CONDITIONS))
+
+
+def test_matching_table_and_figure():
+    table = tables.matching_table(probe_rows("accuracy, ", MATCHING))
+    assert table["reads"].tolist() == [*MATCHING, *MATCHING]
+    assert set(table["chance"]) == {50.0}
+    assert len(charts.plot_matching(table).axes) == 1
+
+
+def test_doses_lie_on_their_axes():
+    rows = []
+    for name in ("clip", "experts-1", "entityclip", "lambda-1.0"):
+        for direction in ("text_to_image", "image_to_text"):
+            rows.append(
+                {"split": "test", "direction": direction, "variant": name,
+                 "R@1": 50.0, "R@1_low": 45.0, "R@1_high": 55.0}
+            )  # fmt: skip
+    figure = charts.plot_doses(pd.DataFrame(rows), split="test")
+    experts, weights = figure.axes
+    assert [t.get_text() for t in experts.get_xticklabels()] == ["0", "1", "2", "4", "8"]
+    # beside their places, so that two directions' intervals do not hide each other; 2 and 8 were
+    # not measured
+    assert np.array_equal(experts.lines[0].get_xdata().round(), [0, 1, 3])
+    assert np.array_equal(weights.lines[0].get_xdata().round(), [1, 2])
+    assert (experts.lines[0].get_xdata() != experts.lines[1].get_xdata()).all()
+    with pytest.raises(ResultsError, match="no text_to_image rows of"):
+        charts.plot_doses(pd.DataFrame(rows).assign(variant="klip"), split="test")
+
+
+def test_the_winner_is_measured_on_test(experiment, monkeypatch):
+    choice = pd.DataFrame({"variant": ["bridge-crossed", "clip"], "R@1": [2.0, 1.0]})
+    asked = []
+    monkeypatch.setattr(
+        sweep, "measure",
+        lambda e, names, splits, **_: asked.append((e.seed, tuple(names), tuple(splits))),
+    )  # fmt: skip
+    assert sweep.measure_chosen(experiment, choice) == "bridge-crossed"
+    assert asked == [(seed, ("bridge-crossed",), ("test",)) for seed in (0, 1)]
+
+
+def test_a_profile_that_does_not_train_tables_says_what_is_missing(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("trained"))
+    settings = experiment.settings.model_copy(update={"train_tables": False})
+    patient = Experiment(replace(experiment.profile, settings=settings), progress=False)
+    lacking = sweep.run_table(patient, "ablation_gi_itm")
+    assert len(lacking) == 2 * len(TABLES["ablation_gi_itm"])
+    assert f"{len(lacking)} runs of table ablation_gi_itm are not stored" in capsys.readouterr().out

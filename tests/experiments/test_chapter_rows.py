@@ -1,0 +1,85 @@
+"""Rows of the later chapters: shipped, found elsewhere, never of other data or settings."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from entityclip import results
+from entityclip.experiments.chapters import (
+    ascl_rows,
+    cross_domain_rows,
+    section_rows,
+    ship_chapters,
+)
+from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import measure_sections
+from entityclip.reporting import catalogue
+from entityclip.reporting.tables import summary_table
+from tests.experiments.test_experiments import experiment
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "SHIPPED", tmp_path / "shipped")
+
+    def runs(name):
+        monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / name))
+
+    runs("here")
+    return tmp_path, runs
+
+
+def test_sections_are_shipped_and_redrawn_where_nothing_was_trained(places, monkeypatch):
+    folder, runs = places
+    measured = measure_sections(experiment(), ["zero-shot"])
+    assert ship_chapters(experiment()) == {"sections": len(measured)}
+    shipped = (folder / "shipped" / "smoke" / "sections.jsonl").read_bytes()
+    assert ship_chapters(experiment()) == {"sections": len(measured)}
+    assert (folder / "shipped" / "smoke" / "sections.jsonl").read_bytes() == shipped
+
+    runs("elsewhere")
+    monkeypatch.setattr(Experiment, "load", lambda *_: pytest.fail("trained or measured again"))
+    found = section_rows(experiment())
+    assert found["value"].tolist() == measured["value"].tolist()
+    assert (
+        measure_sections(experiment(), ["zero-shot"])["value"].tolist() == found["value"].tolist()
+    )
+    assert section_rows(experiment(test_pairs=6)).empty  # other data
+    assert section_rows(experiment(image_size=32)).empty  # other settings
+    catalogue.draw_sections(experiment(), folder, save=True)
+    plt.close("all")
+    assert (folder / "section_confusion.png").exists()
+    assert pd.read_csv(folder / "sections.csv")["variant"].tolist() == ["zero-shot"]
+
+
+def test_what_has_no_rows_is_said_and_left_out(places, capsys):
+    folder, _ = places
+    base = experiment(itr=None, ascl=None)
+    assert cross_domain_rows(base).empty
+    assert ascl_rows(base).empty
+    for draw in (
+        catalogue.draw_cross_domain,
+        catalogue.draw_sections,
+        catalogue.draw_relations,
+        catalogue.draw_ascl,
+    ):
+        draw(base, folder, save=True)
+    assert capsys.readouterr().out.count("skipped") == 4
+    assert not [*folder.rglob("*.csv"), *folder.rglob("*.png")]
+    assert ship_chapters(base) == {}
+
+
+def test_sections_over_seeds_are_means_with_an_interval_over_them(places):
+    one = measure_sections(experiment(), ["zero-shot"])
+    other = one.assign(seed=1, value=one["value"] + 10)
+    third = one.assign(seed=2, value=one["value"] + 20)
+    table = summary_table(pd.concat([one, other, third]))
+    alone = summary_table(one).iloc[0]
+    row = table.iloc[0]
+    assert (row["seeds"], alone["seeds"]) == (3, 1)
+    assert row["accuracy"] == pytest.approx(alone["accuracy"] + 10)
+    # Student's t with two degrees of freedom: 4.3027 * 10 / sqrt(3)
+    assert row["accuracy_high"] - row["accuracy"] == pytest.approx(24.84, abs=0.01)
+    assert row["majority"] == alone["majority"]

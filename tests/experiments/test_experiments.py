@@ -1,0 +1,226 @@
+"""From a profile to stored rows: encoding, identity of runs, what is redone and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from entityclip.checkpoints import read_tensors
+from entityclip.config import EntityCLIPConfig, load_profile
+from entityclip.datasets.dataset import PairDataset
+from entityclip.datasets.pair import Pair
+from entityclip.evaluation.retrieval import best_pictures, encode_pairs, retrieve
+from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import measure, measure_pretraining
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.results import ResultsError, find_rows, stored_rows
+from entityclip.statistics import difference_table
+
+TINY = {
+    "train_pairs": 16,
+    "val_pairs": 8,
+    "test_pairs": 8,
+    "test_splits": ["test"],
+    "pretraining": {"pairs": 16, "eval_pairs": 8, "train": {"epochs": 1, "batch_size": 8}},
+    "finetuning": {"epochs": 1, "batch_size": 8},
+    "model": {"image_experts": 1, "text_experts": 1, "explanation_experts": 1},
+    "bootstrap": 20,
+    "itr": {
+        "unlabelled": {"dataset": "newsroom", "split": "relation_unlabelled", "limit": 32},
+        "held_out": 8,
+        "objective": {"iterations": 2, "subset": 16, "batch_size": 8, "projection": 16},
+    },
+}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def experiment(seed=0, **settings):
+    return Experiment(
+        load_profile("smoke", seed=seed, settings={**TINY, **settings}), progress=False
+    )
+
+
+def files(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_all_variants_are_trained_measured_and_compared(runs):
+    first = experiment()
+    variants = ["zero-shot", "clip", "entityclip"]
+    ranks = measure(first, variants, ["test"])
+    rows = stored_rows(first)
+    # 3 variants, 2 directions, 7 metrics
+    assert len(rows) == 42
+    assert set(rows["variant"]) == {"zero-shot", "clip", "entityclip"}
+    assert rows["data_fingerprint"].nunique() == 1
+    assert rows["config_hash"].nunique() == 3
+    assert set(rows["n_candidates"]) == {8}
+    shown = rows.set_index(["variant", "direction", "metric"])["value"]
+    for variant in variants:
+        recall = (ranks[variant, "test"].image_to_text == 1).float().mean().item() * 100
+        assert shown[variant, "image_to_text", "R@1"] == pytest.approx(recall)
+
+    differences = difference_table(stored_rows(first, "ranks"), [("entityclip", "clip")])
+    for direction, row in differences.set_index("direction").iterrows():
+        expected = shown["entityclip", direction, "R@1"] - shown["clip", direction, "R@1"]
+        assert row["value"] == pytest.approx(expected)
+
+    # a second process finds everything finished, and measures the same
+    before = files(runs / "smoke" / "checkpoints")
+    again = measure(experiment(), ["entityclip"], ["test"])
+    assert files(runs / "smoke" / "checkpoints") == before
+    assert torch.equal(
+        again["entityclip", "test"].text_to_image, ranks["entityclip", "test"].text_to_image
+    )
+    assert len(stored_rows(experiment())) == 42
+
+
+def test_what_is_stored_is_not_measured_again(runs, monkeypatch):
+    first = measure(experiment(), ["clip"], ["test"])
+    monkeypatch.setattr(Experiment, "load", lambda *_: pytest.fail("measured again"))
+    again = measure(experiment(), ["clip"], ["test"])
+    for direction in ("text_to_image", "image_to_text"):
+        assert torch.equal(
+            again["clip", "test"].ranks(direction), first["clip", "test"].ranks(direction)
+        )
+    assert torch.equal(again["clip", "test"].image_of, first["clip", "test"].image_of)
+    # of another seed, other data or after deletion there is nothing
+    assert len(find_rows(experiment(seed=1), "ranks")) == 2  # rows of all seeds are found …
+    with pytest.raises(pytest.fail.Exception):
+        measure(experiment(seed=1), ["clip"], ["test"])  # … but only its own count as done
+    assert find_rows(experiment(data_seed=1), "ranks").empty
+    assert find_rows(experiment(test_pairs=6), "ranks").empty
+
+
+def test_other_settings_seeds_and_data_are_other_runs(runs):
+    base = experiment()
+    folders = {base.pretrain(), base.finetune("clip")}
+    assert base.finetune("clip") in folders
+    others = [
+        experiment(finetuning={"epochs": 2, "batch_size": 8}),
+        experiment(train_pairs=24),
+        experiment(seed=1),
+        experiment(pretraining={**TINY["pretraining"], "pairs": 24}),
+    ]
+    for other in others:
+        folder = other.finetune("clip")
+        assert folder not in folders
+        folders.add(folder)
+    measure(base, ["clip"], ["test"])
+    with pytest.raises(ResultsError, match="run notebook 04_retrieval"):
+        stored_rows(others[0])
+
+
+def test_force_retrains_and_keeps_the_old_run_until_the_new_is_finished(runs, monkeypatch):
+    base = experiment()
+    folder = base.finetune("clip")
+    weights = (folder / "best.safetensors").read_bytes()
+
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("entityclip.experiments.experiment.train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            base.finetune("clip", force=True)
+    kept = folder.with_name(folder.name + ".previous")
+    assert (kept / "best.safetensors").read_bytes() == weights
+    assert base.finetune("clip") == folder
+    assert not kept.exists()
+    assert (folder / "best.safetensors").read_bytes() == weights  # the same seed, the same weights
+
+
+def test_two_runs_of_one_variant_and_seed_are_the_same_to_the_bit(tmp_path, monkeypatch):
+    found = []
+    for place in ("one", "other"):
+        monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / place))
+        base = experiment()
+        measure(base, ["entityclip"], ["test"])
+        hashes = {
+            f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in (tmp_path / place).rglob("best.safetensors")
+        }
+        for file in (tmp_path / place).rglob("last.safetensors"):  # its header holds the time spent
+            bits = b"".join(t.numpy().tobytes() for _, t in sorted(read_tensors(file).items()))
+            hashes[f"{file.parent.name}/{file.name}"] = hashlib.sha256(bits).hexdigest()
+        key = ["variant", "direction", "metric"]
+        metrics = stored_rows(base).set_index(key)[["value", "low", "high"]]
+        found.append((hashes, metrics.to_dict(), stored_rows(base, "ranks")["ranks"].tolist()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 4  # best and last, of pretraining and of fine-tuning
+
+
+def test_pretraining_is_measured_apart_from_the_table(runs):
+    base = experiment()
+    measure_pretraining(base)
+    assert set(stored_rows(base, "pretraining")["split"]) == {"generic_val"}
+    with pytest.raises(ResultsError):
+        stored_rows(base)
+
+
+def test_variants_differ_only_where_they_say(runs):
+    base = experiment()
+    clip, entity = base.identity("clip"), base.identity("entityclip")
+    assert {k for k in clip if clip[k] != entity[k]} == {"variant", "model"}
+    assert base.config("clip") == replace(
+        base.settings.model, image_experts=0, text_experts=0, explanation_experts=0
+    )
+    with pytest.raises(ValueError, match="no variant 'klip'; there are zero-shot"):
+        base.identity("klip")
+
+
+class Flat:
+    """A picture of one colour."""
+
+    def __init__(self, colour):
+        self.colour = self.key = colour
+
+    def load(self):
+        return Image.new("RGB", (64, 64), self.colour)
+
+
+def test_several_captions_of_a_picture_share_one_candidate(backbone):
+    colours = ["red", "blue", "red", "lime", "blue", "red"]
+    pairs = [Pair(str(i), Flat(c), f"{c} caption {i}") for i, c in enumerate(colours)]
+    data = PairDataset(
+        pairs, backbone.preprocess, backbone.tokenize, with_explanations=False, cache=True
+    )
+    model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0))
+    embeddings = encode_pairs(model, data, batch_size=2, progress=False)
+    assert embeddings.texts.shape[0] == 6
+    assert embeddings.images.shape[0] == 3
+    for caption, picture in enumerate(embeddings.image_of.tolist()):
+        assert colours[embeddings.first[picture]] == colours[caption]
+        with torch.no_grad():
+            alone = model.encode_image(data.collate([data[caption]]).images)
+        torch.testing.assert_close(embeddings.images[[picture]], alone, atol=1e-5, rtol=1e-5)
+    ranks = retrieve(embeddings)
+    assert ranks.sizes("text_to_image") == {"n_queries": 6, "n_candidates": 3}
+    assert ranks.sizes("image_to_text") == {"n_queries": 3, "n_candidates": 6}
+    # the literal loop over captions
+    similarity = embeddings.texts @ embeddings.images.T
+    for caption, picture in enumerate(embeddings.image_of.tolist()):
+        order = similarity[caption].argsort(descending=True).tolist()
+        assert ranks.text_to_image[caption] == order.index(picture) + 1
+    shown = best_pictures(data, embeddings, ranks.text_to_image, [0, 3], k=3)
+    for query, found in zip([0, 3], shown, strict=True):
+        assert found.true == ranks.text_to_image[query] - 1
+        assert found.answer.getpixel((0, 0)) == found.pictures[found.true].getpixel((0, 0))
+
+
+def test_encoding_leaves_the_model_as_it_was(backbone, make_dataset):
+    model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0)).train()
+    encode_pairs(model, make_dataset("test", 4), progress=False)
+    assert model.training
+    model.eval()
+    encode_pairs(model, make_dataset("test", 4), progress=False)
+    assert not model.training

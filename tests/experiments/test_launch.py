@@ -1,0 +1,116 @@
+"""The training command and its form for notebooks: one process or two, the same run."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import open_clip
+import pytest
+import torch
+
+from entityclip.config import REPOSITORY
+from entityclip.experiments.train import main, train_on_all_gpus
+from entityclip.results import read_rows
+from entityclip.training.run_folder import TrainingError
+from tests import NARROW, SHIPPED
+from tests.fixtures.ports import free_port
+from tests.killing import differences_between
+from tests.processes import start
+
+SETTINGS = [
+    *("train_pairs=24", "val_pairs=10", "test_pairs=8", "test_splits=[test]"),
+    *("pretraining.pairs=16", "pretraining.eval_pairs=8", "pretraining.train.batch_size=8"),
+    *("finetuning.epochs=2", "finetuning.batch_size=7", "finetuning.precision=fp32"),
+    *("explanation_source=own", "bootstrap=20"),
+]
+NESTED = {
+    "train_pairs": 24,
+    "val_pairs": 10,
+    "test_pairs": 8,
+    "test_splits": ["test"],
+    "pretraining": {"pairs": 16, "eval_pairs": 8, "train": {"batch_size": 8}},
+    "finetuning": {"epochs": 2, "batch_size": 7, "precision": "fp32"},
+    "explanation_source": "own",
+    "bootstrap": 20,
+}
+
+
+@pytest.fixture
+def shipped_backbone():
+    """The model that a command started anew has."""
+    open_clip.add_model_config(SHIPPED)
+    yield
+    open_clip.add_model_config(NARROW)
+
+
+def accelerate_launch(runs, *arguments):
+    """`accelerate launch`, less the start of its own Python; the two it starts are new ones."""
+    os.environ |= {
+        "ENTITYCLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    os.chdir(REPOSITORY)
+    sys.argv = ["accelerate launch", *arguments]
+    from accelerate.commands.launch import main
+
+    main()
+
+
+@pytest.mark.usefixtures("shipped_backbone")
+def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypatch):
+    """Two processes each; the notebook's are forked from this one, whatever it did before."""
+    command = start(
+        accelerate_launch, tmp_path / "command",
+        *("--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())),
+        *("-m", "entityclip.experiments.train", "--profile", "smoke", "--variant", "clip"),
+        *("--set", *SETTINGS), log=str(tmp_path / "output"),
+    )  # fmt: skip
+    command.join()
+    told = (tmp_path / "output").read_text()
+    assert command.exitcode == 0, told[-3000:]
+    assert told.count("on 2 process(es), best epoch") == 1  # the first process speaks
+    torch.rand(2000, 2000) @ torch.rand(2000, 2000)  # starts threads that a fork does not have
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "notebook"))
+    folder = train_on_all_gpus("smoke", "clip", processes=2, settings=NESTED)
+    assert differences_between(folder, tmp_path / "command/smoke/checkpoints" / folder.name) == []
+    columns = ["metric", "direction", "value", "config_hash", "data_fingerprint"]
+    ours, theirs = (
+        read_rows(tmp_path / name / "smoke/results/retrieval.jsonl")
+        for name in ("notebook", "command")
+    )
+    assert len(ours) == 14  # measured once
+    assert ours[columns].equals(theirs[columns])
+
+
+def test_a_notebook_that_has_used_the_gpu_is_told_to_restart(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(TrainingError, match="restart the kernel"):
+        train_on_all_gpus("smoke", "clip", processes=2, settings=NESTED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "none"], "no profile 'none'"),
+        (["--set", "finetuning.epoch=3"], "did you mean epochs?"),
+        (["--set", "finetuning.chunk=0"], "chunk is 0; it must be at least 1"),
+        (["--set", "finetuning"], "write name=value"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, message, capsys):
+    assert main(["--profile", "smoke", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_only_variants_that_are_trained_are_offered(capsys):
+    with pytest.raises(SystemExit):
+        main(["--variant", "zero-shot"])
+    assert "invalid choice: 'zero-shot'" in capsys.readouterr().err
+
+
+def test_training_that_cannot_start_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
+    large = [s for s in SETTINGS if "finetuning.batch_size" not in s] + ["finetuning.batch_size=99"]
+    assert main(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: 24 training pairs don't fill one batch of 99")

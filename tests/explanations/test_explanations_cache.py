@@ -1,0 +1,266 @@
+"""The cache: append-only, mended, shared by processes, killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+
+from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.explanations import (
+    CacheError,
+    ExplanationCache,
+    KnowledgeBase,
+    Sampling,
+    Source,
+    StubLLM,
+    explain,
+    merge_caches,
+    shard,
+)
+from entityclip.explanations.cache import cache_keys, encode_row
+
+PAIRS = newsroom_pairs("train", 60)
+SOURCE = Source("newsroom-knowledge-1", "entities-v1", Sampling())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache.jsonl"
+
+
+def filled(path, pairs=PAIRS):
+    return explain(pairs, KnowledgeBase(), path, progress=False)
+
+
+def lines(path):
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def test_keys_tell_all_that_matters_apart():
+    sources = [
+        SOURCE,
+        SOURCE._replace(model="x"),
+        SOURCE._replace(prompt_version="x"),
+        SOURCE._replace(sampling=Sampling(seed=1)),
+        SOURCE._replace(sampling=None),
+    ]
+    keys = [key for source in sources for key in cache_keys(["a", "b", "a\udc80"], source)]
+    assert len(set(keys)) == len(keys) == 15
+    assert {len(key) for key in keys} == {16}
+    assert cache_keys(["a"], SOURCE) == cache_keys(["a"], Source(*SOURCE))
+
+
+def test_rows_come_back_as_they_were(path):
+    rows = filled(path)
+    with ExplanationCache(path) as cache:
+        assert [row for _, row in cache.rows()] == list(
+            {row.text_sha: row for row in rows}.values()
+        )
+        assert cache.read(b"\0" * 16) is None
+
+
+def test_a_line_starts_with_its_key_at_a_fixed_place(path):
+    filled(path)
+    keys = cache_keys([pair.caption for pair in PAIRS], SOURCE)
+    assert [bytes.fromhex(json.loads(line)["key"]) for line in lines(path)] == keys
+    assert all(
+        line[9:41].decode() == key.hex() for line, key in zip(lines(path), keys, strict=True)
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60, 200])
+def test_a_torn_last_line_is_moved_aside_and_only_its_caption_asked_again(path, cut):
+    rows = filled(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    asked = []
+
+    class Counting(KnowledgeBase):
+        def complete(self, prompts, sampling):
+            asked.extend(prompts)
+            return super().complete(prompts, sampling)
+
+    again = explain(PAIRS, Counting(), path, progress=False)
+    assert [row.text for row in again] == [row.text for row in rows]
+    assert len(lines(path)) == len(PAIRS)
+    torn = path.with_name("cache.jsonl.torn")
+    if cut == 1:  # only the newline was missing
+        assert not asked
+        assert not torn.exists()
+    else:
+        assert len(asked) == 1
+        assert whole.endswith(torn.read_bytes()[:-1] + whole[-cut:])
+
+
+def test_a_line_torn_by_another_process_while_open(path):
+    filled(path, PAIRS[:3])
+    with ExplanationCache(path) as cache:
+        with path.open("ab") as file:
+            file.write(b'{"key": "00')
+        cache.refresh()
+        assert len(cache) == 3
+        filled(path, PAIRS[:5])
+        cache.refresh()
+        assert len(cache) == 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda line: b"\0" * len(line), r"cache\.jsonl, line 2 starts with no key"),
+        (lambda line: b"not JSON", r"line 2 starts with no key.*delete that line"),
+        (lambda line: line[:9] + b"z" * 32 + line[41:], r"line 2 starts with no key of 32"),
+        (lambda line: line.replace(b'"text": "', b'"text": "x'), r"line 2 holds another text"),
+        (lambda line: line.replace(b'"attempts"', b'"tries"'), r"line 2 lacks.*attempts, tries"),
+        (lambda line: line.replace(b'"seed": 0', b'"seed": -1'), r"line 2 has a malformed field"),
+        (lambda line: line.replace(b'"id": ', b'"id": x'), r"line 2 is not JSON"),
+    ],
+)
+def test_a_damaged_line_is_named(path, damage, match):
+    filled(path)
+    content = lines(path)
+    content[1] = damage(content[1])
+    path.write_bytes(b"\n".join(content) + b"\n")
+    with pytest.raises(CacheError, match=match):
+        filled(path)
+
+
+def test_append_leaves_out_what_another_has_written(path):
+    with ExplanationCache(path) as one, ExplanationCache(path) as two:
+        rows = [
+            (key, row)
+            for key, row in zip(
+                cache_keys([pair.caption for pair in PAIRS], SOURCE), filled(path), strict=True
+            )
+        ]
+        assert one.append(rows) == two.append(rows) == 0
+        fresh = (b"\1" * 16, rows[0][1])
+        assert one.append([fresh, fresh]) == 1
+        assert two.append([fresh]) == 0
+    assert len(lines(path)) == len(PAIRS) + 1
+
+
+def _extract(path: str, seed: int) -> None:
+    pairs = newsroom_pairs("train", 300)
+    random.Random(seed).shuffle(pairs)
+    explain(pairs, KnowledgeBase(), path, progress=False)
+
+
+def test_four_processes_on_one_cache(path):
+    processes = [
+        get_context("fork").Process(target=_extract, args=(str(path), n)) for n in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len({line[9:41] for line in lines(path)}) == len(lines(path)) == 300
+
+
+def test_a_full_disk_keeps_what_was_there(path, monkeypatch):
+    filled(path, PAIRS[:10])
+    before, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:50]))
+    with pytest.raises(OSError, match="is the disk full"):
+        filled(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+
+
+class Slow(KnowledgeBase):
+    def complete(self, prompts, sampling):
+        for answer in super().complete(prompts, sampling):
+            time.sleep(0.0005)
+            yield answer
+
+
+def _extract_slowly(pairs, path) -> None:
+    explain(pairs, Slow(), path, progress=False)
+
+
+def test_killed_twenty_times_it_ends_as_if_uninterrupted(tmp_path):
+    path, random_ = tmp_path / "killed.jsonl", random.Random(0)
+    pairs = newsroom_pairs("train", 2000)
+    kills, done = 0, []
+    while kills < 20:
+        # by rows written, not by seconds: each kill falls into the work, on any machine
+        goal = _rows(path) + random_.randrange(1, 90)
+        # forked, not spawned: 20 imports of torch would take longer than all the rest
+        process = get_context("fork").Process(target=_extract_slowly, args=(pairs, path))
+        process.start()
+        while process.is_alive() and _rows(path) < goal:
+            time.sleep(random_.random() * 0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        kills += 1
+        done.append(_rows(path))
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] < 2000
+    rows = explain(pairs, KnowledgeBase(), path, progress=False)
+    whole = explain(pairs, KnowledgeBase(), tmp_path / "whole.jsonl", progress=False)
+    assert [(row.id, row.text) for row in rows] == [(row.id, row.text) for row in whole]
+    written = [
+        [(r["id"], r["text"]) for r in map(json.loads, lines(p))]
+        for p in (path, tmp_path / "whole.jsonl")
+    ]
+    assert written[0] == written[1]
+    assert len({line[9:41] for line in lines(path)}) == len(lines(path))
+
+
+def _rows(path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, path):
+    pairs = [*PAIRS, replace(PAIRS[0], id="again")]
+    parts = [shard(pairs, index, 3) for index in range(3)]
+    assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in pairs)
+    assert all(parts)
+    assert (
+        len(
+            {
+                index
+                for index, part in enumerate(parts)
+                for p in part
+                if p.caption == PAIRS[0].caption
+            }
+        )
+        == 1
+    )
+    files = [tmp_path / f"part{index}.jsonl" for index in range(3)]
+    for file, part in zip(files, parts, strict=True):
+        filled(file, part)
+    distinct = len({pair.caption for pair in pairs})
+    assert merge_caches(files, path) == {"added": distinct, "already_there": 0}
+    assert merge_caches(files, path) == {"added": 0, "already_there": distinct}
+
+    def never(prompt, seed):
+        raise AssertionError("everything was there")
+
+    model = KnowledgeBase.model
+    rows = explain(pairs, StubLLM(never, model=model), path, progress=False)
+    assert [row.id for row in rows] == [pair.id for pair in pairs]
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        shard(pairs, 3, 3)
+    with pytest.raises(FileNotFoundError, match="has that shard run"):
+        merge_caches([tmp_path / "none.jsonl"], path)
+
+
+def test_text_may_hold_any_character(path):
+    text = 'Line\nend, quote " and \u2028, \u0085, emoji 😀, Nairobi'
+    pair = PAIRS[0]
+    rows = explain([pair], StubLLM(lambda p, s: text), path, progress=False)
+    assert rows[0].text == text
+    assert explain([pair], StubLLM(lambda p, s: "x"), path, progress=False) == rows
+    lone = explain([pair], StubLLM(lambda p, s: "a\ud83d", model="2"), path, progress=False)
+    assert lone[0].text == "a?"
+    assert encode_row(b"\0" * 16, rows[0]).count(b"\n") == 1

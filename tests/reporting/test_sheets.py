@@ -1,0 +1,285 @@
+"""Printed tables: what stands out, what is escaped, and that LaTeX would take it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from entityclip.config import REPOSITORY
+from entityclip.reporting.tables import (
+    Cell,
+    Sheet,
+    latex,
+    number_cell,
+    reported_cells,
+    reported_values,
+    retrieval_markdown,
+    retrieval_sheet,
+    retrieval_table,
+    save_sheet,
+    sheet_latex,
+    sheet_markdown,
+    standings,
+)
+from entityclip.results import ResultsError
+from entityclip.variants import (
+    DIRECTION_LABELS as DIRECTIONS,
+)
+from entityclip.variants import (
+    SPLIT_LABELS as SPLITS,
+)
+from entityclip.variants import (
+    VARIANT_LABELS as VARIANTS,
+)
+from tests.reporting.test_report import make_rows
+
+FIGURES = REPOSITORY / "figures"
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "expected"),
+    [
+        ([1.0, 3.0, 2.0], True, ["", "best", "second"]),
+        ([1.0, 3.0, 2.0], False, ["best", "", "second"]),
+        ([3.0, 3.0, 2.0, 1.0], True, ["best", "best", "second", ""]),
+        ([3.0, 2.0, 2.0, 1.0], True, ["best", "second", "second", ""]),
+        ([3.0, NAN, 2.0], True, ["best", "", "second"]),
+        ([NAN, 2.0], True, ["", ""]),  # one value beats nothing
+        ([2.0, 2.0], True, ["", ""]),
+        ([], True, []),
+    ],
+)
+def test_standings_with_ties_and_blanks(values, higher, expected):
+    assert standings(values, higher_is_better=higher) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("100 % of A_1 & B", r"100 \% of A\_1 \& B"),
+        ("$5 #2 {x}", r"\$5 \#2 \{x\}"),
+        ("a\\b", r"a\textbackslash{}b"),
+        ("~^", r"\textasciitilde{}\textasciicircum{}"),
+        ("text → image, ± 1", r"text $\rightarrow$ image, $\pm$ 1"),
+        ("plain, [1] (2)", "plain, [1] (2)"),
+    ],
+)
+def test_latex_escapes(text, expected):
+    assert latex(text) == expected
+
+
+def sheet():
+    return Sheet(
+        ["Name", "R@1"],
+        [
+            [["a_b|c", Cell("70.0", "± 1.2", "best")], ["[x]", Cell("60.0", "", "second")]],
+            [["d", Cell()]],
+        ],
+        1,
+        ["5 % of $x$, -0.5 to 1-2."],
+    )
+
+
+def test_markdown_marks_rules_and_notes():
+    assert sheet_markdown(sheet()) == (
+        "| Name | R@1 |\n| --- | --: |\n| a_b\\|c | **70.0** ± 1.2 |\n| [x] | <u>60.0</u> |\n"
+        "| d |  |\n\n5 % of $x$, -0.5 to 1-2.\n"
+    )
+
+
+def test_latex_is_a_booktabs_table():
+    assert sheet_latex(sheet(), "Best & rest", "tab:best") == "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\caption{Best \& rest}",
+            r"\label{tab:best}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            r"\begin{tabular}{lr}",
+            r"\toprule",
+            r"Name & R@1 \\",
+            r"\midrule",
+            r"a\_b\textbar{}c & \textbf{70.0} {\scriptsize $\pm$ 1.2} \\",
+            r"{}[x] & \underline{60.0} \\",
+            r"\midrule",
+            r"d &  \\",
+            r"\bottomrule",
+            r"\end{tabular}%",
+            "}",
+            r"\par\smallskip{\footnotesize\raggedright 5 \% of \$x\$, $-$0.5 to 1-2.\par}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "shared"),
+    [
+        ([["Test", "a", "x"], ["Test", "a", "y"]], "Test, a"),
+        ([["Test", "a", "x"], ["Test", "b", "y"]], "Test"),
+        ([["Test", "a", "x"], ["Val", "a", "x"]], None),
+        ([["Test", "a_b", "x"]], r"Test, a\_b"),  # the last name tells the rows apart, one or more
+    ],
+)
+def test_names_that_a_block_shares_stand_once_above_it_in_latex(names, shared):
+    rows = [[*row, Cell("1.0")] for row in names]
+    text = sheet_latex(Sheet(["Split", "Way", "Name", "R@1"], [rows], 3))
+    check_latex(text)
+    found = re.search(r"\\multicolumn\{(\d)\}\{l\}\{\\emph\{(.*)\}\} ", text)
+    if shared is None:
+        assert found is None
+        assert "Split & Way & Name & R@1" in text
+    else:
+        gone = shared.count(",") + 1
+        assert found.groups() == (str(4 - gone), shared)
+        assert " & ".join(["Split", "Way", "Name", "R@1"][gone:]) in text
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="1 cells below 2 headings"):
+        Sheet(["a", "b"], [[["x"]]], 1)
+
+
+def check_latex(text):
+    """What a compiler would stumble over: open groups, columns of another number, bare signs."""
+    text = text.replace("{!}{%\n", "{!}{\n").replace("{tabular}%\n", "{tabular}\n")
+    plain = re.sub(r"\\[\\%_&$#{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    for begun, ended in zip(
+        re.findall(r"\\begin\{(\w+)\}", text),
+        re.findall(r"\\end\{(\w+)\}", text)[::-1],
+        strict=True,
+    ):
+        assert begun == ended
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert rows
+    for row in rows:
+        if row.startswith(rf"\multicolumn{{{columns}}}{{l}}"):
+            continue
+        assert len(re.findall(r"(?<!\\)&", row)) == columns - 1
+        assert not re.search(r"(?<!\\)[%#_]", row)
+    assert all(ord(sign) < 128 for sign in text)
+
+
+def test_the_retrieval_table_in_latex_would_compile(tmp_path):
+    rows = make_rows({"clip": 70.0, "with_100%_of_{a}&$b": 65.0}, seeds=(0, 1, 2))
+    table = retrieval_table(rows)
+    paths = save_sheet(retrieval_sheet(table), tmp_path, "retrieval_main", "R@K in %")
+    assert [path.name for path in paths] == ["retrieval_main.md", "retrieval_main.tex"]
+    text = paths[1].read_text()
+    check_latex(text)
+    assert r"\label{tab:retrieval-main}" in text
+    assert text.count(r"\midrule") == 4  # below the head, and between four groups
+    assert r"\textbf{71.0} {\scriptsize $\pm$ 2.5}" in text
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FIGURES.glob("*.tex")))
+def test_the_shipped_tables_in_latex_would_compile(name):
+    check_latex((FIGURES / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("names", [VARIANTS, SPLITS, DIRECTIONS])
+def test_latex_sets_every_name_that_tables_use(names):
+    assert all(latex(name).isascii() for name in names.values())
+
+
+def test_a_difference_has_a_minus_and_a_label_a_caption():
+    row = [Cell("-0.5", "[-1.9, +1.1]")]
+    text = sheet_latex(Sheet(["a"], [[row]], 0), label="tab:a")
+    assert r"$-$0.5 {\scriptsize [$-$1.9, +1.1]}" in text
+    assert "label" not in text  # it would number whatever stands before the table
+
+
+def marks_of(sheet, metric):
+    column = list(sheet.header).index(metric)
+    return [[row[column].mark for row in block] for block in sheet.blocks]
+
+
+def test_best_and_second_of_each_group_and_metric():
+    levels = {"zero-shot": 1.0, "clip": 70.0, "entityclip": 65.0}
+    sheet = retrieval_sheet(retrieval_table(make_rows(levels)))
+    assert marks_of(sheet, "R@1") == [["", "best", "second"]] * 4
+    # ranks: lower is better
+    assert marks_of(sheet, "MedR") == [["best", "", "second"]] * 4
+    assert marks_of(sheet, "MeanR") == [["best", "", "second"]] * 4
+
+
+def test_what_prints_equal_is_marked_equal():
+    levels = {"zero-shot": 1.0, "clip": 70.04, "entityclip": 69.96}
+    sheet = retrieval_sheet(retrieval_table(make_rows(levels, ["test"])))
+    assert marks_of(sheet, "R@1") == [["second", "best", "best"]] * 2
+
+
+def test_a_missing_cell_changes_no_other_groups_marks():
+    rows = make_rows()
+    gone = (rows["variant"] == "clip") & (rows["split"] == "test") & (rows["metric"] == "R@1")
+    sheet = retrieval_sheet(retrieval_table(rows[~gone]))
+    assert marks_of(sheet, "R@1")[:2] == [["second", "", "best"]] * 2
+    assert marks_of(sheet, "R@1")[2:] == [["", "best", "second"]] * 2
+
+
+def test_plain_markdown_has_the_same_cells_without_marks():
+    table = retrieval_table(make_rows())
+    marked = sheet_markdown(retrieval_sheet(table))
+    assert "**" in marked
+    assert re.sub(r"\*\*|</?u>", "", marked) == retrieval_markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "over_seeds", "expected"),
+    [
+        ((70.0, 68.8, 71.2), True, Cell("70.0", "± 1.2")),
+        ((99.0, 96.0, 100.0), True, Cell("99.0", "[96.0, 100.0]")),  # cut at the bound
+        ((70.0, 68.8, 71.2), False, Cell("70.0", "[68.8, 71.2]")),
+        ((70.0, NAN, NAN), True, Cell("70.0")),
+        ((NAN, NAN, NAN), True, Cell()),
+    ],
+)
+def test_intervals_as_printed(arguments, over_seeds, expected):
+    assert number_cell(*arguments, over_seeds=over_seeds) == expected
+
+
+def test_reported_values_stand_beside_their_own_data_only(tmp_path):
+    path = tmp_path / "paper_reported.csv"
+    path.write_text(
+        "paper,table,row,column,value\n"
+        "P,2,clip,newsroom test text_to_image R@1,12.5\n"
+        "P,2,clip,newsroom test text_to_image R@5,30\n"
+        "P,2,clip,n24news test text_to_image R@1,99\n"
+        "P,2,entityclip,newsroom test text_to_image R@1,\n"
+    )
+    table, reported = retrieval_table(make_rows()), reported_values(path)
+    said = reported_cells(table, reported)
+    assert said[table["variant"] == "clip"].tolist() == ["R@1 12.5, R@5 30", "", "", ""]
+    assert (said[table["variant"] != "clip"] == "").all()
+    sheet = retrieval_sheet(table, reported)
+    assert sheet.header[-1] == "Reported"
+    assert [row[-1] for row in sheet.blocks[0]] == ["", "R@1 12.5, R@5 30", ""]
+    empty = retrieval_sheet(table, reported_values(tmp_path / "none.csv"))
+    assert {row[-1] for block in empty.blocks for row in block} == {""}
+
+
+def test_two_sources_of_one_reported_value_are_refused(tmp_path):
+    path = tmp_path / "paper_reported.csv"
+    line = "clip,newsroom test text_to_image R@1"
+    path.write_text(f"paper,table,row,column,value\nP,2,{line},1\nQ,7,{line},2\n")
+    with pytest.raises(ResultsError, match="two reported values for clip, newsroom test"):
+        reported_cells(retrieval_table(make_rows()), reported_values(path))
+
+
+def test_the_shipped_file_of_reported_values_holds_none():
+    from entityclip.config import REPOSITORY
+
+    values = reported_values(REPOSITORY / "figures" / "paper_reported.csv")
+    assert (REPOSITORY / "figures" / "paper_reported.csv").exists()
+    assert values.empty
+    said = reported_cells(pd.DataFrame(retrieval_table(make_rows())), values)
+    assert not np.any(said != "")

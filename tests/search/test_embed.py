@@ -1,0 +1,347 @@
+"""`entityclip.embed`: open_clip's own vectors, each picture once, and no file that crashes it."""
+
+import json
+import os
+import re
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+
+import entityclip
+from entityclip.checkpoints import CheckpointError, write_checkpoint
+from entityclip.config import EntityCLIPConfig, as_dict
+from entityclip.datasets import load_pairs
+from entityclip.models.clip import Backbone, BackboneError
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.search import embedding
+from entityclip.search.embedding import Vectors, fingerprint, load_encoder, load_model, main
+from tests.fixtures.pictures import BROKEN, bomb, save
+
+TEXTS = ["A goal in Lima", "", "Zoë Müller in 東京 ☕"]
+
+
+@pytest.fixture(scope="module")
+def weights(backbone, tmp_path_factory):
+    """The tiny backbone's weights as plain open_clip's file."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(backbone.clip.state_dict(), path)
+    return path
+
+
+def pictures(folder, n):
+    for number in range(n):
+        save(folder / f"{number:02d}.jpg", number, (40 + 7 * number, 36))
+    return folder
+
+
+def embed(backbone, *arguments, **options):
+    return embedding.embed(backbone, *arguments, progress=False, device="cpu", **options)
+
+
+@torch.inference_mode()
+def test_vectors_are_plain_open_clips(weights, tmp_path):
+    folder = pictures(tmp_path / "in", 7)
+    Image.effect_noise((64, 64), 90).save(folder / "grey.png")
+    clip, _, preprocess = open_clip.create_model_and_transforms(
+        "newsroom-tiny", pretrained=str(weights)
+    )
+    tokenizer = open_clip.get_tokenizer("newsroom-tiny")
+    files = sorted(folder.iterdir())
+    images = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in files])
+    expected = clip.eval().encode_image(images, normalize=True)
+    texts = clip.encode_text(tokenizer(TEXTS), normalize=True)
+    found = entityclip.embed(
+        weights, folder, TEXTS, model="newsroom-tiny", batch_size=3, progress=False, device="cpu"
+    )
+    assert found.images.ids == [path.name for path in files]
+    assert found.texts.ids == ["0", "1", "2"]
+    assert found.images.values.dtype == np.float32
+    np.testing.assert_allclose(found.images.values, expected, atol=2e-6)
+    np.testing.assert_allclose(found.texts.values, texts, atol=2e-6)
+
+
+def test_our_checkpoint_tells_its_model_and_loads_whole(backbone, tmp_path):
+    torch.manual_seed(3)
+    config = EntityCLIPConfig(image_experts=1, text_experts=1, explanation_experts=1)
+    model = EntityCLIP(backbone, config)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    identity = {"backbone": "newsroom-tiny", "image_size": 64, "model": as_dict(config)}
+    write_checkpoint(tmp_path / "run" / "best.safetensors", tensors, {"identity": identity})
+    for path in (tmp_path / "run", tmp_path / "run" / "best.safetensors"):
+        assert fingerprint(load_encoder(path)) == fingerprint(backbone)
+    loaded = load_model(tmp_path / "run").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(BackboneError, match="holds weights of newsroom-tiny, not of ViT-B-32"):
+        load_encoder(tmp_path / "run", "ViT-B-32")
+
+
+def test_what_is_no_checkpoint_is_a_named_error(weights, tmp_path):
+    with pytest.raises(BackboneError, match="does not say which model its weights are of"):
+        load_encoder(weights)
+    with pytest.raises(BackboneError, match="is no file or folder here; for weights by tag"):
+        load_encoder("openai")
+    with pytest.raises(BackboneError, match=r"no checkpoint at .*best\.safetensors"):
+        load_encoder(tmp_path)
+    with pytest.raises(BackboneError, match="tells of no run of ours"):
+        load_model(weights)
+
+
+def test_the_fingerprint_tells_weights_apart(weights):
+    one, other = (load_encoder(weights, "newsroom-tiny") for _ in range(2))
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.clip.logit_scale += 1e-6
+    assert fingerprint(one) != fingerprint(other)
+
+
+# -------------------------------------------------------------------------------- what lies about
+
+
+def test_a_folder_of_odd_files_is_indexed_with_a_report(backbone, tmp_path):
+    folder = tmp_path / "in"
+    names = ["plain.jpg", "Zoë in 東京 ☕.JPG", "deep/er/a b%20#.jpeg", "-rf.png"]
+    for number, name in enumerate(names):
+        save(folder / name, number)
+    (folder / "copy of plain.jpg").write_bytes((folder / "plain.jpg").read_bytes())
+    for number, (content, _) in enumerate(BROKEN.values()):
+        (folder / f"broken {number}.jpg").write_bytes(content)
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "Thumbs.db").write_bytes(b"\0" * 99)
+    os.mkfifo(folder / "pipe.jpg")
+    save(tmp_path / "secret.jpg", 9)
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "dangling.jpg").symlink_to(folder / "none.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    save(folder / os.fsdecode(b"latin \xe9.jpg"), 8)
+    found = embed(backbone, folder, cache=tmp_path / "cache")
+    assert set(found.images.ids) == {*names, "copy of plain.jpg", "latin \\xe9.jpg"}
+    report = json.loads(found.report.as_json())
+    assert report["duplicates"] == {"plain.jpg": "copy of plain.jpg"}
+    assert set(report["unreadable"]) == {
+        *(f"broken {n}.jpg" for n in range(len(BROKEN))),
+        *("bomb.png", "empty.jpg", "pipe.jpg", "dangling.jpg"),
+    }
+    assert re.search(BROKEN["bomb"][1], report["unreadable"]["bomb.png"])
+    assert report["unreadable"]["pipe.jpg"] == "not a regular file"
+    assert set(report["not_pictures"]) == {"notes.txt", "Thumbs.db", "link.jpg", "loop.jpg"}
+    assert report["embedded"] == 5
+    assert "1 duplicates of others: plain.jpg = copy of plain.jpg" in str(found.report)
+    for ending in (".parquet", ".npy"):
+        saved = Vectors.load(found.images.save(tmp_path / f"out{ending}"))
+        assert saved.ids == found.images.ids
+        np.testing.assert_array_equal(saved.values, found.images.values)
+
+
+def test_an_empty_folder_gives_no_vectors(backbone, tmp_path):
+    found = embed(backbone, tmp_path)
+    assert found.images.values.shape == (0, backbone.width)
+    assert found.texts is None
+
+
+# ---------------------------------------------------------------------------- once, and resumably
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many pictures each forward pass encodes; `encoded.stop_after` calls it is interrupted."""
+
+    class Calls(list):
+        stop_after = None
+
+    calls, encode = Calls(), Backbone.encode_image
+
+    def counting(self, images):
+        if calls.stop_after is not None and len(calls) >= calls.stop_after:
+            raise KeyboardInterrupt
+        calls.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Backbone, "encode_image", counting)
+    return calls
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_interrupted_and_resumed_each_picture_is_embedded_once(
+    stop_after, backbone, encoded, tmp_path
+):
+    folder, options = pictures(tmp_path / "in", 11), {"batch_size": 2, "chunk": 4}
+    (folder / "twice.jpg").write_bytes((folder / "03.jpg").read_bytes())
+    whole = embed(backbone, folder, **options)
+    assert sum(encoded) == 11
+    encoded.clear()
+    encoded.stop_after = stop_after
+    options["cache"] = tmp_path / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        embed(backbone, folder, **options)
+    encoded.stop_after = None
+    resumed = embed(backbone, folder, **options)
+    assert sum(encoded) == 11
+    assert resumed.report.embedded == 11 - 2 * stop_after
+    assert resumed.images.ids == whole.images.ids
+    np.testing.assert_allclose(resumed.images.values, whole.images.values, atol=1e-6)
+    np.testing.assert_array_equal(resumed.images.values[3], resumed.images.values[-1])
+
+
+def test_unchanged_files_are_not_even_read_again(backbone, encoded, tmp_path, monkeypatch):
+    folder, cache = pictures(tmp_path / "in", 4), tmp_path / "cache"
+    first = embed(backbone, folder, cache=cache)
+    encoded.clear()
+    monkeypatch.setattr(embedding, "key_of", lambda picture: pytest.fail(f"read {picture}"))
+    again = embed(backbone, folder, cache=cache)
+    assert encoded == []
+    np.testing.assert_array_equal(again.images.values, first.images.values)
+
+
+def test_a_moved_picture_is_known_and_a_changed_one_is_not(backbone, encoded, tmp_path):
+    folder, cache = pictures(tmp_path / "in", 3), tmp_path / "cache"
+    first = embed(backbone, folder, cache=cache)
+    (folder / "00.jpg").rename(folder / "moved.jpg")
+    save(folder / "01.jpg", 77)
+    encoded.clear()
+    second = embed(backbone, folder, cache=cache)
+    assert sum(encoded) == 1
+    by_id = dict(zip(second.images.ids, second.images.values, strict=True))
+    np.testing.assert_array_equal(by_id["moved.jpg"], first.images.values[0])
+    assert not np.allclose(by_id["01.jpg"], first.images.values[1], atol=1e-4)
+
+
+def test_other_weights_never_share_a_cache(weights, backbone, encoded, tmp_path):
+    folder, cache = pictures(tmp_path / "in", 2), tmp_path / "cache"
+    embed(backbone, folder, cache=cache)
+    other = load_encoder(weights, "newsroom-tiny")
+    with torch.no_grad():
+        other.clip.visual.proj.mul_(-1)
+    encoded.clear()
+    embed(other, folder, cache=cache)
+    assert sum(encoded) == 2
+
+
+def test_a_damaged_chunk_is_named(backbone, tmp_path):
+    folder, cache = pictures(tmp_path / "in", 2), tmp_path / "cache"
+    embed(backbone, folder, cache=cache)
+    (chunk,) = cache.rglob("*.safetensors")
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"000000\.safetensors is damaged"):
+        embed(backbone, folder, cache=cache)
+
+
+# ------------------------------------------------------------------------------ what can be given
+
+
+def test_a_split_gives_pictures_and_captions_under_the_pairs_ids(backbone, tmp_path):
+    pairs = load_pairs("newsroom", "test", limit=5, image_size=64)
+    found = embed(backbone, pairs, pairs, cache=tmp_path)
+    assert found.images.ids == found.texts.ids == [pair.id for pair in pairs]
+    with torch.inference_mode():
+        image = backbone.preprocess(pairs[2].load_image())[None]
+        expected = F.normalize(backbone.encode_image(image), dim=-1)[0]
+    np.testing.assert_allclose(found.images.values[2], expected, atol=2e-6)
+    assert embed(backbone, pairs, pairs, cache=tmp_path).report.embedded == 0
+
+
+def test_paths_names_and_pictures_in_memory(backbone, tmp_path):
+    path = save(tmp_path / "a.jpg", 1)
+    drawn = Image.open(path).convert("RGB")
+    by_path, by_name, in_memory = (
+        embed(backbone, images).images for images in ([path], {"x": str(path)}, [drawn])
+    )
+    assert (by_path.ids, by_name.ids, in_memory.ids) == ([str(path)], ["x"], ["0"])
+    np.testing.assert_array_equal(by_path.values, by_name.values)
+    np.testing.assert_array_equal(by_path.values, in_memory.values)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_of_paths(kind, backbone, tmp_path):
+    pd = pytest.importorskip("pandas")
+    save(tmp_path / "pics" / "Zoë.jpg", 1)
+    rows = pd.DataFrame({"image": ["pics/Zoë.jpg", "pics/none.jpg"], "id": ["z", "n"], "x": [1, 2]})
+    table = tmp_path / f"paths.{kind}"
+    rows.to_csv(table, index=False) if kind == "csv" else rows.to_parquet(table)
+    found = embed(backbone, table)
+    assert found.images.ids == ["z"]
+    assert found.report.unreadable == {"n": "no such file"}
+    rows = rows.rename(columns={"image": "picture"})
+    rows.to_csv(table, index=False) if kind == "csv" else rows.to_parquet(table)
+    with pytest.raises(ValueError, match=rf"paths\.{kind}.* '?image"):
+        embed(backbone, table)
+
+
+def test_wrong_arguments_are_named_errors(backbone, tmp_path):
+    with pytest.raises(ValueError, match="nothing to embed"):
+        embed(backbone)
+    with pytest.raises(FileNotFoundError, match="none does not exist"):
+        embed(backbone, tmp_path / "none")
+    with pytest.raises(ValueError, match="is no folder, and no table"):
+        embed(backbone, save(tmp_path / "a.jpg", 1))
+    with pytest.raises(ValueError, match="stands twice"):
+        embed(backbone, [tmp_path / "a.jpg"] * 2)
+    with pytest.raises(ValueError, match="7 is no picture"):
+        embed(backbone, [7])
+    with pytest.raises(ValueError, match="texts is one string"):
+        embed(backbone, texts="a goal")
+    with pytest.raises(ValueError, match=r"out\.csv: name it \.parquet or \.npy"):
+        embed(backbone, texts=["a"]).texts.save(tmp_path / "out.csv")
+
+
+def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
+    good = Vectors(["a"], np.ones((1, 4), np.float32))
+    path = good.save(tmp_path / "v.npy")
+
+    def full_disk(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        Vectors(["b"], np.zeros((1, 4), np.float32)).save(path)
+    assert Vectors.load(path).values.sum() == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["v.ids.json", "v.npy"]
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_embeds_resumes_and_reports(weights, tmp_path, capsys):
+    folder, out = pictures(tmp_path / "in", 3), tmp_path / "out" / "photos.npy"
+    (folder / "bad.jpg").write_bytes(b"no")
+    arguments = [str(weights), "--model", "newsroom-tiny", "--images", str(folder), "--quiet"]
+    arguments += ["--out", str(out), "--cache", str(tmp_path / "cache")]
+    assert main(arguments) == 0
+    assert "3 pictures and 0 texts, 3 embedded now" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "3 pictures and 0 texts, 0 embedded now" in capsys.readouterr().out
+    assert Vectors.load(out).ids == ["00.jpg", "01.jpg", "02.jpg"]
+    report = json.loads(out.with_suffix(".report.json").read_text())
+    assert list(report["unreadable"]) == ["bad.jpg"]
+
+
+def test_the_command_embeds_a_split(weights, tmp_path, capsys):
+    arguments = [str(weights), "--model", "newsroom-tiny", "--dataset", "newsroom", "--limit", "4"]
+    arguments += ["--image-size", "64", "--out", str(tmp_path / "s.npy"), "--quiet"]
+    assert main([*arguments, "--cache", str(tmp_path / "cache")]) == 0
+    images, texts = (Vectors.load(tmp_path / f"{name}.npy") for name in ("s", "s.texts"))
+    assert images.ids == texts.ids
+    assert "4 pictures and 4 texts" in capsys.readouterr().out
+
+
+def test_the_command_says_what_is_wrong(weights, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "x.npy"), "--cache", str(tmp_path), "--quiet"]
+    assert main([str(weights), "--images", str(tmp_path), *out]) == 1
+    assert "does not say which model" in capsys.readouterr().err
+    for wrong in (out, ["--images", "a", "--out", "x.csv"], ["--images", "a", "--dataset",
+                  "newsroom", *out]):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            main([str(weights), *wrong])
+        assert stopped.value.code == 2
+
+
+def test_the_function_survives_the_import_of_its_command(backbone):
+    # importing a submodule puts it over the package's attribute of that name
+    assert entityclip.embed(backbone, texts=["a"], progress=False).texts.ids == ["0"]
+    assert "embed" in entityclip.__all__

@@ -1,0 +1,353 @@
+"""ITR's pretraining: pseudo-labels, the objective against a literal one, runs, what stops them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from entityclip.checkpoints import CheckpointError, read_meta
+from entityclip.config import (
+    ClassifierConfig,
+    ITRConfig,
+    ITRSettings,
+    PairSource,
+    ProfileError,
+    load_profile,
+)
+from entityclip.datasets.captions import with_generated
+from entityclip.datasets.dataset import PairDataset
+from entityclip.experiments.experiment import ITRRuns
+from entityclip.models.clip import create_backbone, load_clip_weights
+from entityclip.models.itr import ITRModel, cluster
+from entityclip.training import itr
+from entityclip.training.itr import make_optimizer, pretrain_itr, subset_rows
+from entityclip.training.run_folder import TrainingError
+
+CONFIG = ITRConfig(
+    iterations=3, subset=16, batch_size=8, clusters=3, lr=1e-4, projection=16, seed=3
+)
+ALL = ("cluster_image", "cluster_generated", "contrast")
+
+
+@pytest.fixture(scope="module")
+def sets(make_dataset):
+    return make_dataset("relation_unlabelled", 32), make_dataset("relation_test", 16)
+
+
+@pytest.fixture(scope="module")
+def generated(sets, backbone):
+    return PairDataset(
+        with_generated(sets[0].pairs), backbone.preprocess, backbone.tokenize,
+        with_explanations=True, cache=True,
+    )  # fmt: skip
+
+
+def fresh():
+    torch.manual_seed(5)
+    return create_backbone("newsroom-tiny")
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# -------------------------------------------------------------------------------------- clustering
+
+
+@pytest.mark.parametrize("mini_batch_above", [1000, 10])
+def test_clusters_are_the_groups_there_are(mini_batch_above):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 80)
+    features = 10 * np.eye(4, 6, dtype=np.float32)[truth] + rng.normal(size=(80, 6)) * 0.1
+    found = cluster(features.astype(np.float32), 4, seed=1, mini_batch_above=mini_batch_above)
+    assert {tuple(np.unique(found[truth == t])) for t in range(4)} == {(0,), (1,), (2,), (3,)}
+
+
+def test_empty_clusters_are_closed_up():
+    features = np.repeat(np.eye(2, 5, dtype=np.float32), 6, axis=0)
+    assert sorted(np.bincount(cluster(features, 4, seed=0))) == [6, 6]
+    assert cluster(np.ones((6, 3), np.float32), 2, seed=0).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("features", "k", "message"),
+    [
+        (np.zeros((3, 2)), 4, r"k is 4 for features of shape \(3, 2\).*lower `clusters` or take a"),
+        (np.zeros((3, 2)), 1, "k is 1"),
+        (np.array([[0.0], [np.nan], [1.0]]), 2, "1 of 3 embeddings are not finite: row 1"),
+    ],
+)
+def test_bad_clusterings_are_refused(features, k, message):
+    with pytest.raises(ValueError, match=message):
+        cluster(features, k, seed=0)
+
+
+# --------------------------------------------------------------------------------------- objective
+
+
+def literal_losses(model, batch, labels):
+    """Pair by pair, term by term, in words of the paper."""
+    clip, config = model.backbone.clip, model.config
+    sides = {
+        "text": clip.encode_text(batch.captions),
+        "image": clip.encode_image(batch.images),
+        "generated": clip.encode_text(batch.explanations),
+    }
+    n, loss, terms = len(batch), 0, {}
+    for task, partner in (("cluster_image", "image"), ("cluster_generated", "generated")):
+        total = 0
+        for i in range(n):
+            logits = model.heads[task](torch.cat([sides["text"][i], sides[partner][i]]))
+            total = total - logits.log_softmax(0)[labels[task][i]]
+        terms[task] = total / n
+    text, image = (model.projections[side](sides[side]) for side in ("text", "image"))
+    similar = [[torch.cosine_similarity(t, v, dim=0) for v in image] for t in text]
+    similar = torch.stack([torch.stack(row) for row in similar]) / config.temperature
+    total = 0
+    for i in range(n):
+        total = total - similar[i].log_softmax(0)[i] - similar[:, i].log_softmax(0)[i]
+    terms["contrast"] = total / (2 * n)
+    loss = 0.2 * terms["cluster_image"] + 1.0 * terms["cluster_generated"] + terms["contrast"]
+    return {"loss": loss, **terms}
+
+
+def test_objective_equals_the_literal_one_forward_and_gradient(generated):
+    torch.manual_seed(1)
+    model = ITRModel(fresh(), replace(CONFIG, tasks=ALL, temperature=0.7)).train()
+    batch = generated.collate([generated[i] for i in range(6)])
+    labels = {task: torch.tensor([0, 2, 1, 1, 0, 2]) for task in ("cluster_image",)}
+    labels["cluster_generated"] = torch.tensor([1, 1, 0, 2, 2, 0])
+    ours = model.losses(model.encode(batch), labels)
+    literal = literal_losses(model, batch, labels)
+    for name in literal:
+        torch.testing.assert_close(ours[name], literal[name], rtol=1e-5, atol=1e-6)
+    parameters = [p for n, p in model.named_parameters() if "logit_scale" not in n]
+    for a, b in zip(
+        torch.autograd.grad(ours["loss"], parameters),
+        torch.autograd.grad(literal["loss"], parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_optimizer_group_a_rate():
+    model = ITRModel(fresh(), CONFIG)
+    rates = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in make_optimizer(model, CONFIG).param_groups
+        for p in group["params"]
+    }
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        lr = 1e-4 if name.startswith("backbone.") else pytest.approx(1e-2)
+        assert rates[id(parameter)] == (lr, 0.01 if parameter.ndim > 1 else 0.0), name
+
+
+def test_subsets_of_an_epoch_share_no_pair():
+    first, second, next_epoch = (subset_rows(35, 16, 0, i) for i in range(3))
+    assert len({*first, *second}) == 32
+    assert first != next_epoch
+    assert subset_rows(35, 16, 0, 0) == first != subset_rows(35, 16, 1, 0)
+    assert sorted(subset_rows(5, 16, 0, 4)) == [0, 1, 2, 3, 4]
+
+
+# -------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_learns_logs_and_saves(sets, tmp_path):
+    backbone = fresh()
+    start = {k: v.clone() for k, v in backbone.clip.state_dict().items()}
+    config = replace(CONFIG, iterations=8, lr=3e-4)
+    result = pretrain_itr(backbone, sets[0], config, tmp_path, val_set=sets[1], progress=False)
+    rows = read_log(tmp_path)
+    steps = [row for row in rows if "loss" in row]
+    iterations = [row for row in rows if "sizes" in row]
+    assert [row["step"] for row in steps] == list(range(1, 17))
+    assert {"loss", "contrast", "cluster_image"} < set(steps[0])
+    assert [sum(row["sizes"]["cluster_image"]) for row in iterations] == [16] * 8
+    contrasts = [row["contrast"] for row in steps]
+    assert sum(contrasts[-4:]) < sum(contrasts[:4])
+    best = min(iterations, key=lambda row: row["val_contrast"])
+    assert result.best_iteration == best["iteration"]
+    assert json.loads((tmp_path / "run.json").read_text())["val_contrast"] == best["val_contrast"]
+    loaded = create_backbone("newsroom-tiny")
+    load_clip_weights(loaded, tmp_path / "last.safetensors")
+    trained = backbone.clip.state_dict()
+    assert all(torch.equal(v, trained[k]) for k, v in loaded.clip.state_dict().items())
+    moved = [k for k in start if not torch.equal(start[k], trained[k])]
+    assert {"visual.proj", "text_projection"} < set(moved)
+    assert "logit_scale" not in moved
+
+
+@pytest.mark.parametrize("tasks", [("cluster_image",), ("cluster_generated",), ("contrast",), ALL])
+def test_tasks_run_alone_and_together(sets, generated, tmp_path, tasks):
+    data = generated if "cluster_generated" in tasks else sets[0]
+    config = replace(CONFIG, tasks=tasks, iterations=1)
+    val = None if data is generated else sets[1]
+    result = pretrain_itr(fresh(), data, config, tmp_path, val_set=val, progress=False)
+    row = read_log(tmp_path)[0]
+    assert {*tasks} == {*row} & {*ALL}
+    assert row["loss"] == pytest.approx(sum(config.weight(task) * row[task] for task in tasks))
+    assert result.best.exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 5])  # in the first, second and third iteration
+def test_an_interrupted_run_ends_as_the_uninterrupted(sets, tmp_path, monkeypatch, stopped_at):
+    def go(name):
+        return pretrain_itr(
+            fresh(), sets[0], CONFIG, tmp_path / name, val_set=sets[1], progress=False
+        )
+
+    go("whole")
+    original = itr._Pretrainer._step
+
+    def step(self, *arguments):
+        if self.step == stopped_at:
+            raise Interrupted
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(itr._Pretrainer, "_step", step)
+        with pytest.raises(Interrupted):
+            go("parts")
+    torch.manual_seed(99)  # whatever happens between the two processes
+    result = go("parts")
+    assert result.resumed_from == (stopped_at // 2 or None)
+    for file in ("best.safetensors", "last.safetensors"):
+        whole, parts = (load_file(tmp_path / name / file) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "parts")
+
+
+def test_heads_are_drawn_anew_each_iteration(sets, tmp_path, monkeypatch):
+    seen = []
+    original = ITRModel.reset_heads
+
+    def reset(self):
+        original(self)
+        seen.append(self.heads["cluster_image"].weight.detach().clone())
+
+    monkeypatch.setattr(ITRModel, "reset_heads", reset)
+    pretrain_itr(fresh(), sets[0], CONFIG, tmp_path, progress=False)
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[1])
+    # the second moment of a head remembers only its own iteration's two steps
+    state = load_file(tmp_path / "last.safetensors")
+    steps = {int(v) for k, v in state.items() if k.startswith("optimizer.") and k.endswith(".step")}
+    assert steps == {2, 6}
+
+
+def test_collapsed_clusters_are_left_out_not_learned(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        itr, "cluster", lambda features, *_, **__: np.zeros(len(features), np.int64)
+    )
+    pretrain_itr(fresh(), sets[0], CONFIG, tmp_path / "both", progress=False)
+    assert "cluster_image" not in read_log(tmp_path / "both")[0]
+    assert read_log(tmp_path / "both")[2]["sizes"] == {"cluster_image": [16]}
+    alone = replace(CONFIG, tasks=("cluster_image",))
+    assert pretrain_itr(fresh(), sets[0], alone, tmp_path / "one", progress=False).steps == 0
+
+
+def test_bad_runs_are_refused(sets, tmp_path):
+    def go(data=sets[0], **options):
+        config = replace(CONFIG, **options.pop("config", {}))
+        pretrain_itr(fresh(), data, config, tmp_path, progress=False, **options)
+
+    with pytest.raises(TrainingError, match="32 pairs to pretrain on are fewer than a batch of 40"):
+        go(config={"batch_size": 40, "subset": 40})
+    with pytest.raises(TrainingError, match=r"or 33 clusters; lower batch_size and clusters"):
+        go(config={"clusters": 33, "subset": 40})
+    with pytest.raises(TrainingError, match="16 held-out pairs don't fill one batch of 32"):
+        go(config={"batch_size": 32, "subset": 32}, val_set=sets[1])
+    with pytest.raises(ValueError, match=r"make the data set of `datasets\.generated\.with_gener"):
+        go(config={"tasks": ("cluster_generated",)})
+    go(identity={"start": "a"}, config={"iterations": 1})
+    assert read_meta(tmp_path / "last.safetensors")["identity"]["start"] == "a"
+    with pytest.raises(CheckpointError, match=r"another run .start: 'a' there, 'b' here"):
+        go(identity={"start": "b"}, config={"iterations": 1})
+
+
+def test_a_loss_that_is_no_number_stops_the_run(sets, tmp_path):
+    backbone = fresh()
+    with torch.no_grad():
+        backbone.clip.text_projection.fill_(float("nan"))
+    config = replace(CONFIG, tasks=("contrast",))
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1; there is no checkpoint yet"):
+        pretrain_itr(backbone, sets[0], config, tmp_path, progress=False)
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ITRConfig(tasks=()), r"tasks is \[\]; name some of cluster_image"),
+        (lambda: ITRConfig(tasks=("contrast",) * 2), "once"),
+        (lambda: ITRConfig(tasks=("ocr",)), r"tasks is \['ocr'\]"),
+        (lambda: ITRConfig(clusters=1), "clusters is 1"),
+        (lambda: ITRConfig(clusters=50, subset=40), "50 clusters of a subset of 40 pairs"),
+        (lambda: ITRConfig(subset=31), "subset is 31, less than a batch of 32"),
+        (lambda: ITRConfig(batch_size=1), "batch_size is 1"),
+        (lambda: ITRConfig(temperature=0.0), "temperature is 0.0"),
+        (lambda: ITRConfig(contrast_weight=float("inf")), "contrast_weight is inf"),
+        (lambda: ITRConfig(iterations=0), "iterations is 0"),
+        (lambda: ClassifierConfig(epochs=0), "epochs is 0"),
+        (lambda: ClassifierConfig(lr=-1.0), "lr is -1.0"),
+        (lambda: ClassifierConfig(weight_decay=-1.0), "weight_decay is -1.0"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"objective": {"cluster": 2}}, "itr.objective.cluster: .*; did you mean clusters?"),
+        ({"judged": {"limits": 2}}, "itr.judged.limits: .*; did you mean limit?"),
+        ({"compared": [["clusters"]]}, "settings.itr.compared.0.0: "),
+        ({"objectives": {}}, "itr.objectives: .*; did you mean objective?"),
+    ],
+)
+def test_misspelt_profiles_name_what_there_is(override, message):
+    with pytest.raises(ProfileError, match=message):
+        load_profile("smoke", settings={"itr": override})
+
+
+def test_defaults_are_the_authors():
+    config = load_profile("paper").settings.itr.objective
+    assert (config.clusters, config.subset, config.batch_size) == (4, 5000, 32)
+    assert (config.lr, config.head_lr_scale, config.temperature) == (1e-5, 100, 1.0)
+    weights = [config.weight(task) for task in ALL]
+    assert weights == [0.2, 1.0, 1.0]
+
+
+def test_a_profiles_run_is_found_again(tmp_path):
+    source = {"dataset": "newsroom", "limit": 20}
+    sources = {
+        name: PairSource(split=f"relation_{split}", **source)
+        for name, split in (("unlabelled", "unlabelled"), ("labelled", "train"), ("judged", "test"))
+    }
+    itr = ITRSettings(**sources, held_out=8, objective=replace(CONFIG, iterations=1, clusters=2))
+    settings = load_profile("smoke").settings.model_copy(update={"itr": itr})
+    runs = ITRRuns(settings, tmp_path, progress=False)
+    assert not {p.id for p in runs.pairs("unlabelled")} & {p.id for p in runs.pairs("held_out")}
+    assert (len(runs.pairs("unlabelled")), len(runs.pairs("held_out"))) == (20, 8)
+    folder = runs.pretrain(fresh, {"weights": "a"}, seed=1)
+    assert runs.pretrain(pytest.fail, {"weights": "a"}, seed=1) == folder  # nothing is built anew
+    again = {runs.identity({"weights": w}, s)["itr"]["seed"] for w in "ab" for s in (1, 2)}
+    assert again == {1, 2}
+    generated = runs.pretrain(fresh, {"weights": "a"}, seed=1, tasks=("cluster_generated",))
+    assert generated != folder
+    with pytest.raises(ValueError, match="no `itr` block"):
+        ITRRuns(settings.model_copy(update={"itr": None}), tmp_path)

@@ -1,0 +1,364 @@
+"""Training: what is learned, logged, saved and resumed; what stops it and what stays then."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import resource
+import signal
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from entityclip import checkpoints
+from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, write_checkpoint
+from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.datasets.dataset import PairDataset
+from entityclip.models.clip import create_backbone
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.training import loop
+from entityclip.training.loop import Stepper, epoch_batches, learning_rate, make_optimizer, train
+from entityclip.training.run_folder import TrainingError
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, precision="fp32", seed=3)
+
+
+@pytest.fixture(scope="module")
+def sets(make_dataset):
+    return make_dataset("train", 32, explanations=True), make_dataset("val", 16, explanations=True)
+
+
+def make_model(experts=1, **config):
+    torch.manual_seed(5)
+    backbone = create_backbone("newsroom-tiny")
+    return EntityCLIP(backbone, EntityCLIPConfig(experts, experts, experts, **config))
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step):
+    """Make the loop die as a kill would, at the start of `step`."""
+    original = loop._Trainer._step
+
+    def counted(self, batch):
+        if self.step == step:
+            raise Interrupted
+        return original(self, batch)
+
+    monkeypatch.setattr(loop._Trainer, "_step", counted)
+
+
+def test_a_run_learns_logs_and_saves(sets, tmp_path):
+    config = replace(CONFIG, epochs=4)
+    result = train(make_model(), *sets, config, tmp_path / "run", progress=False)
+    rows = read_log(tmp_path / "run")
+    steps = [r for r in rows if "loss" in r]
+    validations = [r for r in rows if "val_loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 17))
+    assert [r["epoch"] for r in validations] == [1, 2, 3, 4]
+    assert {"vtc", "vtc_moe", "itm", "itm_accuracy", "lr", "logit_scale", "pairs_per_s"} <= set(
+        steps[0]
+    )
+    assert sum(r["loss"] for r in steps[-4:]) < sum(r["loss"] for r in steps[:4])
+    best = min(validations, key=lambda r: r["val_loss"])
+    assert (result.best_epoch, result.best_val_loss) == (best["epoch"], best["val_loss"])
+    assert read_meta(result.best)["best"]["val_loss"] == best["val_loss"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 16
+    assert record["identity"]["train"]["lr"] == 1e-3
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "best.safetensors", "last.safetensors", "log.jsonl", "run.json"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "stopped_at"),
+    [
+        (CONFIG, 5),  # within the second epoch: goes on from the end of the first
+        (replace(CONFIG, checkpoint_every=1), 6),
+        (replace(CONFIG, accumulate=2, checkpoint_every=1), 7),
+        (CONFIG, 2),  # before any checkpoint: starts over
+    ],
+)
+def test_an_interrupted_run_ends_as_the_uninterrupted(
+    sets, tmp_path, monkeypatch, config, stopped_at
+):
+    train(make_model(), *sets, config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped_at)
+        with pytest.raises(Interrupted):
+            train(make_model(), *sets, config, tmp_path / "parts", progress=False)
+    torch.manual_seed(99)  # whatever happens between the two processes
+    result = train(make_model(), *sets, config, tmp_path / "parts", progress=False)
+    if stopped_at > 4:
+        assert result.resumed_from is not None
+    whole, parts = (load_file(tmp_path / f / "last.safetensors") for f in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    drop = ("pairs_per_s",)
+    logs = [
+        [{k: v for k, v in r.items() if k not in drop} for r in read_log(tmp_path / f)]
+        for f in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_accumulation_averages_the_gradients_of_its_passes(sets, tmp_path):
+    """Two passes of 8 with accumulate=2 move the weights as their mean gradient does."""
+    config = replace(CONFIG, epochs=1, accumulate=4, lr=1e-3)
+    by_loop = make_model(experts=0)
+    train(by_loop, *sets, config, tmp_path / "run", progress=False)
+    by_hand = make_model(experts=0)
+    optimizer = make_optimizer(by_hand, config)
+    torch.manual_seed(config.seed)
+    total = 0
+    for rows in epoch_batches(32, 8, config.seed, 0):
+        batch = sets[0].collate([sets[0][i] for i in rows])
+        total = total + by_hand.losses(by_hand(batch.images, batch.captions))["loss"] / 4
+    total.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr
+    optimizer.step()
+    for (name, a), b in zip(by_loop.named_parameters(), by_hand.parameters(), strict=True):
+        # Adam's first step is lr · sign(gradient): compare where the gradient is not mere rounding
+        clear = b.grad.abs() > 1e-6
+        torch.testing.assert_close(a[clear], b[clear], atol=2e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_lambda_follows_the_steps_of_the_whole_run(chunk, sets, tmp_path):
+    config = replace(CONFIG, epochs=2, chunk=chunk)
+    train(make_model(lambda_moe=0.8, lambda_end=0.0), *sets, config, tmp_path, progress=False)
+    rows = read_log(tmp_path)
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 8
+    for done, row in enumerate(steps):
+        weight = 0.8 * (1 - done / 8)
+        expected = row["vtc"] + weight * row["vtc_moe"] + 0.1 * row["itm"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    for row in rows:
+        if "val_loss" in row:  # as they count at the end
+            expected = row["val_vtc"] + 0.1 * row["val_itm"]
+            assert row["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_schedule_warms_up_then_follows_a_cosine_to_zero():
+    config = TrainConfig(lr=1.0, warmup_steps=4)
+    rates = [learning_rate(step, 104, config) for step in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[104] == pytest.approx(0.0, abs=1e-12)
+    assert all(a >= b for a, b in pairwise(rates[3:]))
+
+
+def test_epochs_are_shuffled_without_overlap_and_reproducibly():
+    batches = epoch_batches(10, 3, seed=1, epoch=0)
+    rows = [i for batch in batches for i in batch]
+    assert len(batches) == 3
+    assert len(set(rows)) == 9
+    assert batches == epoch_batches(10, 3, seed=1, epoch=0)
+    assert batches != epoch_batches(10, 3, seed=1, epoch=1)
+    assert batches != epoch_batches(10, 3, seed=2, epoch=0)
+
+
+def test_gains_biases_and_logit_scale_are_not_decayed():
+    model = make_model()
+    decayed, kept = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    kept_names = {names[id(p)] for p in kept["params"]}
+    for name in ("backbone.clip.logit_scale", "mmae.image.ln1_weight", "mmae.image.fc_bias"):
+        assert name in kept_names
+    assert "mmae.image.fc_weight" not in kept_names
+    assert len(names) == len(decayed["params"]) + len(kept["params"])
+
+
+def test_logit_scale_stays_below_100(sets, tmp_path):
+    model = make_model(experts=0)
+    model.backbone.clip.logit_scale.data.fill_(10.0)
+    train(model, *sets, replace(CONFIG, epochs=1), tmp_path, progress=False)
+    assert model.backbone.clip.logit_scale.exp().item() <= 100.001
+
+
+def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(sets, tmp_path, monkeypatch):
+    original, steps = Stepper.backward, itertools.count()
+
+    def poisoned(self, *given):
+        terms = original(self, *given)
+        return terms | {"loss": terms["loss"] * float("nan")} if next(steps) == 5 else terms
+
+    monkeypatch.setattr(Stepper, "backward", poisoned)
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at step 6.*last\.safetensors of step 4"
+    ) as e:
+        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    wanted = epoch_batches(32, 8, CONFIG.seed, 1)[1]
+    assert all(sets[0].pairs[i].id in str(e.value) for i in wanted)
+    tensors = load_file(tmp_path / "last.safetensors")
+    assert all(torch.isfinite(t.float()).all() for t in tensors.values())
+
+
+def test_splits_too_small_are_refused(sets, tmp_path, make_dataset):
+    with pytest.raises(TrainingError, match="32 training pairs don't fill one batch of 64"):
+        train(make_model(), *sets, replace(CONFIG, batch_size=64), tmp_path)
+    with pytest.raises(TrainingError, match="1 validation pairs"):
+        train(make_model(0), sets[0], make_dataset("val", 1), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match="batch_size is 1"):
+        replace(CONFIG, batch_size=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_field(sets, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    train(make_model(), *sets, config, tmp_path, identity={"data": "a"}, progress=False)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="data: 'a' there, 'b' here"):
+        train(make_model(), *sets, config, tmp_path, identity={"data": "b"}, progress=False)
+    other = replace(config, lr=2e-3)
+    with pytest.raises(CheckpointError, match=r"\(train.lr: 0.001 there, 0.002 here\)"):
+        train(make_model(), *sets, other, tmp_path, identity={"data": "a"}, progress=False)
+    # what the caller did not name: the model and the pairs
+    with pytest.raises(CheckpointError, match=r"\(model.bridge: 0.0 there, 1.0 here\)"):
+        train(
+            make_model(bridge=1.0), *sets, config, tmp_path, identity={"data": "a"}, progress=False
+        )
+    backbone = make_model().backbone
+    fewer = PairDataset(
+        sets[0].pairs[:31], backbone.preprocess, backbone.tokenize,
+        with_explanations=True, cache=True,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"train_data: '32 .* there, '31 .* here"):
+        train(
+            make_model(), fewer, sets[1], config, tmp_path, identity={"data": "a"}, progress=False
+        )
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_corrupt_checkpoint_is_named_and_left_alone(sets, tmp_path, damage):
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"model.x": torch.zeros(100)}, {"step": 1})
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "garbage": b"x" * 99, "empty": b""}[damage]
+    )
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_path, caplog):
+    config = replace(CONFIG, checkpoint_every=1, keep=3)
+    plain = train(make_model(), *sets, CONFIG, tmp_path / "plain", progress=False).folder
+    folder = train(make_model(), *sets, config, tmp_path / "kept", progress=False).folder
+    names = ["last.safetensors", "step-000000007.safetensors", "step-000000006.safetensors"]
+    there = {path.name for path in folder.glob("*.safetensors")}
+    assert there == {"best.safetensors", *names}
+    assert [read_meta(folder / name)["step"] for name in names] == [8, 7, 6]
+    whole = load_file(folder / "last.safetensors")
+    assert all(torch.equal(whole[k], v) for k, v in load_file(plain / "last.safetensors").items())
+    # how many are kept is no part of what a run is
+    for name in names[:2]:
+        (folder / name).unlink()  # `whole` is a view of the file
+        (folder / name).write_bytes(b"x")
+    resumed = train(make_model(), *sets, replace(config, keep=1), folder, progress=False)
+    assert resumed.resumed_from == 6
+    assert "last.safetensors is damaged" in caplog.text
+    again = load_file(folder / "last.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in whole.items())
+    assert {path.name for path in folder.glob("*.safetensors")} == {"best.safetensors", names[0]}
+
+
+def test_what_a_killed_process_was_writing_is_removed(sets, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    for name in (
+        ".last.safetensors.7.partial",
+        ".log.jsonl.abc",
+        ".tmpAbc",
+        ".step-000000001.x.partial",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".other").write_bytes(b"mine")
+    train(make_model(0), *sets, config, tmp_path, progress=False)
+    assert [path.name for path in tmp_path.glob(".*")] == [".other"]
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
+
+    def half_written(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "save_file", half_written)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
+        write_checkpoint(path, {"x": torch.ones(10)}, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+    assert read_meta(path) == {"step": 1}
+    assert torch.equal(read_tensors(path)["x"], torch.zeros(10))
+
+
+def test_a_write_the_kernel_refuses_keeps_the_last_good_checkpoint(tmp_path):
+    """The same without a mock: the process may not write files beyond 64 KiB."""
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not write"):
+            write_checkpoint(path, {"x": torch.ones(1_000_000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+    assert read_meta(path) == {"step": 1}
+
+
+def test_runs_of_different_precision_follow_each_other_in_one_process(sets, tmp_path):
+    """As in a notebook; accelerate by itself allows one precision a process."""
+    for precision in ("bf16", "fp32"):
+        config = replace(CONFIG, epochs=1, precision=precision)
+        train(make_model(), *sets, config, tmp_path / precision, progress=False)
+    low, full = (load_file(tmp_path / p / "best.safetensors") for p in ("bf16", "fp32"))
+    assert all(t.dtype == torch.float32 for t in low.values())
+    name = "model.backbone.clip.visual.proj"
+    assert not torch.equal(low[name], full[name])
+    torch.testing.assert_close(low[name], full[name], atol=0.02, rtol=0)
+
+
+def test_validation_draws_do_not_disturb_training(sets, tmp_path):
+    """One epoch's weights are the same whether or not validation has much to draw."""
+    config = replace(CONFIG, epochs=1)
+    train(make_model(), *sets, config, tmp_path / "a", progress=False)
+    train(make_model(), sets[0], Head(sets[1], 8), config, tmp_path / "b", progress=False)
+    a, b = (load_file(tmp_path / f / "last.safetensors") for f in "ab")
+    assert torch.equal(a["rng.cpu"], b["rng.cpu"])
+    assert torch.equal(a["model.mmae.image.fc_weight"], b["model.mmae.image.fc_weight"])
+
+
+class Head(Dataset):
+    """The first rows of a dataset."""
+
+    def __init__(self, dataset, n):
+        self.dataset, self.n, self.collate = dataset, n, dataset.collate
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return self.dataset[index]
