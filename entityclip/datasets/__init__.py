@@ -3,7 +3,7 @@
 The names load on first use: explaining captions needs the drawn newsroom's facts, not torch.
 """
 
-from entityclip.lean_imports import loaded_on_use
+from entityclip import loaded_on_use
 
 _HOME = dict.fromkeys(("DATASETS", "DRAWN", "LOADERS", "load_pairs"), "registry")
 __all__ = sorted(_HOME)

@@ -11,7 +11,7 @@ rows, `checks` what is marked, `extraction` the asking, `joining` which explanat
 and what it makes of the marks.
 """
 
-from entityclip.lean_imports import loaded_on_use
+from entityclip import loaded_on_use
 
 _HOME = {
     "CHECKS": "checks",
