@@ -40,11 +40,11 @@ help:
 	@touch $@
 
 reproduce: .venv/.installed
-	$(BIN)/python -m entityclip.reproduce --profile $(PROFILE) $(if $(FORCE),--force) \
+	$(BIN)/entityclip reproduce --profile $(PROFILE) $(if $(FORCE),--force) \
 	  $(if $(ALL),,--skip $(CHAPTERS)) $(foreach s,$(SET),--set $(s))
 
 sweep: .venv/.installed
-	$(BIN)/python -m entityclip.experiments.sweep --profile $(PROFILE) --ship \
+	$(BIN)/entityclip sweep --profile $(PROFILE) --ship \
 	  --tables main controls ablation_gi_itm ablation_mmae search
 
 test: lint unit notebooks
@@ -70,7 +70,7 @@ notebooks: .venv/.installed
 
 # A thread a process: the processes fill the cores.
 figures: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m entityclip.reproduce.figures --profile $(PROFILE)
+	OMP_NUM_THREADS=1 $(BIN)/entityclip figures --profile $(PROFILE)
 
 # Run All in JupyterLab and Debian's chromium, smoke profile; screenshots in runs/browser.
 # THEME=dark shows the dark theme.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.embed [--n 10000] [--side 224] [--checkpoint FOLDER] [--literal 500]
 
-Draws n JPEGs, starts ``python -m entityclip.search.embedding``, interrupts it half way, starts it
+Draws n JPEGs, starts ``entityclip embed``, interrupts it half way, starts it
 again, and counts in the cache that each picture was embedded exactly once. A sample then runs in
 this process, through plain open_clip one picture after the other and through `entityclip.embed`:
 vectors must be the same, and the ratio of the times is printed.
@@ -82,7 +82,7 @@ def main() -> None:
             save_file(create_backbone(model).clip.state_dict(), checkpoint)
         draw(folder / "in", options.n, options.side)
         cache, out = folder / "cache", folder / "out.npy"
-        command = [sys.executable, "-m", "entityclip.search.embedding", checkpoint, "--quiet"]
+        command = [sys.executable, "-m", "entityclip", "embed", checkpoint, "--quiet"]
         command += ["--images", str(folder / "in"), "--cache", str(cache), "--out", str(out)]
         command += ["--model", model] if model else []
         status, first = run(command, options.n // 2, cache)

@@ -22,7 +22,8 @@ def redraw(figures: Path, runs: Path, *options: str) -> float:
     command = [
         sys.executable,
         "-m",
-        "entityclip.reproduce.figures",
+        "entityclip",
+        "figures",
         "--figures",
         str(figures),
         *options,

@@ -11,7 +11,7 @@ import torch
 from entityclip.checkpoints import CheckpointError, read_meta, read_tensors
 from entityclip.config import REPOSITORY
 from entityclip.models.clip import BackboneError, create_backbone, load_clip_weights
-from entityclip.search.export import main as export_main
+from entityclip.search.commands import export as export_main
 
 # modules that unpickle what they read, whatever is asked of them
 MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

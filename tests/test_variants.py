@@ -16,6 +16,7 @@ from entityclip.evaluation.probes import mixed_embeddings
 from entityclip.evaluation.ranks import retrieval_ranks
 from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
 from entityclip.evaluation.retrieval import similarities
+from entityclip.experiments import commands
 from entityclip.experiments import sweep as sweeping
 from entityclip.experiments.experiment import Experiment, replace_explanations
 from entityclip.experiments.measure import (
@@ -25,7 +26,7 @@ from entityclip.experiments.measure import (
     store_curves,
     stored_ranks,
 )
-from entityclip.experiments.sweep import main, measure_variant, sweep
+from entityclip.experiments.sweep import measure_variant, sweep
 from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting import tables
@@ -219,7 +220,7 @@ def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
 
 def test_the_command_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
-        main(["--variants", "klip"])
+        commands.sweep(["--variants", "klip"])
     assert "klip" in capsys.readouterr().err
 
 

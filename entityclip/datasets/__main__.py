@@ -1,4 +1,4 @@
-"""Look after downloaded data: ``python -m entityclip.datasets verify|summary|prepare DATASET …``.
+"""Look after downloaded data: ``entityclip data verify|summary|prepare DATASET …``.
 
 ``verify`` checks layout, counts, checksums and every picture; ``summary`` counts and draws what is
 there; ``prepare`` writes a resized copy. Each exits with 0 if all is well, 1 if the data are not,
@@ -129,9 +129,7 @@ def _entry(options: argparse.Namespace) -> Entry:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m entityclip.datasets", description=__doc__.split("\n\n")[1]
-    )
+    parser = argparse.ArgumentParser(prog="entityclip data", description=__doc__.split("\n\n")[1])
     commands = parser.add_subparsers(required=True, metavar="verify|summary|prepare")
     for name, run in (("verify", _verify), ("summary", _summary), ("prepare", _prepare)):
         command = commands.add_parser(name)
@@ -155,7 +153,3 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--shard-pictures", type=int, default=1000)
             command.add_argument("--max-broken", type=float, default=0.01, help="largest share")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

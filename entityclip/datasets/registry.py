@@ -80,7 +80,7 @@ def load_pairs(
         seed: what a drawn newsroom draws, or which subset `limit` takes.
         image_size: side of a drawn newsroom's pictures in pixels; real data keep their own size.
         root: where the data lie; the drawn newsrooms need none.
-        prepared: a folder that ``python -m entityclip.datasets prepare`` made, to take the pictures
+        prepared: a folder that ``entityclip data prepare`` made, to take the pictures
             from; pairs whose picture is not in it are left out and logged.
 
     Raises ValueError for an unknown data set or split, a limit below 1, a missing root and an empty

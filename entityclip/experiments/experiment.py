@@ -513,6 +513,10 @@ class Experiment(ProfileData):
             shutil.rmtree(previous, ignore_errors=True)
         return run.folder
 
+    def trained(self, variant: str) -> bool:
+        """Whether a finished run of `variant` is there, with its weights."""
+        return is_finished(self._finetuning(variant).folder)
+
     def busy(self, variant: str) -> bool:
         """Whether another process is training `variant` at this moment."""
         with claim(self._finetuning(variant).folder, wait=False) as free:

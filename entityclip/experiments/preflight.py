@@ -71,17 +71,14 @@ def data_problems(settings: Settings) -> list[str]:
     if settings.prepared and not (Path(settings.prepared).expanduser() / MANIFEST).is_file():
         problems.append(
             f"settings.prepared: {settings.prepared} has no {MANIFEST}; "
-            f"`python -m entityclip.datasets prepare {settings.dataset} --root "
-            f"{settings.data_root}` makes such a copy"
+            f"`entityclip data prepare {settings.dataset} --root {settings.data_root}` makes one"
         )
     try:
         found = find_datasets(settings.data_root)
     except (OSError, ValueError) as error:
         return [*problems, f"settings.data_root: {error}"]
     if settings.dataset not in found:
-        command = (
-            f"python -m entityclip.datasets verify {settings.dataset} --root {settings.data_root}"
-        )
+        command = f"entityclip data verify {settings.dataset} --root {settings.data_root}"
         problems.append(
             f"no {settings.dataset} in {settings.data_root}; `{command}` says what it lacks"
         )

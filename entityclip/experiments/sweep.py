@@ -1,24 +1,15 @@
-"""Train and measure the variants of the tables over several seeds, from the command line.
-
-Example::
-
-    python -m entityclip.experiments.sweep --profile demo --tables main controls --seeds 0 1 2
+"""Train and measure the variants of the tables over several seeds: what ``entityclip sweep`` does.
 
 What is measured already, with the same settings and data, is skipped; what was interrupted goes on.
-Start the command twice, with OMP_NUM_THREADS=1, and two processes share the work. `--ship` merges
-the rows into ``figures/rows/<profile>``, which tables and figures are redrawn from.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from entityclip.config import load_profile
-from entityclip.experiments.chapters import ship_chapters
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     evaluate,
@@ -29,12 +20,9 @@ from entityclip.experiments.measure import (
     stored_ranks,
 )
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import ship_rows
-from entityclip.variants import LEAK, TABLES, VARIANTS, find_variant
+from entityclip.variants import LEAK, TABLES, find_variant
 
-log = logging.getLogger(
-    "entityclip.experiments.sweep"
-)  # __name__ is __main__ when run as a command
+log = logging.getLogger(__name__)
 
 
 def sweep(
@@ -104,39 +92,6 @@ def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
         measure_matching(experiment, model, name, split)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; ``--help`` says how."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m entityclip.experiments.sweep",
-        description=__doc__,
-        formatter_class=formatter,
-    )
-    parser.add_argument("--profile", default="demo")
-    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=[])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=[])
-    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the profile's")
-    parser.add_argument("--keep", nargs="*", default=["clip", "entityclip"],
-                        help="variants whose weights stay")  # fmt: skip
-    parser.add_argument("--anew", action="store_true", help="ignore the rows that are shipped")
-    parser.add_argument("--ship", action="store_true", help="merge the rows into figures/rows")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
-    profile = load_profile(options.profile)
-    settings = profile.settings
-    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
-    if "main" in work:
-        work["main"] = (settings.main_seeds, TABLES["main"])
-    work["chosen by name"] = (settings.ablation_seeds, options.variants)
-    base = Experiment(profile, progress=False)
-    for seeds, names in work.values():
-        experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
-        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
-    if options.ship:
-        log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
-
-
 def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
     """An experiment for each seed that the profile wants behind a table (a key of TABLES)."""
     settings = experiment.settings
@@ -164,10 +119,7 @@ def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     lacking = missing_runs(experiment, table)
     if lacking:
         print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
-        print(
-            f"python -m entityclip.experiments.sweep --profile {experiment.profile.name} "
-            f"--tables {table}"
-        )
+        print(f"entityclip sweep --profile {experiment.profile.name} --tables {table}")
     return lacking
 
 
@@ -177,7 +129,3 @@ def measure_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:
     for of_seed in seed_experiments(experiment, "search"):
         measure(of_seed, [chosen], of_seed.settings.test_splits, shipped=True)
     return chosen
-
-
-if __name__ == "__main__":
-    main()

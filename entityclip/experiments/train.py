@@ -1,13 +1,10 @@
-"""Train one variant with one process or many: what the command line and a notebook start."""
+"""Train one variant with one process or many: what ``entityclip train`` and a notebook start."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import socket
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ import torch
 from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 
-from entityclip.config import Profile, ProfileError, load_profile, parse_settings
+from entityclip.config import Profile, load_profile
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import evaluate, stored_ranks
 from entityclip.training.processes import this_world
 from entityclip.training.run_folder import TrainingError
-from entityclip.variants import VARIANTS
 
 log = logging.getLogger(__name__)
 
@@ -93,66 +89,3 @@ def _free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit code: 0 done, 1 training failed, 2 refused at the start."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = parse_settings(options.set)
-        profile = load_profile(options.profile, seed=options.seed, settings=settings)
-    except ProfileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # imported late because they import torch, and a misspelt name should be refused at once
-    from accelerate import PartialState
-
-    from entityclip.checkpoints import CheckpointError
-    from entityclip.training.processes import this_world
-
-    pass
-    from entityclip.training.run_folder import RECORD, TrainingError
-
-    world = this_world()
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    if world.main:
-        logging.getLogger("entityclip").setLevel(logging.INFO)
-    try:
-        folder = train_variant(
-            profile, options.variant, measure=options.measure, force=options.force
-        )
-    except (TrainingError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        PartialState().destroy_process_group()
-    if world.main:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        print(
-            f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
-            f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
-        )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m entityclip.experiments.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    trained = [name for name, variant in VARIANTS.items() if variant.finetuned]
-    add = parser.add_argument
-    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
-    add("--variant", default="entityclip", choices=trained, metavar="NAME",
-        help=f"one of {', '.join(trained)}")  # fmt: skip
-    add("--seed", type=int, help="instead of the profile's")
-    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-        help="override a setting, e.g. finetuning.epochs=3")  # fmt: skip
-    add("--no-measure", dest="measure", action="store_false", help="only train")
-    add("--force", action="store_true", help="train and measure anew")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Run the notebooks in order with a profile: ``python -m entityclip.reproduce --profile demo``.
+"""Run the notebooks in order with a profile: ``entityclip reproduce --profile demo``.
 
 Names and types are checked before anything starts. Each notebook runs in a staging folder; its
 figures and executed copy replace the last good ones only when it succeeded. Finished work is not
@@ -168,7 +168,7 @@ def main(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m entityclip.reproduce", description=__doc__.split("\n\n")[1]
+        prog="entityclip reproduce", description=__doc__.split("\n\n")[1]
     )
     add = parser.add_argument
     add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")

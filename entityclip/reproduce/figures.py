@@ -1,4 +1,4 @@
-"""Redraw every table and figure that needs no model: ``python -m entityclip.reproduce.figures``.
+"""Redraw every table and figure that needs no model: ``entityclip figures``.
 
 They are those of notebook 10, drawn from stored rows by several processes at once and shown to
 nobody. All are put in place together when all are drawn, or none.
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m entityclip.reproduce.figures", description=__doc__.split("\n\n")[1]
+        prog="entityclip figures", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
     parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
@@ -156,7 +156,3 @@ def _take(steps: Mapping[str, Draw], taken: Any) -> tuple[str, Draw] | None:
         at = taken.value
         taken.value += 1
     return list(steps.items())[at] if at < len(steps) else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Checkpoints as plain open_clip models: ``python -m entityclip.search.export CHECKPOINT FOLDER``.
+"""Checkpoints as plain open_clip models: ``entityclip export CHECKPOINT FOLDER``.
 
 Inference needs only CLIP's two towers, so what is exported is a plain CLIP: weights and config as
 open_clip's ``local-dir:`` reads them, and a model card. Weights of a Hugging Face CLIPModel can be
@@ -7,22 +7,20 @@ exported too, which converts them.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from entityclip.checkpoints import CheckpointError, read_meta, write_checkpoint
+from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.files import atomic_write_text
-from entityclip.models.clip import Backbone, BackboneError, create_backbone, open_clip
-from entityclip.results import COLUMNS, ResultsError, git_commit, read_rows
+from entityclip.models.clip import Backbone, create_backbone, open_clip
+from entityclip.results import COLUMNS, git_commit, read_rows
 from entityclip.search.embedding import best_of
 
 _OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
@@ -239,30 +237,3 @@ def row_files(checkpoint: Path) -> list[Path]:
 
     profile = checkpoint.resolve().parent.parent.parent
     return [SHIPPED / profile.name / "retrieval.jsonl", profile / "results" / "retrieval.jsonl"]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if the model was written, 1 with a reason if not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m entityclip.search.export", description=__doc__.partition("\n\n")[2]
-    )
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file, or a run's folder")
-    parser.add_argument("folder", type=Path, help="where the model is written")
-    parser.add_argument("--backbone", help="open_clip's name, where the checkpoint has none")
-    parser.add_argument("--image-size", type=int, help="pixels, where it isn't the backbone's")
-    parser.add_argument("--rows", type=Path, nargs="+", help="JSONL files of result rows")
-    given = parser.parse_args(arguments)
-    try:
-        weights = export(
-            *(given.checkpoint, given.folder),
-            **dict(backbone=given.backbone, image_size=given.image_size, rows=given.rows),
-        )
-    except (ExportError, BackboneError, CheckpointError, ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {weights}, {CONFIG} and {CARD}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

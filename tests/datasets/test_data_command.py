@@ -1,4 +1,4 @@
-"""The data manifest, and ``python -m entityclip.datasets`` on miniature copies."""
+"""The data manifest, and ``entityclip data`` on miniature copies."""
 
 import json
 

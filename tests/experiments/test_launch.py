@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from entityclip.config import REPOSITORY
-from entityclip.experiments.train import main, train_on_all_gpus
+from entityclip.experiments.commands import evaluate, train
+from entityclip.experiments.train import train_on_all_gpus
 from entityclip.results import read_rows
 from entityclip.training.run_folder import TrainingError
 from tests import NARROW, SHIPPED
@@ -62,7 +63,7 @@ def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypat
     command = start(
         accelerate_launch, tmp_path / "command",
         *("--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())),
-        *("-m", "entityclip.experiments.train", "--profile", "smoke", "--variant", "clip"),
+        *("-m", "entityclip", "train", "--profile", "smoke", "--variant", "clip"),
         *("--set", *SETTINGS), log=str(tmp_path / "output"),
     )  # fmt: skip
     command.join()
@@ -98,19 +99,39 @@ def test_a_notebook_that_has_used_the_gpu_is_told_to_restart(monkeypatch):
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message, capsys):
-    assert main(["--profile", "smoke", *arguments]) == 2
+    assert train(["--profile", "smoke", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_only_variants_that_are_trained_are_offered(capsys):
     with pytest.raises(SystemExit):
-        main(["--variant", "zero-shot"])
+        train(["--variant", "zero-shot"])
     assert "invalid choice: 'zero-shot'" in capsys.readouterr().err
 
 
 def test_training_that_cannot_start_ends_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     large = [s for s in SETTINGS if "finetuning.batch_size" not in s] + ["finetuning.batch_size=99"]
-    assert main(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 1
+    assert train(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: 24 training pairs don't fill one batch of 99")
+
+
+def test_evaluating_trains_nothing_unless_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
+    command = ["--profile", "smoke", "--variant", "clip", "--seed", "3", "--set", *SETTINGS]
+    assert evaluate(command) == 1
+    said = capsys.readouterr().err
+    assert "entityclip train --profile smoke --variant clip --seed 3 --set train_pairs=24" in said
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert evaluate([*command, "--train"]) == 0
+    table = capsys.readouterr().out
+    head, *lines = table.splitlines()
+    assert {"R@1", "R@5", "R@10", "MedR", "MeanR"} <= set(head.split())
+    assert [line.split()[0] for line in lines[1:]] == ["test", "text"]
+    assert evaluate(command) == 0
+    assert capsys.readouterr().out == table
+    measured = read_rows(tmp_path / "smoke/results/retrieval.jsonl")
+    assert evaluate([*command, "--splits", "nowhere"]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "smoke/results/retrieval.jsonl")) == len(measured)

@@ -53,13 +53,13 @@ def test_missing_data_and_weights_are_named(tmp_path):
     assert "settings.pretrained: there is no file" in problem
     n24 = {"dataset": "n24news", "data_root": str(tmp_path)}
     (problem,) = preflight.data_problems(settings(**n24))
-    assert f"no n24news in {tmp_path}; `python -m entityclip.datasets verify n24news" in problem
+    assert f"no n24news in {tmp_path}; `entityclip data verify n24news" in problem
     (problem,) = preflight.data_problems(settings(**n24 | {"data_root": str(tmp_path / "none")}))
     assert "is no folder" in problem
     layouts.n24news(tmp_path)
     assert preflight.data_problems(settings(**n24)) == []
     (problem,) = preflight.data_problems(settings(**n24, prepared=str(tmp_path / "copy")))
-    assert "copy has no prepared.json; `python -m entityclip.datasets prepare n24news" in problem
+    assert "copy has no prepared.json; `entityclip data prepare n24news" in problem
 
 
 def test_parameters_are_estimated_within_a_tenth(backbone):

@@ -19,7 +19,8 @@ from entityclip.datasets import load_pairs
 from entityclip.models.clip import Backbone, BackboneError
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.search import embedding
-from entityclip.search.embedding import Vectors, fingerprint, load_encoder, load_model, main
+from entityclip.search.commands import embed as main
+from entityclip.search.embedding import Vectors, fingerprint, load_encoder, load_model
 from tests.fixtures.pictures import BROKEN, bomb, save
 
 TEXTS = ["A goal in Lima", "", "Zoë Müller in 東京 ☕"]

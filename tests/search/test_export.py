@@ -15,7 +15,8 @@ from entityclip.models.clip import BackboneError, as_open_clip, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import append_rows, measurement_rows, provenance
 from entityclip.search import export as exporting
-from entityclip.search.export import ExportError, export, main
+from entityclip.search.commands import export as main
+from entityclip.search.export import ExportError, export
 
 IDENTITY = {
     "variant": "entityclip",

@@ -31,7 +31,8 @@ KILLS = 20
 COMMAND = [
     *(
         "-m",
-        "entityclip.experiments.train",
+        "entityclip",
+        "train",
         "--profile",
         "smoke",
         "--variant",

@@ -1,0 +1,174 @@
+"""``entityclip train``, ``evaluate`` and ``sweep``: their options, and what they print.
+
+What imports torch is imported late: help, and the refusal of a misspelt name, need not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from entityclip.config import Profile, ProfileError, load_profile, parse_settings
+from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS, label
+
+TRAINED = [name for name, variant in VARIANTS.items() if variant.finetuned]
+
+log = logging.getLogger("entityclip.commands")
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """``entityclip train``; 0: done, 1: the training failed, 2: refused at the start."""
+    parser = _parser("train", "Train one variant, unless a finished run is there, and measure it.")
+    parser.add_argument("--no-measure", dest="measure", action="store_false", help="only train")
+    parser.add_argument("--force", action="store_true", help="train and measure anew")
+    options = parser.parse_args(argv)
+    profile = _profile(options)
+    if profile is None:
+        return 2
+    from accelerate import PartialState
+
+    from entityclip.checkpoints import CheckpointError
+    from entityclip.experiments.train import train_variant
+    from entityclip.training.processes import this_world
+    from entityclip.training.run_folder import RECORD, TrainingError
+
+    world = this_world()
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    if world.main:
+        logging.getLogger("entityclip").setLevel(logging.INFO)
+    try:
+        folder = train_variant(
+            profile, options.variant, measure=options.measure, force=options.force
+        )
+    except (TrainingError, CheckpointError) as error:
+        return _refused(error, 1)
+    finally:
+        PartialState().destroy_process_group()
+    if world.main:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        print(
+            f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
+            f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
+        )
+    return 0
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """``entityclip evaluate``; 0: measured, 1: there is no trained run, 2: refused at the start."""
+    parser = _parser(
+        "evaluate",
+        "Measure a trained variant and print the metrics with their 95 % intervals. What is "
+        "measured already is only printed.",
+    )
+    parser.add_argument("--splits", nargs="+", help="default: the profile's test splits")
+    parser.add_argument("--train", action="store_true", help="train it first, if need be")
+    parser.add_argument("--force", action="store_true", help="measure anew")
+    options = parser.parse_args(argv)
+    profile = _profile(options)
+    if profile is None:
+        return 2
+    splits = options.splits or profile.settings.test_splits
+    from entityclip.experiments.experiment import Experiment
+    from entityclip.experiments.measure import measure, stored_ranks
+    from entityclip.results import find_rows
+
+    experiment, variant = Experiment(profile, progress=sys.stderr.isatty()), options.variant
+    try:
+        stored = all(stored_ranks(experiment, variant, s, shipped=False) for s in splits)
+        if not (options.train or experiment.trained(variant) or (stored and not options.force)):
+            given = "".join(f" {text}" for text in options.set)
+            print(
+                f"{variant} is not trained under these settings; the command that trains it:\n"
+                f"entityclip train --profile {profile.name} --variant {variant} "
+                f"--seed {profile.seed}" + (f" --set{given}" if given else ""),
+                file=sys.stderr,
+            )
+            return 1
+        measure(experiment, [variant], splits, force=options.force)
+    except (ValueError, OSError) as error:
+        return _refused(error, 2)
+    rows = find_rows(experiment, "retrieval", variants=[variant], shipped=False)
+    rows = rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]
+    rows = rows.drop_duplicates(["split", "direction", "metric"], keep="last")
+    told = [
+        f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        for value, low, high in zip(rows["value"], rows["low"], rows["high"], strict=True)
+    ]
+    ways = rows["direction"].map(lambda name: label(name, DIRECTION_LABELS))
+    table = rows.assign(told=told, direction=ways)
+    table = table.pivot(index=["split", "direction"], columns="metric", values="told")
+    print(table[list(dict.fromkeys(rows["metric"]))].rename_axis(columns=None).to_string())
+    return 0
+
+
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """``entityclip sweep``; 0: done, 2: refused at the start."""
+    parser = argparse.ArgumentParser(
+        prog="entityclip sweep",
+        description="Train and measure the variants of the tables over several seeds. What is "
+        "measured already, with the same settings and data, is skipped; what was interrupted goes "
+        "on. Start it twice, with OMP_NUM_THREADS=1, and two processes share the work.",
+    )
+    add = parser.add_argument
+    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--tables", nargs="+", choices=list(TABLES), default=[])
+    add("--variants", nargs="+", choices=list(VARIANTS), default=[], metavar="NAME")
+    add("--seeds", nargs="+", type=int, help="instead of the profile's")
+    add("--keep", nargs="*", default=["clip", "entityclip"], help="variants whose weights stay")
+    add("--anew", action="store_true", help="ignore the rows that are shipped")
+    add("--ship", action="store_true", help="merge the rows into figures/rows")
+    options = parser.parse_args(argv)
+    options.seed, options.set = None, []
+    profile = _profile(options)
+    if profile is None:
+        return 2
+    from entityclip.experiments.chapters import ship_chapters
+    from entityclip.experiments.experiment import Experiment
+    from entityclip.experiments.sweep import sweep
+    from entityclip.results import ship_rows
+
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
+    settings = profile.settings
+    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
+    if "main" in work:
+        work["main"] = (settings.main_seeds, TABLES["main"])
+    work["chosen by name"] = (settings.ablation_seeds, options.variants)
+    base = Experiment(profile, progress=False)
+    for seeds, names in work.values():
+        experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
+        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
+    if options.ship:
+        log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
+    return 0
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The options of what works on one variant under one seed."""
+    parser = argparse.ArgumentParser(prog=f"entityclip {command}", description=description)
+    add = parser.add_argument
+    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--variant", default="entityclip", choices=TRAINED, metavar="NAME",
+        help=f"one of {', '.join(TRAINED)}")  # fmt: skip
+    add("--seed", type=int, help="instead of the profile's")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="override a setting, e.g. finetuning.epochs=3")  # fmt: skip
+    return parser
+
+
+def _profile(options: argparse.Namespace) -> Profile | None:
+    """The profile with what `--seed` and `--set` override; None if refused, which is said."""
+    try:
+        settings = parse_settings(options.set)
+        return load_profile(options.profile, seed=options.seed, settings=settings)
+    except ProfileError as error:
+        _refused(error, 2)
+        return None
+
+
+def _refused(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,120 @@
+"""``entityclip embed`` and ``entityclip export``: their options, and what they print.
+
+What imports torch is imported late: help need not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from entityclip.config import runs_folder
+from entityclip.datasets import DATASETS, load_pairs
+from entityclip.files import atomic_write_text
+
+
+def embed(argv: Sequence[str] | None = None) -> int:
+    """``entityclip embed``; 0: done, 1: something is wrong with the input, 2: refused."""
+    parser = _embed_parser()
+    options = parser.parse_args(argv)
+    if not (options.images or options.dataset or options.texts):
+        parser.error("nothing to embed: give --images, --dataset or --texts")
+    if options.dataset and (options.images or options.texts):
+        parser.error("a --dataset brings its own pictures and captions")
+    if options.out.suffix not in (".parquet", ".npy"):
+        parser.error(f"--out {options.out}: name it .parquet or .npy")
+    try:
+        _embed(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from entityclip.search import embedding
+
+    images, texts = options.images, None
+    if options.dataset:
+        images = texts = load_pairs(
+            options.dataset, options.split, limit=options.limit, root=options.root,
+            image_size=options.image_size,
+        )  # fmt: skip
+    elif options.texts:
+        lines = options.texts.read_text(encoding="utf-8-sig").splitlines()
+        texts = [line for line in lines if line.strip()]
+    found = embedding.embed(
+        options.checkpoint, images, texts, model=options.model, cache=options.cache,
+        batch_size=options.batch_size, workers=options.workers, progress=not options.quiet,
+    )  # fmt: skip
+    written, out = [], options.out
+    if found.images is not None:
+        written.append(found.images.save(out))
+    if found.texts is not None:  # beside the pictures' file, where there is one
+        written.append(found.texts.save(out.with_stem(f"{out.stem}.texts") if written else out))
+    report = out.with_suffix(".report.json")
+    atomic_write_text(report, found.report.as_json())
+    print(found.report)
+    print("written to " + ", ".join(map(str, [*written, report])))
+
+
+def _embed_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="entityclip embed",
+        description="Pictures come from a folder, a CSV or Parquet file of paths, or a data set's "
+        "split; texts from the split's captions or a file of lines. Stop it and start it again: it "
+        "goes on where it was. What was left out stands in FILE.report.json.",
+    )
+    add = parser.add_argument
+    add("checkpoint", help="a run's folder, a .safetensors file, or a tag of open_clip")
+    add("--model", help="open_clip's name of the model, where the checkpoint does not tell it")
+    add("--images", help="a folder, or a .csv or .parquet with a column `image`")
+    add("--texts", type=Path, help="a file of texts, one a line")
+    add("--dataset", choices=list(DATASETS), help="embed a split: its pictures and captions")
+    add("--split", default="test")
+    add("--root", type=Path, help="the folder the data set lies in")
+    add("--limit", type=int, help="of the split's pairs")
+    add("--image-size", type=int, default=224, help="of a drawn data set's pictures")
+    add("--out", type=Path, required=True, help="FILE.parquet, or FILE.npy with FILE.ids.json")
+    add("--cache", type=Path, default=runs_folder() / "embeddings", help="default: runs/embeddings")
+    add("--batch-size", type=int, default=64)
+    add("--workers", type=int, default=4, help="threads that read and decode")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """``entityclip export``; 0: the model was written, 1: not, with a reason, 2: refused."""
+    parser = argparse.ArgumentParser(
+        prog="entityclip export",
+        description="Write a checkpoint's two towers as a plain CLIP: weights and config as "
+        "open_clip's local-dir: reads them, and a model card. Weights of a Hugging Face CLIPModel "
+        "can be exported too, which converts them.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .safetensors file, or a run's folder")
+    add("folder", type=Path, help="where the model is written")
+    add("--backbone", help="open_clip's name, where the checkpoint has none")
+    add("--image-size", type=int, help="pixels, where it isn't the backbone's")
+    add("--rows", type=Path, nargs="+", help="JSONL files of result rows")
+    given = parser.parse_args(argv)
+    from entityclip.checkpoints import CheckpointError
+    from entityclip.models.clip import BackboneError
+    from entityclip.results import ResultsError
+    from entityclip.search import export as exporting
+
+    try:
+        weights = exporting.export(
+            given.checkpoint, given.folder,
+            backbone=given.backbone, image_size=given.image_size, rows=given.rows,
+        )  # fmt: skip
+    except (exporting.ExportError, BackboneError, CheckpointError, ResultsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {weights}, {exporting.CONFIG} and {exporting.CARD}")
+    return 0
