@@ -32,6 +32,7 @@ _HOME = {
     "StubLLM": "llm",
     "LocalLLM": "local",
     "apply_policy": "joining",
+    "cache_keys": "cache",
     "check_counts": "checks",
     "check_pairs": "joining",
     "cost_table": "extraction",

@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
@@ -129,6 +131,12 @@ class Prompt:
             raise ValueError(f"prompt {self.version!r} must hold {{caption}} exactly once")
         if not self.version.strip():
             raise ValueError("a prompt needs a version: cached rows are found by it")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Prompt:
+        """A template of one's own from a file, whose version changes with its text."""
+        text = Path(path).read_text(encoding="utf-8")
+        return cls(f"{Path(path).stem}-{sha256(text.encode()).hexdigest()[:16]}", text)
 
     def render(self, caption: str) -> str:
         """What the model is sent. A pure function, so it can be had again from row and caption."""

@@ -1,0 +1,94 @@
+"""Explain a data set's captions, by a server's model, one of this machine, or the knowledge base.
+
+``entityclip explain --dataset newsroom --knowledge-base --out explanations.jsonl``
+
+Interrupted or failed, run it again: what was answered is in the file and is not asked a second
+time. It exits with 0 if every caption has its explanation, 1 if the model failed or left captions
+without an answer, 2 for what cannot be started, and says in words what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# both load their names on use: help and misspelt options wait for none of them
+import entityclip.datasets as data
+import entityclip.explanations as ex
+
+if TYPE_CHECKING:
+    from entityclip.datasets.pair import Pair
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.knowledge_base == bool(options.model):
+        parser.error("give --knowledge-base, or --model and, if it is served, --server URL")
+    logging.basicConfig(format="%(message)s")
+    code = 2
+    try:
+        prompt = ex.PROMPTS.get(options.prompt) or ex.Prompt.read(options.prompt)
+        llm, pairs = _llm(options), _pairs(options)
+        code = 1
+        return _explain(pairs, llm, prompt, options.out)
+    except (ex.LLMError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+
+def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> int:
+    captions = {pair.caption for pair in pairs if pair.caption.strip()}
+    source = ex.Source(llm.model, prompt.version, ex.Sampling())
+    with ex.ExplanationCache(out) as cache:
+        asked = len(cache.missing(ex.cache_keys(captions, source)))
+        rows = ex.explain(pairs, llm, cache, prompt=prompt)
+    counts = ex.check_counts(row.checks for row in rows)
+    failed = counts.pop("no_answer", 0)
+    marked = [f"{name} {n}" for name, n in list(counts.items())[2:] if n]
+    print(
+        f"{len(pairs)} pairs, {len(captions)} captions: {asked} asked, {len(captions) - asked} "
+        f"reused; marked: {', '.join(marked) or 'none'}; failed: {failed}"
+    )
+    return 1 if failed else 0
+
+
+def _llm(options: argparse.Namespace) -> ex.LLM:
+    if options.knowledge_base:
+        return ex.KnowledgeBase()
+    if options.server:
+        return ex.OpenAIChat(options.model, options.server, concurrency=options.workers)
+    return ex.LocalLLM.load(options.model, batch_size=options.workers)
+
+
+def _pairs(options: argparse.Namespace) -> list[Pair]:
+    known = data.DATASETS.get(options.dataset, ())
+    splits = options.split or [split for split in ("train", "val") if split in known] or ["train"]
+    wanted = {"limit": options.limit, "root": options.root}
+    return [p for split in splits for p in data.load_pairs(options.dataset, split, **wanted)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="entityclip explain", description=__doc__)
+    add = parser.add_argument
+    add("--dataset", required=True, help="by name: newsroom, n24news, visualnews, goodnews, …")
+    add("--root", type=Path, help="the folder a data set of files lies in")
+    add("--split", nargs="+", help="default: train and val, where explanations are read")
+    add("--limit", type=int, help="pairs a split at most")
+    add("--prompt", default="entities-v1", help="a version of ours, or a file with {caption} in it")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--knowledge-base", action="store_true", help="the drawn newsroom's own facts")
+    who.add_argument("--server", nargs="+", help="base URLs of servers: http://localhost:8000/v1")
+    add("--model", help="as the servers name it; else a folder, a .gguf file or a hub's name")
+    add("--out", type=Path, required=True, help="the cache, JSON lines; made or gone on with")
+    add("--workers", type=int, default=32, help="captions asked at a time (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

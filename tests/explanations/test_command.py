@@ -1,0 +1,120 @@
+"""`entityclip explain`: what it asks, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.explanations import ExplanationCache, neutralise
+from entityclip.explanations.__main__ import main
+from tests.fake_llm_server import FakeServer
+
+CAPTIONS = {split: [p.caption for p in newsroom_pairs(split, 6)] for split in ("train", "val")}
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """`run(option, …)` → exit code, the last line printed, and all complaints."""
+
+    def run(*arguments: str):
+        known = ["--dataset", "newsroom", "--limit", "6", "--out", f"{tmp_path}/c"]
+        code = main([*known, *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out.strip().split("\n")[-1], printed.err
+
+    return run
+
+
+def test_the_knowledge_base_explains_what_trains_and_goes_on(run, tmp_path):
+    code, said, _ = run("--knowledge-base", "--split", "train")
+    assert code == 0
+    assert said == "6 pairs, 6 captions: 6 asked, 0 reused; marked: none; failed: 0"
+    code, said, _ = run("--knowledge-base")
+    assert said == "12 pairs, 12 captions: 6 asked, 6 reused; marked: none; failed: 0"
+    with ExplanationCache(tmp_path / "c") as cache:
+        assert len(cache) == 12
+
+
+def test_a_server_is_asked_and_what_it_leaves_is_counted(run, tmp_path):
+    pytest.importorskip("openai", reason="needs the extra `llm`")
+    cut, lost = map(neutralise, CAPTIONS["train"][:2])
+    faults = {cut: "length", lost: "400"}
+    with FakeServer(delay_s=0.02, faults=lambda caption, asked: faults.get(caption)) as server:
+        served = ("--server", server.url, "--model", "fake", "--split", "train")
+        code, said, _ = run(*served, "--workers", "2")
+        assert (code, server.most_in_flight) == (1, 2)
+        assert said == "6 pairs, 6 captions: 6 asked, 0 reused; marked: cut 1; failed: 1"
+        faults.clear()
+        code, said, _ = run(*served)
+        assert code == 0
+        assert said == "6 pairs, 6 captions: 1 asked, 5 reused; marked: cut 1; failed: 0"
+        (tmp_path / "mine.txt").write_text("Say who is in <caption>\n{caption}\n</caption>")
+        code, said, _ = run(*served, "--prompt", f"{tmp_path}/mine.txt")
+        assert "6 asked, 0 reused" in said
+        assert server.bodies[-1]["messages"][0]["content"].startswith("Say who is in <caption>\n")
+        server.faults = lambda caption, asked: "401"
+        code, _, complaint = run(*served, "--prompt", "appearance-v1")
+        assert code == 1
+        assert "OPENAI_API_KEY" in complaint
+    rows = [json.loads(line) for line in (tmp_path / "c").read_text().splitlines()]
+    versions = {row["prompt_version"] for row in rows}
+    assert len(versions) == 2
+    assert "entities-v1" in versions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--knowledge-base", "--split", "dev"), "newsroom has no split 'dev'"),
+        (("--knowledge-base", "--dataset", "news"), "unknown dataset 'news'"),
+        (
+            ("--knowledge-base", "--dataset", "twitter100k"),
+            "twitter100k has no split 'train'; there are all",
+        ),
+        (("--knowledge-base", "--dataset", "n24news"), "n24news needs the folder"),
+        (("--knowledge-base", "--limit", "0"), "ask for at least one pair"),
+        (("--knowledge-base", "--prompt", "/none.txt"), "none.txt"),
+        (("--model", "/no/model"), "there is no model folder"),
+        (("--model", "x", "--server", "http://me:secret@host/v1"), "seems to hold a key"),
+        (("--model", "x", "--server", "localhost:8000"), "must start with http://"),
+    ],
+)
+def test_what_cannot_start_says_why(arguments, complaint, run):
+    code, _, said = run(*arguments)
+    assert code == 2
+    assert complaint in said
+    assert "secret" not in said
+
+
+def test_a_prompt_without_a_place_and_a_damaged_cache_are_named(run, tmp_path):
+    (tmp_path / "p.txt").write_text("Who?")
+    code, _, said = run("--knowledge-base", "--prompt", f"{tmp_path}/p.txt")
+    assert code == 2
+    assert "must hold {caption} exactly once" in said
+    (tmp_path / "c").write_text("not JSON\n")
+    code, _, said = run("--knowledge-base")
+    assert code == 1
+    assert "line 1 starts with no key" in said
+
+
+@pytest.mark.parametrize(
+    "who", [(), ("--knowledge-base", "--model", "x"), ("--server", "http://x")]
+)
+def test_one_model_must_be_named(who, run):
+    with pytest.raises(SystemExit) as ended:
+        run(*who)
+    assert ended.value.code == 2
+
+
+def test_help_and_the_knowledge_base_need_no_torch_and_help_loads_nothing_large():
+    help_ = "import sys; sys.argv[1:] = ['-h']; import runpy, atexit\n"
+    help_ += "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    help_ += "runpy.run_module('entityclip.explanations', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", help_], capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("usage: entityclip explain")
+    assert not {"torch", "pandas", "openai", "numpy"} & set(ran.stderr.split())
