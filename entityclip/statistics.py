@@ -1,8 +1,14 @@
-"""Two models on the same queries: a paired bootstrap of the difference, and a sentence about it."""
+"""Numbers of ranks and their intervals: one bootstrap, paired differences, Student's t over seeds.
+
+Recall@K, mean rank, RSUM, accuracy and paired differences of them are means of per-query values;
+median rank and F1 are other functions of which queries were drawn. `interval` bootstraps them all
+(Efron and Tibshirani 1993, chapter 13). Ranks start at 1, shares are percent, and nothing here
+needs torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,43 +16,45 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
-from torch import Tensor
 
 DIRECTIONS = ("text_to_image", "image_to_text")
-
-
 RECALL_AT = (1, 5, 10, 50, 100)
-
-
 METRICS = (*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR")
-
+RSUM_AT = (1, 5, 10)
+PERCENT = (0.0, 100.0)  # where a share can lie
 
 _WEIGHTS_AT_ONCE = 2**21  # 16 MiB of int64
+
+Array = NDArray[Any]
+# (how often each of R resamples holds each query [R, Q], values [..., S, Q]) -> [R, ..., S]
+Statistic = Callable[[Array, Array], Array]
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval, in the metric's unit."""
+
+    value: float
+    low: float
+    high: float
 
 
 # ----------------------------------------------------------------------------- numbers of ranks
 
 
-def recall_at_k(ranks: Tensor | ArrayLike, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
+def recall_at_k(ranks: ArrayLike, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
     """Percent of queries whose best positive is among the first k: ``{"R@1": …}`` for ranks [N]."""
     values = as_ranks(ranks)
     return {f"R@{_as_k(k)}": 100.0 * float(np.mean(values <= k)) for k in ks}
 
 
-def median_rank(ranks: Tensor | ArrayLike) -> float:
-    """Median of ranks [N]; with an even N, the mean of the middle two."""
-    return float(np.median(as_ranks(ranks)))
+def retrieval_metrics(ranks: ArrayLike) -> dict[str, float]:
+    """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100 in percent, MedR, MeanR.
 
-
-def mean_rank(ranks: Tensor | ArrayLike) -> float:
-    """Mean of ranks [N]."""
-    return float(np.mean(as_ranks(ranks)))
-
-
-def retrieval_metrics(ranks: Tensor | ArrayLike) -> dict[str, float]:
-    """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100 in percent, MedR, MeanR."""
+    MedR of an even N is the mean of the middle two.
+    """
     values = as_ranks(ranks)
-    return recall_at_k(values) | {"MedR": median_rank(values), "MeanR": mean_rank(values)}
+    mean_and_median = {"MedR": float(np.median(values)), "MeanR": float(np.mean(values))}
+    return recall_at_k(values) | mean_and_median
 
 
 def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
@@ -54,12 +62,26 @@ def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
 
     `metrics` are those of each direction, as ``Retrieval.metrics()`` gives.
     """
-    return sum(found[f"R@{k}"] for found in metrics.values() for k in (1, 5, 10))
+    return sum(found[f"R@{k}"] for found in metrics.values() for k in RSUM_AT)
 
 
-def as_ranks(ranks: Tensor | ArrayLike) -> NDArray[np.int64]:
+def per_query(ranks: ArrayLike, metric: str) -> NDArray[np.float64]:
+    """What each query adds to a mean: ranks [N] for "MeanR", 0 or 100 for "R@<k>".
+
+    Raises ValueError for another metric and for what is no rank.
+    """
+    values = as_ranks(ranks)
+    if metric == "MeanR":
+        return values.astype(float)
+    prefix, _, k = metric.partition("@")
+    if prefix != "R" or not k.isdecimal():
+        raise ValueError(f"no metric {metric!r} is a mean over queries; there are R@<k> and MeanR")
+    return 100.0 * (values <= _as_k(int(k)))
+
+
+def as_ranks(ranks: ArrayLike) -> NDArray[np.int64]:
     """Checked ranks [N] as int64. Raises ValueError for none, another shape, and ranks below 1."""
-    values = np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks)
+    values = np.asarray(ranks)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"ranks have shape {values.shape}; expected one rank or more, [N]")
     if values.dtype.kind not in "iu" or values.min() < 1:
@@ -73,46 +95,91 @@ def _as_k(k: int) -> int:
     return int(k)
 
 
-# ------------------------------------------------------------------------------------ intervals
+@dataclass(frozen=True)
+class Retrieval:
+    """Ranks of a split: `text_to_image` [N] and `image_to_text` [M], int64 and 1 being best.
 
-
-def bootstrap_interval(
-    ranks: Tensor | ArrayLike,
-    names: Iterable[str] = METRICS,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    clusters: Tensor | ArrayLike | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) of metrics of ranks.
-
-    ranks [N]; names are "R@<k>", "MedR" or "MeanR". Each resample draws N queries with replacement
-    or, where clusters [N] (integer ids, e.g. the picture several captions share) are given, as many
-    whole clusters as there are: queries of one cluster are not independent. Deterministic by seed;
-    memory does not grow with n_resamples. Returns ``{name: (low, high)}`` in the metric's unit.
-
-    The interval holds the sampling of test queries only, not the training seed's. Raises ValueError
-    for an unknown name and where there are fewer than 2 independent queries to draw from.
+    `image_of` [N] is each caption's picture, a place in `image_to_text`.
     """
-    values, names = as_ranks(ranks), tuple(names)
-    if n_resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"n_resamples={n_resamples}, level={level}: need >= 1 and a share of 1")
-    order = np.argsort(values, kind="stable")
-    cluster = as_clusters(clusters, len(values))[order]
-    values = values[order]
-    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed)):
-        # cumulative[b, i]: how many drawn queries have a rank among the i + 1 smallest of the data
-        cumulative = np.cumsum(weights, axis=1)
-        for name in names:
-            drawn[name].append(_statistic(name, values, weights, cumulative))
-    tail = (1 - level) / 2
-    intervals = {}
-    for name, parts in drawn.items():
-        low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
-        intervals[name] = (float(low), float(high))
-    return intervals
+
+    text_to_image: NDArray[np.int64]
+    image_to_text: NDArray[np.int64]
+    image_of: NDArray[np.int64]
+
+    def ranks(self, direction: str) -> NDArray[np.int64]:
+        """The ranks of one direction's queries."""
+        return {d: getattr(self, d) for d in DIRECTIONS}[direction]
+
+    def clusters(self, direction: str) -> NDArray[np.int64] | None:
+        """Which captions share a picture and so are not independent; None for picture queries."""
+        return self.image_of if direction == "text_to_image" else None
+
+    def sizes(self, direction: str) -> dict[str, int]:
+        """How many queries and candidates there are."""
+        sizes = {d: len(self.ranks(d)) for d in DIRECTIONS}
+        return {"n_queries": sizes.pop(direction), "n_candidates": sum(sizes.values())}
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """R@1/5/10/50/100 in percent, MedR and MeanR for each direction."""
+        return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
+
+
+# -------------------------------------------------------------------------------- the bootstrap
+
+
+def interval(
+    per_query: ArrayLike,
+    clusters: ArrayLike | None = None,
+    statistic: Statistic | None = None,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    ends: tuple[float, float] = (0.025, 0.975),
+    seeds_apart: bool = True,
+) -> tuple[Array, Array]:
+    """Percentile bootstrap interval of a statistic of queries, by default their mean.
+
+    `per_query` [..., S, Q] are values of Q queries under S training seeds ([Q] is one seed). Each
+    resample draws Q queries with replacement or, where `clusters` [Q] (integer ids, e.g. the
+    picture several captions share) are given, as many whole clusters as there are: queries of one
+    cluster are not independent. It also draws S of the seeds, the same for all leading places,
+    whose statistics are averaged. A handful of seeds makes an interval rather too narrow.
+
+    `statistic` is a `Statistic`; a resample where it is NaN does not count. Deterministic by
+    `seed`; memory does not grow with `n_resamples`. Seeds are drawn from a generator of their own,
+    unless `seeds_apart` is False. Returns the statistic's quantiles `ends`, [...] each. Raises
+    ValueError where there are fewer than 2 independent queries to draw from.
+    """
+    values = np.atleast_2d(np.asarray(per_query, float))
+    n_seeds, rng = values.shape[-2], np.random.default_rng(seed)
+    seeds_rng = np.random.default_rng([seed, 1]) if seeds_apart else rng
+    drawn = []
+    for weights in resample_weights(as_clusters(clusters, values.shape[-1]), n_resamples, rng):
+        found = (statistic or mean)(weights, values)
+        chosen = seeds_rng.integers(0, n_seeds, (len(weights), n_seeds))
+        chosen = chosen.reshape(len(weights), *(1,) * (found.ndim - 2), n_seeds)
+        drawn.append(np.take_along_axis(found, chosen, axis=-1).mean(axis=-1))
+    resamples = np.concatenate(drawn)
+    quantile = np.nanquantile if np.isnan(resamples).any() else np.quantile  # the latter is faster
+    low, high = quantile(resamples, ends, axis=0)
+    return low, high
+
+
+def mean(weights: Array, values: Array) -> NDArray[np.float64]:
+    """The mean of each resample, a `Statistic`."""
+    found = (weights @ values.reshape(-1, values.shape[-1]).T) / weights.sum(axis=1, keepdims=True)
+    return found.reshape(len(weights), *values.shape[:-1])
+
+
+def median(weights: Array, values: Array) -> NDArray[np.float64]:
+    """The median of each resample, a `Statistic`; of an even number, the mean of the middle two."""
+    found = []
+    for row in values.reshape(-1, values.shape[-1]):
+        order = np.argsort(row, kind="stable")
+        counts = np.cumsum(weights[:, order], axis=1)  # drawn among the i + 1 smallest
+        middle = [(counts < (counts[:, -1:] + end) // 2).sum(axis=1) for end in (1, 2)]
+        found.append(row[order[middle]].mean(axis=0))
+    return np.stack(found, axis=1).reshape(len(weights), *values.shape[:-1])
 
 
 def resample_weights(
@@ -120,7 +187,7 @@ def resample_weights(
 ) -> Iterator[NDArray[np.int64]]:
     """How often each resample holds each query: [resamples of this block, N], block after block."""
     n_clusters = int(cluster.max()) + 1
-    block = max(1, _WEIGHTS_AT_ONCE // len(cluster))
+    block = max(1, _WEIGHTS_AT_ONCE // n_clusters)
     for start in range(0, n_resamples, block):
         size = min(block, n_resamples - start)
         drawn = rng.integers(0, n_clusters, (size, n_clusters))
@@ -129,38 +196,12 @@ def resample_weights(
         yield counts.reshape(size, n_clusters)[:, cluster]
 
 
-def _statistic(
-    name: str,
-    values: NDArray[np.int64],
-    weights: NDArray[np.int64],
-    cumulative: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """One metric of every resample: values [N] sorted, weights and cumulative [R, N] -> [R]."""
-    total = cumulative[:, -1]
-    if name == "MeanR":
-        return weights @ values / total
-    if name == "MedR":
-        middle = [
-            [np.searchsorted(row, (row[-1] - 1) // 2 + 1), np.searchsorted(row, row[-1] // 2 + 1)]
-            for row in cumulative
-        ]
-        return values[np.array(middle)].mean(axis=1)
-    prefix, _, k = name.partition("@")
-    if prefix != "R" or not k.isdecimal():
-        raise ValueError(f"no metric {name!r}; there are R@<k>, MedR and MeanR")
-    hits = int(np.searchsorted(values, _as_k(int(k)), side="right"))
-    return 100.0 * cumulative[:, hits - 1] / total if hits else np.zeros(len(total))
-
-
-def as_clusters(clusters: Tensor | ArrayLike | None, n: int) -> NDArray[np.int64]:
+def as_clusters(clusters: ArrayLike | None, n: int) -> NDArray[np.int64]:
     """Cluster numbers 0, 1, … of n queries; None makes each its own. Raises ValueError for < 2."""
-    if clusters is None:
-        ids = np.arange(n)
-    else:
-        ids = np.asarray(clusters.cpu() if isinstance(clusters, Tensor) else clusters)
-        if ids.shape != (n,):
-            raise ValueError(f"clusters have shape {ids.shape}; expected one id a rank, ({n},)")
-        ids = np.unique(ids, return_inverse=True)[1]
+    ids = np.arange(n) if clusters is None else np.asarray(clusters)
+    if ids.shape != (n,):
+        raise ValueError(f"clusters have shape {ids.shape}; expected one id a rank, ({n},)")
+    ids = np.unique(ids, return_inverse=True)[1]
     if n < 2 or ids.max() < 1:
         raise ValueError(
             "a bootstrap needs at least 2 independent queries (or clusters) to draw from"
@@ -168,29 +209,46 @@ def as_clusters(clusters: Tensor | ArrayLike | None, n: int) -> NDArray[np.int64
     return ids
 
 
-_COLUMNS = [
-    *("dataset", "split", "direction", "variant", "first", "second"),
-    *("metric", "value", "low", "high", "seeds", "n_queries"),
-]
+# ------------------------------------------------------------------------------------ intervals
 
 
-class Difference(NamedTuple):
-    """First minus second, in the metric's unit, with its 95 % interval."""
+def bootstrap_interval(
+    ranks: ArrayLike,
+    names: Iterable[str] = METRICS,
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> dict[str, tuple[float, float]]:
+    """``{name: (low, high)}``: `interval` of metrics of ranks [N], "R@<k>", "MedR" or "MeanR".
 
-    value: float
-    low: float
-    high: float
+    The intervals hold the sampling of test queries only, not the training seed's.
+    """
+    if n_resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"n_resamples={n_resamples}, level={level}: need >= 1 and a share of 1")
+    values, names, tail = as_ranks(ranks), tuple(names), (1 - level) / 2
+    options = {"n_resamples": n_resamples, "seed": seed, "ends": (tail, 1 - tail)}
+    means, found = [name for name in names if name != "MedR"], {}
+    if means:
+        each = np.stack([per_query(values, name) for name in means])[:, None]
+        found = dict(
+            zip(means, zip(*interval(each, clusters, **options), strict=True), strict=True)
+        )
+    if "MedR" in names:
+        found["MedR"] = interval(values, clusters, median, **options)
+    return {name: (float(found[name][0]), float(found[name][1])) for name in names}
 
 
 def paired_difference(
-    first: Tensor | ArrayLike,
-    second: Tensor | ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
     metric: str = "R@1",
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-    clusters: Tensor | ArrayLike | None = None,
-) -> Difference:
+    clusters: ArrayLike | None = None,
+) -> Estimate:
     """Paired bootstrap (Koehn 2004, section 4) of a metric of two models' ranks [N].
 
     `metric` is "R@<k>" (percentage points) or "MeanR" (ranks). Each resample draws the same queries
@@ -198,17 +256,22 @@ def paired_difference(
     out. The interval holds the sampling of queries, not that of training seeds. Raises ValueError
     for another metric and for ranks of different queries.
     """
-    a, b = as_ranks(first), as_ranks(second)
+    each = _paired(first, second, metric)
+    low, high = interval(each, clusters, n_resamples=n_resamples, seed=seed)
+    return Estimate(float(each.mean()), float(low), float(high))
+
+
+def _paired(first: ArrayLike, second: ArrayLike, metric: str) -> NDArray[np.float64]:
+    a, b = per_query(first, metric), per_query(second, metric)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} ranks against {len(b)}: a paired test needs the same queries")
-    each = _per_query(a, metric) - _per_query(b, metric)
-    cluster = as_clusters(clusters, len(each))
-    drawn = [
-        (weights @ each) / weights.sum(axis=1)
-        for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed))
-    ]
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return Difference(float(each.mean()), float(low), float(high))
+    return a - b
+
+
+_COLUMNS = [
+    *("dataset", "split", "direction", "variant", "first", "second"),
+    *("metric", "value", "low", "high", "seeds", "n_queries"),
+]
 
 
 def difference_table(
@@ -223,12 +286,13 @@ def difference_table(
 
     `rank_rows` are the stored rows of kind "ranks". A row a pair, data set, split and direction:
     `variant` ("a minus b"), `first`, `second`, `value`, `low`, `high`, `seeds`, `n_queries`. The 95
-    % interval is a paired bootstrap over queries and, with several seeds, over seeds too, which a
-    handful of seeds makes rather too narrow than too wide. A pair without a common seed has no row.
-    Raises ValueError where ranks of different data would be compared.
+    % interval is a paired bootstrap over queries and, with several seeds, over seeds too. A pair
+    without a common seed has no row. Raises ValueError where ranks of different data would be
+    compared.
     """
     keys = ["dataset", "split", "direction", "seed"]
-    table, compared = [], []
+    table: list[dict[str, Any]] = []
+    alike: dict[tuple, list[tuple[dict[str, Any], Array]]] = {}
     by_variant, nothing = dict(list(rank_rows.groupby("variant"))), rank_rows.iloc[:0]
     for first, second in pairs:
         both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
@@ -237,50 +301,21 @@ def difference_table(
         for names, group in both.groupby(keys[:3], sort=False):
             if (group["data_fingerprint_x"] != group["data_fingerprint_y"]).any():
                 raise ValueError(f"{first} and {second} were measured on different data: {names}")
-            each = np.stack(
-                [
-                    _per_query(as_ranks(a), metric) - _per_query(as_ranks(b), metric)
-                    for a, b in zip(group["ranks_x"], group["ranks_y"], strict=True)
-                ]
-            )
-            compared.append((as_clusters(group["clusters_x"].iloc[0], each.shape[1]), each))
-            table.append(
-                dict(zip(keys, names, strict=False))
-                | {"variant": f"{first} minus {second}", "first": first, "second": second}
-                | {"metric": metric, "value": float(each.mean())}
-                | {"seeds": len(each), "n_queries": each.shape[1]}
-            )
-    for row, (low, high) in zip(table, _intervals(compared, n_resamples, seed), strict=True):
-        row |= {"low": low, "high": high}
+            ranks = zip(group["ranks_x"], group["ranks_y"], strict=True)
+            each = np.stack([_paired(a, b, metric) for a, b in ranks])
+            row = dict(zip(keys, names, strict=False))
+            row |= {"variant": f"{first} minus {second}", "first": first, "second": second}
+            row |= {"metric": metric, "value": float(each.mean())}
+            table.append(row | {"seeds": len(each), "n_queries": each.shape[1]})
+            cluster = as_clusters(group["clusters_x"].iloc[0], each.shape[1])
+            alike.setdefault((cluster.tobytes(), len(each)), []).append((table[-1], each))
+    # what was asked alike shares its resamples, which take the most time to draw
+    for (cluster, _), found in alike.items():
+        each = np.stack([each for _, each in found])
+        ends = interval(each, np.frombuffer(cluster, np.int64), n_resamples=n_resamples, seed=seed)
+        for (row, _), low, high in zip(found, *ends, strict=True):
+            row |= {"low": float(low), "high": float(high)}
     return pd.DataFrame(table, columns=_COLUMNS if table else None)
-
-
-def _intervals(
-    compared: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]], n_resamples: int, seed: int
-) -> list[tuple[float, float]]:
-    """95 % intervals of the means of (clusters [Q], differences [S, Q]), both axes resampled.
-
-    What is measured on the same queries shares their resamples, which take the most time to draw.
-    """
-    alike: dict[bytes, list[int]] = {}
-    for place, (cluster, _) in enumerate(compared):
-        alike.setdefault(cluster.tobytes(), []).append(place)
-    found: dict[int, tuple[float, float]] = {}
-    for places in alike.values():
-        cluster, every = compared[places[0]][0], np.concatenate([compared[p][1] for p in places])
-        blocks = [
-            (weights @ every.T) / weights.sum(axis=1, keepdims=True)
-            for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed))
-        ]
-        of_seeds = np.concatenate(blocks)  # [resamples, seeds of all]
-        ends = np.cumsum([len(compared[p][1]) for p in places])
-        for place, of_seed in zip(places, np.split(of_seeds, ends[:-1], axis=1), strict=True):
-            rng = np.random.default_rng([seed, 1])  # seeds are drawn apart from the queries
-            chosen = rng.integers(0, of_seed.shape[1], of_seed.shape)
-            means = np.take_along_axis(of_seed, chosen, axis=1).mean(axis=1)
-            low, high = np.quantile(means, [0.025, 0.975])
-            found[place] = float(low), float(high)
-    return [found[place] for place in range(len(compared))]
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -308,93 +343,40 @@ def verdict(low: float, high: float, *, higher_is_better: bool = True) -> str:
     return "not separable from"
 
 
-def _per_query(ranks: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
-    if metric == "MeanR":
-        return ranks.astype(np.float64)
-    prefix, _, k = metric.partition("@")
-    if prefix != "R" or not k.isdigit() or int(k) < 1:
-        raise ValueError(f"no paired test of {metric!r}; there are R@<k> and MeanR")
-    return 100.0 * (ranks <= int(k))
+# ---------------------------------------------------------------------------- training seeds, RSUM
 
 
-PERCENT = (0.0, 100.0)  # where a share can lie
-
-
-def over_seeds(
-    rows: pd.DataFrame, bounds: tuple[float, float] = PERCENT
-) -> tuple[float, float, float]:
+def over_seeds(rows: pd.DataFrame, bounds: tuple[float, float] = PERCENT) -> Estimate:
     """Value, low and high of one metric from its rows, one a seed, in the metric's unit.
 
     One seed has its row's own interval, a bootstrap over queries; several have their mean and
     Student's t interval over seeds, cut at the `bounds` of what the metric can be.
     """
     if len(rows) == 1:
-        return tuple(rows[["value", "low", "high"]].to_numpy(float)[0].tolist())
-    mean, low, high = mean_over_seeds(rows["value"].to_numpy(float))
-    low, high = np.clip([low, high], *bounds)
-    return mean, low, high
+        return Estimate(*rows[["value", "low", "high"]].to_numpy(float)[0].tolist())
+    value, low, high = mean_over_seeds(rows["value"].to_numpy(float))
+    return Estimate(value, *np.clip([low, high], *bounds))
 
 
-def mean_over_seeds(values: ArrayLike) -> tuple[float, float, float]:
+def mean_over_seeds(values: ArrayLike) -> Estimate:
     """Mean of values [S], one a seed, and its 95 % interval by Student's t; NaN where S < 2."""
     values = np.asarray(values, float)
-    mean = values.mean() if len(values) else np.nan
+    value = values.mean() if len(values) else np.nan
     if len(values) < 2:
-        return mean, np.nan, np.nan
+        return Estimate(value, np.nan, np.nan)
     half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Ranks of a split: `text_to_image` [N] and `image_to_text` [M], 1 being best."""
-
-    text_to_image: Tensor
-    image_to_text: Tensor
-    image_of: Tensor
-
-    def ranks(self, direction: str) -> Tensor:
-        """The ranks of one direction's queries."""
-        return {"text_to_image": self.text_to_image, "image_to_text": self.image_to_text}[direction]
-
-    def clusters(self, direction: str) -> Tensor | None:
-        """Which captions share a picture and so are not independent; None for picture queries."""
-        return self.image_of if direction == "text_to_image" else None
-
-    def sizes(self, direction: str) -> dict[str, int]:
-        """How many queries and candidates there are."""
-        texts, pictures = len(self.text_to_image), len(self.image_to_text)
-        queries = (texts, pictures) if direction == "text_to_image" else (pictures, texts)
-        return dict(zip(("n_queries", "n_candidates"), queries, strict=True))
-
-    def metrics(self) -> dict[str, dict[str, float]]:
-        """R@1/5/10/50/100 in percent, MedR and MeanR for each direction."""
-        return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
-
-
-KS = (1, 5, 10)
-
-
-class _Scores(NamedTuple):
-    """What each query adds: `texts` [S, N] and `pictures` [S, M] of S seeds, in percent."""
-
-    texts: NDArray[np.float64]
-    pictures: NDArray[np.float64]
-
-    @property
-    def rsum(self) -> float:
-        return float(self.texts.mean() + self.pictures.mean())
+    return Estimate(value, value - half, value + half)
 
 
 def rsum_interval(
     seeds: Sequence[Retrieval], *, n_resamples: int = 2000, seed: int = 0
-) -> Difference:
+) -> Estimate:
     """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
 
-    Raises ValueError for no seeds and for seeds that were asked about different pictures.
+    Whole pictures are drawn, each as a query and with all its captions. Raises ValueError for no
+    seeds and for seeds that were asked about different pictures.
     """
-    image_of = _image_of(seeds)
-    return _interval(_scores(seeds), image_of, n_resamples, seed)
+    return _rsum(seeds, (), n_resamples, seed)
 
 
 def rsum_difference(
@@ -403,17 +385,14 @@ def rsum_difference(
     *,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Difference:
+) -> Estimate:
     """RSUM of `first` minus that of `second`, seed by seed and query by query, with its interval.
 
     Raises ValueError for another number of seeds and for different pictures.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} seeds against {len(second)}: they are compared in pairs")
-    image_of = _image_of([*first, *second])
-    a, b = _scores(first), _scores(second)
-    each = _Scores(a.texts - b.texts, a.pictures - b.pictures)
-    return _interval(each, image_of, n_resamples, seed)
+    return _rsum(first, second, n_resamples, seed)
 
 
 def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
@@ -422,38 +401,29 @@ def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
     return {"RSUM": value, "low": low, "high": high, "seeds": len(seeds)}
 
 
-def _scores(seeds: Sequence[Retrieval]) -> _Scores:
-    def hits(ranks) -> NDArray[np.float64]:
-        return 100.0 * (as_ranks(ranks)[:, None] <= KS).sum(axis=1)
-
-    return _Scores(
-        np.stack([hits(found.text_to_image) for found in seeds]),
-        np.stack([hits(found.image_to_text) for found in seeds]),
-    )
-
-
-def _image_of(seeds: Sequence[Retrieval]) -> NDArray[np.int64]:
-    if not seeds:
+def _rsum(
+    first: Sequence[Retrieval], second: Sequence[Retrieval], n_resamples: int, seed: int
+) -> Estimate:
+    if not first:
         raise ValueError("no ranks of any seed; measure first")
-    first = seeds[0].image_of
-    for other in seeds[1:]:
-        if other.image_of.shape != first.shape or (other.image_of != first).any():
-            raise ValueError("ranks of different pictures or captions cannot be set side by side")
-    return as_clusters(first, len(first))
+    image_of, n_pictures = np.asarray(first[0].image_of), len(first[0].image_to_text)
+    if any(not np.array_equal(image_of, found.image_of) for found in (*first, *second)):
+        raise ValueError("ranks of different pictures or captions cannot be set side by side")
+    each = _rsum_parts(first) - (_rsum_parts(second) if second else 0)
+    texts, pictures = slice(len(image_of)), slice(len(image_of), None)
+
+    def statistic(weights: Array, values: Array) -> Array:
+        return sum(mean(weights[:, side], values[:, side]) for side in (texts, pictures))
+
+    low, high = interval(
+        each, np.concatenate([image_of, np.arange(n_pictures)]), statistic,
+        n_resamples=n_resamples, seed=seed, seeds_apart=False,
+    )  # fmt: skip
+    value = each[:, texts].mean() + each[:, pictures].mean()
+    return Estimate(float(value), float(low), float(high))
 
 
-def _interval(
-    each: _Scores, image_of: NDArray[np.int64], n_resamples: int, seed: int
-) -> Difference:
-    rng, drawn = np.random.default_rng(seed), []
-    every = np.arange(each.pictures.shape[1])
-    for of_pictures in resample_weights(every, n_resamples, rng):
-        of_texts = of_pictures[:, image_of]
-        of_seed = sum(
-            (weights @ scores.T) / weights.sum(axis=1, keepdims=True)
-            for weights, scores in ((of_texts, each.texts), (of_pictures, each.pictures))
-        )  # [resamples, seeds]
-        chosen = rng.integers(0, of_seed.shape[1], of_seed.shape)
-        drawn.append(np.take_along_axis(of_seed, chosen, axis=1).mean(axis=1))
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return Difference(each.rsum, float(low), float(high))
+def _rsum_parts(seeds: Sequence[Retrieval]) -> NDArray[np.float64]:
+    """What each caption and each picture adds under each seed [S, N + M], from 0 to 300."""
+    every = [np.concatenate([found.ranks(d) for d in DIRECTIONS]) for found in seeds]
+    return np.stack([sum(per_query(ranks, f"R@{k}") for k in RSUM_AT) for ranks in every])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +16,17 @@ from entityclip.config import ClassifierConfig
 from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.sources.tweets import relation_labels
+from entityclip.evaluation.sections import class_counts
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import cluster
-from entityclip.statistics import as_clusters, resample_weights
+from entityclip.statistics import Estimate, interval
 from entityclip.training.loop import repeatable
 
 Classes = dict[str, NDArray[np.int64]]  # "text", "image", "combined": a class a pair, [N]
 
 
 CLASSES = {"text": 2, "image": 2, "combined": 4}
-
-
-class Score(NamedTuple):
-    """Weighted F1 in percent with its 95 % interval over the pairs judged."""
-
-    value: float
-    low: float
-    high: float
 
 
 def relation_classes(pairs: Sequence[Pair]) -> Classes:
@@ -52,24 +45,21 @@ def relation_classes(pairs: Sequence[Pair]) -> Classes:
 
 
 def weighted_f1(
-    predicted: NDArray[np.int64], true: NDArray[np.int64], weights: NDArray[np.int64]
+    predicted: NDArray[np.int64], true: NDArray[np.int64], weights: NDArray[Any]
 ) -> NDArray[np.float64]:
     """F1 of each class, averaged by the classes' true counts; as scikit-learn's, many at once.
 
     `predicted` and `true` [N] hold classes; `weights` [R, N] how often each of R resamples holds
     each pair. Returns [R], from 0 to 1.
     """
-    total = np.zeros(len(weights))
-    for label in np.unique(true):
-        hit = weights @ ((predicted == label) & (true == label))
-        support = weights @ (true == label)
-        named = weights @ (predicted == label)
-        total += support * 2 * hit / np.maximum(support + named, 1)
+    k = 1 + int(max(predicted.max(), true.max()))
+    hits, members, named = class_counts(weights, true, predicted, k)
+    total = (members * 2 * hits / np.maximum(members + named, 1)).sum(axis=1)
     return total / weights.sum(axis=1)
 
 
-def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> dict[str, Score]:
-    """Weighted F1 of each label, with percentile bootstrap intervals over the pairs.
+def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> dict[str, Estimate]:
+    """Weighted F1 of each label in percent, with percentile bootstrap intervals over the pairs.
 
     The intervals hold the luck of the pairs judged, not that of a training seed. Raises ValueError
     for predictions of another number of pairs.
@@ -78,14 +68,13 @@ def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> 
     for name, found in predicted.items():
         if found.shape != true[name].shape:
             raise ValueError(f"{len(found)} predictions of {name!r} for {len(true[name])} pairs")
-        cluster = as_clusters(None, len(found))
-        drawn = [
-            weighted_f1(found, true[name], weights)
-            for weights in resample_weights(cluster, n_resamples, np.random.default_rng(seed))
-        ]
-        value = weighted_f1(found, true[name], np.ones((1, len(found)), np.int64))[0]
-        low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-        scores[name] = Score(*(100 * float(number) for number in (value, low, high)))
+
+        def f1(weights, _=None, pair=(found, true[name])) -> NDArray[np.float64]:
+            return weighted_f1(*pair, weights)[:, None]
+
+        ends = interval(found, statistic=f1, n_resamples=n_resamples, seed=seed)
+        numbers = f1(np.ones((1, len(found))))[0, 0], *ends
+        scores[name] = Estimate(*(100 * float(number) for number in numbers))
     return scores
 
 

@@ -90,7 +90,12 @@ def retrieve(embeddings: Embeddings) -> Retrieval:
     pictures = torch.arange(len(embeddings.images))
     groups = embeddings.image_of, pictures
     ranks = both_ranks(embeddings.texts, embeddings.images, groups)
-    return Retrieval(*ranks, embeddings.image_of)
+    return as_retrieval(*ranks, embeddings.image_of)
+
+
+def as_retrieval(text_to_image: Tensor, image_to_text: Tensor, image_of: Tensor) -> Retrieval:
+    """Ranks as statistics takes them, in arrays."""
+    return Retrieval(*(x.cpu().numpy() for x in (text_to_image, image_to_text, image_of)))
 
 
 def evaluate_embeddings(
@@ -256,7 +261,7 @@ def evaluate_similarity(
 def retrieve_ascl(similarity: Tensor, image_of: Tensor) -> Retrieval:
     """Ranks both ways of similarities [M, N]; `image_of` [N] is each caption's picture."""
     pictures = torch.arange(len(similarity))
-    return Retrieval(
+    return as_retrieval(
         similarity_ranks(similarity.T, (image_of, pictures)),
         similarity_ranks(similarity, (pictures, image_of)),
         image_of,
@@ -275,7 +280,7 @@ def retrieve_reranked(
     of_pictures, of_texts = positions(similarity), positions(similarity.T)  # [M, N], [N, M]
     to_text = _reordered(of_pictures, of_texts.T, k_text)
     to_image = _reordered(of_texts, of_pictures.T, k_image)
-    return Retrieval(
+    return as_retrieval(
         similarity_ranks(-to_image, (image_of, pictures)),
         similarity_ranks(-to_text, (pictures, image_of)),
         image_of,

@@ -24,7 +24,7 @@ from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.evaluation.retrieval import encode_pairs
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import Row, measurement_rows, provenance
-from entityclip.statistics import as_clusters, resample_weights
+from entityclip.statistics import interval
 
 TEMPLATES = (
     "a news photo from the {section} section",
@@ -84,6 +84,19 @@ def predict_sections(images: Tensor, sections: Tensor, truth: Tensor) -> Tensor:
     return torch.where(of_truth > best, truth, found).cpu()
 
 
+def class_counts(
+    weights: NDArray[Any], true: NDArray[np.int64], predicted: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Hits, true members and predictions of each of k classes, in each of R resamples: [R, k] each.
+
+    `weights` [R, N] is how often each resample holds each pair; `true` and `predicted` [N] hold
+    classes. A class's F1 is 2 · hits / (members + predictions).
+    """
+    one_hot = np.eye(k)
+    of_true, of_predicted = one_hot[true], one_hot[predicted]
+    return weights @ (of_true * of_predicted), weights @ of_true, weights @ of_predicted
+
+
 @dataclass(frozen=True)
 class SectionResult:
     """N pairs of K sections: `truth` and `predicted` [N] number `sections`; `pictures` [N]."""
@@ -100,8 +113,9 @@ class SectionResult:
 
     def metrics(self) -> dict[str, float]:
         """Accuracy, macro-F1 and each section's F1, in percent."""
-        values = self._measure(np.ones((1, len(self.truth))))
-        return {name: float(column[0]) for name, column in values.items()}
+        names = ("accuracy", "macro_f1", *(f"f1/{name}" for name in self.sections))
+        values = self._measure(np.ones((1, len(self.truth)))).ravel().tolist()
+        return dict(zip(names, values, strict=True))
 
     def intervals(self, n_resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """95 % percentile bootstrap intervals of `metrics`; whole pictures are drawn.
@@ -109,24 +123,21 @@ class SectionResult:
         A section that a resample holds no pair of, true or predicted, does not count there. Raises
         ValueError for fewer than 2 pictures.
         """
-        clusters, rng = as_clusters(self.pictures, len(self.truth)), np.random.default_rng(seed)
-        blocks = [self._measure(w) for w in resample_weights(clusters, n_resamples, rng)]
-        drawn = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        ends = {name: np.nanquantile(values, [0.025, 0.975]) for name, values in drawn.items()}
-        return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+        cells = self.truth * len(self.sections) + self.predicted
+        low, high = interval(
+            cells, self.pictures, self._measure, n_resamples=n_resamples, seed=seed
+        )
+        return dict(
+            zip(self.metrics(), zip(*(low.tolist(), high.tolist()), strict=True), strict=True)
+        )
 
-    def _measure(self, weights: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        """`metrics` of resamples: weights [R, N], how often each holds each pair → [R] each."""
-        eye = np.eye(len(self.sections))
-        true, found = eye[self.truth], eye[self.predicted]
-        hits = weights @ (true * found)
-        counted = weights @ (true + found)  # F1 = 2 hits / (true + predicted)
+    def _measure(self, weights: NDArray[Any], _: Any = None) -> NDArray[np.float64]:
+        """`metrics` of resamples: weights [R, N], how often each holds a pair → [R, K + 2, 1]."""
+        hits, true, found = class_counts(weights, self.truth, self.predicted, len(self.sections))
+        counted = true + found
         f1 = np.divide(200 * hits, counted, out=np.full_like(hits, np.nan), where=counted > 0)
-        return {
-            "accuracy": 100 * hits.sum(1) / weights.sum(1),
-            "macro_f1": np.nanmean(f1, axis=1),
-            **{f"f1/{name}": f1[:, k] for k, name in enumerate(self.sections)},
-        }
+        accuracy = 100 * hits.sum(1) / weights.sum(1)
+        return np.stack([accuracy, np.nanmean(f1, axis=1), *f1.T], axis=1)[..., None]
 
 
 def classify_sections(

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from entityclip.config import config_hash
@@ -18,6 +20,7 @@ from entityclip.datasets.pair import Pair
 from entityclip.evaluation.probes import _batches, mixed_embeddings
 from entityclip.evaluation.ranks import retrieval_ranks
 from entityclip.evaluation.retrieval import (
+    as_retrieval,
     distinct_pictures,
     evaluate_embeddings,
     evaluate_retrieval,
@@ -101,7 +104,7 @@ def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split:
     found: dict[str, Retrieval] = {}
     for name, (image, text) in CONDITIONS.items():
         images, texts = mixed_embeddings(model.eval(), dataset, reads[image], reads[text])
-        found[name] = Retrieval(
+        found[name] = as_retrieval(
             retrieval_ranks(texts, images), retrieval_ranks(images, texts), torch.arange(n)
         )
     rows: list[Row] = []
@@ -248,16 +251,16 @@ def seed_retrievals(rank_rows: pd.DataFrame, pairs: Sequence[Pair]) -> dict[int,
         for seed, rows in rank_rows.groupby("seed")
     }
     return {
-        seed: Retrieval(*(torch.tensor(ranks[d]) for d in DIRECTIONS), shown)
+        seed: Retrieval(*(np.array(ranks[d]) for d in DIRECTIONS), shown)
         for seed, ranks in by_seed.items()
         if set(ranks) == set(DIRECTIONS)
     }
 
 
-def image_of(pairs: Sequence[Pair]) -> Tensor:
+def image_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """The picture row of each caption [N], as evaluation numbers pictures."""
     keys = torch.tensor([key63(pair.image_key) for pair in pairs])
-    return distinct_pictures(keys)[0]
+    return distinct_pictures(keys)[0].numpy()
 
 
 def measure_pretraining(experiment: Experiment) -> Retrieval:
@@ -297,7 +300,7 @@ def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
     for row in rows:
         if row["metric"] == "MeanR":
             clusters = retrieval.clusters(row["direction"])
-            shared = clusters is not None and len(clusters.unique()) < len(clusters)
+            shared = clusters is not None and len(np.unique(clusters)) < len(clusters)
             ranks = retrieval.ranks(row["direction"]).tolist()
             pictures = clusters.tolist() if shared else None
             out.append({**row, "ranks": ranks, "clusters": pictures})

@@ -70,7 +70,7 @@ class Explorer:
         """The queries, those first where the compared variants disagree most."""
         found = measure(self.experiment, self.variants, [self.split], shipped=True)
         captions = [pair.caption for pair in self.experiment.pairs(self.split)]
-        ranks = {v: found[v, self.split].text_to_image.numpy() for v in self.variants}
+        ranks = {v: found[v, self.split].text_to_image for v in self.variants}
         first, second = (ranks[variant].astype(float) for variant in self.compared)
         table = pd.DataFrame({"query": range(len(captions)), "caption": captions, **ranks})
         table["disagreement"] = np.log2(first / second)

@@ -1,16 +1,8 @@
-import numpy as np
 import pytest
 import torch
 
 from entityclip.evaluation.ranks import retrieval_ranks
-from entityclip.statistics import (
-    METRICS,
-    bootstrap_interval,
-    mean_rank,
-    median_rank,
-    recall_at_k,
-    retrieval_metrics,
-)
+from entityclip.statistics import recall_at_k
 
 
 def ranks_of(similarity, positives=None, **options):
@@ -62,8 +54,6 @@ def test_ranks_can_be_checked_by_eye():
         "R@5": 75.0,
         "R@6": 100.0,
     }
-    assert median_rank(ranks) == 2.5
-    assert mean_rank(ranks) == 3.0
 
 
 def test_several_positives_count_by_the_best():
@@ -210,132 +200,3 @@ def test_shapes_that_do_not_fit_are_refused(queries, candidates, positives, mess
 def test_chunk_must_be_positive():
     with pytest.raises(ValueError, match="chunk is 0"):
         retrieval_ranks(torch.ones(2, 2), torch.ones(2, 2), chunk=0)
-
-
-def test_retrieval_metrics_has_the_paper_columns():
-    metrics = retrieval_metrics(torch.tensor([1, 4, 9, 60, 200]))
-    assert tuple(metrics) == METRICS
-    assert metrics == {
-        "R@1": 20.0,
-        "R@5": 40.0,
-        "R@10": 60.0,
-        "R@50": 60.0,
-        "R@100": 80.0,
-        "MedR": 9.0,
-        "MeanR": pytest.approx(54.8),
-    }
-
-
-@pytest.mark.parametrize("bad", [[], [0, 1], [1.0, 2.0], [[1, 2]]])
-def test_what_is_no_rank_is_refused(bad):
-    with pytest.raises(ValueError, match="rank"):
-        retrieval_metrics(bad)
-
-
-def test_k_must_be_a_positive_integer():
-    for k in (0, -1, 1.5):
-        with pytest.raises(ValueError, match="integer K"):
-            recall_at_k([1, 2], (k,))
-
-
-# ------------------------------------------------------------------------------------ bootstrap
-
-
-def literal_bootstrap(ranks, clusters, n_resamples, seed, level):
-    """Draw clusters, concatenate their queries, measure; again and again."""
-    ranks, clusters = np.asarray(ranks), np.asarray(clusters)
-    # clusters in the order of their ids; queries of a cluster in any order
-    members = [ranks[clusters == c] for c in np.unique(clusters)]
-    rng = np.random.default_rng(seed)
-    samples = []
-    for _ in range(n_resamples):
-        drawn = rng.integers(0, len(members), len(members))
-        samples.append(retrieval_metrics(np.concatenate([members[c] for c in drawn])))
-    tail = (1 - level) / 2
-    return {
-        name: tuple(np.quantile([sample[name] for sample in samples], [tail, 1 - tail]))
-        for name in METRICS
-    }
-
-
-def skewed_ranks(n, seed=0):
-    return np.random.default_rng(seed).geometric(0.1, n)
-
-
-@pytest.mark.parametrize("n", [2, 5, 50, 51])
-def test_bootstrap_equals_the_literal_loop_with_clusters(n):
-    ranks = skewed_ranks(n)
-    clusters = np.random.default_rng(1).integers(0, n // 2 + 1, n)
-    clusters[:2] = 0, n  # at least two, and ids need not be dense
-    got = bootstrap_interval(ranks, seed=3, n_resamples=200, level=0.9, clusters=clusters)
-    expected = literal_bootstrap(ranks, clusters, 200, 3, 0.9)
-    for name in METRICS:
-        assert got[name] == pytest.approx(expected[name]), name
-
-
-def test_bootstrap_without_clusters_draws_single_queries():
-    ranks = np.sort(skewed_ranks(40))  # sorted, so that the draws name the same queries
-    got = bootstrap_interval(ranks, seed=5, n_resamples=100)
-    expected = literal_bootstrap(ranks, np.arange(40), 100, 5, 0.95)
-    for name in METRICS:
-        assert got[name] == pytest.approx(expected[name]), name
-
-
-def test_bootstrap_does_not_depend_on_its_block_size(monkeypatch):
-    ranks = skewed_ranks(37)
-    whole = bootstrap_interval(ranks, n_resamples=50)
-    monkeypatch.setattr("entityclip.statistics._WEIGHTS_AT_ONCE", 37 * 7)
-    assert bootstrap_interval(ranks, n_resamples=50) == whole
-
-
-def test_intervals_hold_the_value_narrow_with_n_and_repeat():
-    widths = []
-    for n in (50, 5000):
-        ranks = torch.from_numpy(skewed_ranks(n))
-        values, intervals = retrieval_metrics(ranks), bootstrap_interval(ranks)
-        assert intervals == bootstrap_interval(ranks)
-        assert intervals != bootstrap_interval(ranks, seed=1)
-        for name, (low, high) in intervals.items():
-            assert low <= values[name] <= high, name
-        widths.append(intervals["R@5"][1] - intervals["R@5"][0])
-    # by the square root of 100
-    assert widths[0] / widths[1] == pytest.approx(10, rel=0.3)
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    truth = 100 * (1 - 0.9**5)  # P(rank <= 5) of the geometric distribution
-    covered = 0
-    for trial in range(200):
-        low, high = bootstrap_interval(skewed_ranks(200, trial), ("R@5",), n_resamples=200)["R@5"]
-        covered += low <= truth <= high
-    assert 180 <= covered <= 199  # 190 expected of a 95 % interval
-
-
-def test_queries_of_one_picture_are_drawn_together():
-    ranks = np.repeat(skewed_ranks(100), 5)  # five captions that agree say no more than one
-    alone = bootstrap_interval(ranks, ("R@5",))["R@5"]
-    together = bootstrap_interval(ranks, ("R@5",), clusters=np.repeat(np.arange(100), 5))["R@5"]
-    ratio = (together[1] - together[0]) / (alone[1] - alone[0])
-    assert ratio == pytest.approx(5**0.5, rel=0.2)
-
-
-def test_all_right_has_an_interval_of_no_width():
-    assert bootstrap_interval([1] * 10, ("R@1", "MedR")) == {"R@1": (100, 100), "MedR": (1, 1)}
-    assert bootstrap_interval([7] * 10, ("R@5",)) == {"R@5": (0, 0)}
-
-
-@pytest.mark.parametrize(
-    ("ranks", "options", "message"),
-    [
-        ([1, 2], {"names": ["P@1"]}, "no metric 'P@1'"),
-        ([1, 2], {"names": ["R@0"]}, "integer K"),
-        ([1], {}, "at least 2"),
-        ([1, 2, 3], {"clusters": [4, 4, 4]}, "at least 2"),
-        ([1, 2, 3], {"clusters": [4, 4]}, "one id a rank"),
-        ([1, 2], {"level": 95}, "level=95"),
-        ([1, 2], {"n_resamples": 0}, "n_resamples=0"),
-    ],
-)
-def test_bootstrap_refuses_what_it_cannot_draw(ranks, options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(ranks, **options)
