@@ -6,6 +6,8 @@ endif
 BIN := .venv/bin
 PROFILE ?= demo
 SET ?=
+# tests run in so many processes, each with a thread of its own
+JOBS ?= 2
 # chapters of their own: ALL=1 runs them too, minutes more with the rows that are shipped
 CHAPTERS := 07_generalization 08_itr 09_ascl
 
@@ -55,16 +57,18 @@ lint: .venv/.installed
 
 # ENTITYCLIP_REQUIRE_LLM: the tests against a real model must run here, not be skipped.
 unit: .venv/.model
-	ENTITYCLIP_REQUIRE_LLM=1 $(BIN)/python -m pytest tests
+	ENTITYCLIP_REQUIRE_LLM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile
 
 # Long tests of what must survive: each prints a result line.
 soak: .venv/.installed
 	$(BIN)/python -m pytest tests/soak -q -s
 
-# A folder of its own, so that what is tested is trained now and not found in runs/.
+# A folder of its own, so that what is tested is trained now and not found in runs/. What two
+# notebooks need, one trains and the other waits for; they start in order.
 notebooks: .venv/.installed
 	rm -rf runs/nbval
-	ENTITYCLIP_RUNS=$(CURDIR)/runs/nbval TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks \
+	ENTITYCLIP_RUNS=$(CURDIR)/runs/nbval TQDM_DISABLE=1 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest notebooks -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	  --nbval-sanitize-with=notebooks/.nbval-sanitize.cfg
 
