@@ -3,10 +3,10 @@
 2,000 JPEGs of about 1000 x 700 pixels are drawn, then served once by
 
 - plain: ``PIL.Image.open`` + open_clip's evaluation transform in a default DataLoader,
-- ours, exact: `ImageTextLoader` on the originals; bit for bit the same pixels (checked),
+- ours, exact: `PairDataset` on the originals; bit for bit the same pixels (checked),
 - ours, draft: the same with ``decoding="draft"``, where libjpeg halves each side; pixels differ
   (by how much is printed),
-- ours, prepared: `ImageTextLoader` on the prepared copy (256 pixels, JPEG q90); pixels differ.
+- ours, prepared: `PairDataset` on the prepared copy (256 pixels, JPEG q90); pixels differ.
 
 Each of ours takes turns with plain (A B A B …, with the same workers) on parts of the pictures, so
 that whatever else the machine does disturbs both alike; the ratio is the median over the turns, and
@@ -18,7 +18,6 @@ the disk. Goals: 1.2 x plain from originals (training may draft), 2 x from the p
 from __future__ import annotations
 
 import argparse
-import copy
 import resource
 import statistics
 import tempfile
@@ -33,9 +32,9 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from entityclip.datasets.dataset import ImageTextDataset, ImageTextLoader
+from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.prepare import prepare, use_prepared
-from entityclip.datasets.table import LabelColumn, PairTable, text_column
+from entityclip.datasets.table import COLUMNS, PairTable, TextColumn
 
 BATCH, SIDE = 64, 224
 PREPROCESS = image_transform(SIDE, is_train=False)
@@ -70,12 +69,13 @@ def draw(root: Path, count: int) -> PairTable:
         path = root / names[-1]
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    none = LabelColumn(np.full(count, -1, np.int32), text_column([]))
-    captions = text_column(f"A caption of picture {number}" for number in range(count))
-    ids = text_column(str(number) for number in range(count))
-    return PairTable(
-        root, ids, text_column(names), captions, none, none, none, np.arange(count)
-    )  # fmt: skip
+    texts = {
+        "id": map(str, range(count)),
+        "image": names,
+        "caption": (f"A caption of picture {number}" for number in range(count)),
+    }
+    columns = {name: TextColumn(texts.get(name, [None] * count)) for name in COLUMNS}
+    return PairTable(root, columns, np.arange(count))
 
 
 def tokenize(texts: list[str]) -> torch.Tensor:
@@ -104,7 +104,7 @@ def _processor() -> float:
 
 
 def turns(
-    plain: Plain, dataset: ImageTextDataset, rounds: int, workers: int
+    plain: Plain, dataset: PairDataset, rounds: int, workers: int
 ) -> tuple[list[Taken], list[Taken]]:
     """What plain and ours take for each of `rounds` equal parts, one after the other."""
     size = len(plain) // rounds
@@ -113,21 +113,16 @@ def turns(
         rows = range(number * size, (number + 1) * size)
         loaders = (
             DataLoader(Subset(plain, rows), BATCH, num_workers=workers),
-            ImageTextLoader(part_of(dataset, rows), BATCH, workers=workers),
+            DataLoader(
+                Subset(dataset, rows), BATCH, num_workers=workers, collate_fn=dataset.collate
+            ),
         )
         for which in (0, 1) if number % 2 == 0 else (1, 0):  # neither gains by being second
             taken[which].append(measure(loaders[which]))
     return taken
 
 
-def part_of(dataset: ImageTextDataset, rows: range) -> ImageTextDataset:
-    """The dataset on some of its pairs."""
-    part = copy.copy(dataset)
-    part.pairs = dataset.pairs[rows.start : rows.stop]
-    return part
-
-
-def levels(dataset: ImageTextDataset, exact: ImageTextDataset, count: int = 50) -> float:
+def levels(dataset: PairDataset, exact: PairDataset, count: int = 50) -> float:
     """Mean absolute difference to exact pixels, of 255 levels."""
     pairs = ((dataset[row].image, exact[row].image) for row in range(count))
     return statistics.mean((a.float() - b.float()).abs().mean().item() for a, b in pairs)
@@ -146,11 +141,11 @@ def main() -> None:
         prepare("drawn", [table], Path(folder) / "prepared", progress=False)
         print(f"prepare: {options.pictures / (time.perf_counter() - start):.0f} pictures/s, once")
         prepared = use_prepared(table, Path(folder) / "prepared")
-        exact = ImageTextDataset(table, PREPROCESS, tokenize)
+        exact = PairDataset(table, PREPROCESS, tokenize)
         ours = {
             "ours, exact": exact,
-            "ours, draft": ImageTextDataset(table, PREPROCESS, tokenize, decoding="draft"),
-            "ours, prepared": ImageTextDataset(prepared, PREPROCESS, tokenize),
+            "ours, draft": PairDataset(table, PREPROCESS, tokenize, decoding="draft"),
+            "ours, prepared": PairDataset(prepared, PREPROCESS, tokenize),
         }
         plain = Plain([pair.image for pair in table])
         same = all(

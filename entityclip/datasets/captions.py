@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from entityclip.datasets.dataset import Batch, Broken, ImageTextDataset, Item, PairDataset
+from entityclip.datasets.dataset import Batch, Broken, Item, PairDataset
 from entityclip.datasets.newsroom.outlet_a import NewsroomPicture, generated_caption, second_caption
 from entityclip.datasets.pair import Pair
+
+FILE = "generated.json"
+ONE_CAPTION = (
+    "one caption a picture and AsCL's richer text joins two; set `richer: false` in ascl.model "
+    "to train it without"
+)
 
 # data sets whose pairs hold several captions of a picture, one a pair
 _SEVERAL = ("flickr30k", "mscoco")
@@ -35,12 +41,12 @@ class SeveralCaptions(Dataset):
 
     def __init__(
         self,
-        dataset: PairDataset | ImageTextDataset,
+        dataset: PairDataset,
         tokenize: Callable[[list[str]], Tensor],
         seconds: Sequence[str] | None = None,
     ) -> None:
         self.dataset, self.pairs = dataset, dataset.pairs
-        self.max_broken = getattr(dataset, "max_broken", 0.0)  # a PairDataset leaves nothing out
+        self.max_broken = dataset.max_broken
         self._tokenize, self._seconds = tokenize, seconds
         if seconds is not None and len(seconds) != len(dataset):
             raise ValueError(f"{len(seconds)} second captions for {len(dataset)} pairs")
@@ -94,12 +100,6 @@ def second_captions(dataset: str, pairs: Sequence[Pair]) -> list[str] | None:
     return [second_caption(pair) for pair in pairs] if dataset == "newsroom" else None
 
 
-ONE_CAPTION = (
-    "one caption a picture and AsCL's richer text joins two; set `richer: false` in ascl.model "
-    "to train it without"
-)
-
-
 def _check_captions(pairs: Sequence[Pair]) -> None:
     counts = Counter(pair.image_key for pair in pairs)
     lonely = [pair.id for pair in pairs if counts[pair.image_key] < 2]
@@ -109,9 +109,6 @@ def _check_captions(pairs: Sequence[Pair]) -> None:
             f"joins two; the first is pair {lonely[0]!r}. Give every picture at least two "
             "captions (in the newsroom a multiple of 5 pairs), or set `richer: false`"
         )
-
-
-FILE = "generated.json"
 
 
 def with_generated(pairs: Sequence[Pair], root: Path | None = None) -> list[Pair]:

@@ -232,10 +232,7 @@ def _check_pictures(
     result: Verification, tables: Iterable[PairTable], workers: int, progress: bool
 ) -> str:
     """Decode every distinct picture; one sha256 of all their names and contents."""
-    places = {}
-    for table in tables:
-        for row in range(len(table)):
-            places[table.image_name(row)] = table.root
+    places = {name: table.root for table in tables for name in table.image_names}
     names, digest = sorted(places), hashlib.sha256()
     bar = tqdm(total=len(names), desc="pictures", unit="picture", disable=not progress)
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:

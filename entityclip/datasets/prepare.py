@@ -1,4 +1,4 @@
-"""Write a prepared copy of a data set's pictures (see `prepared`): resumable, shard by shard."""
+"""A prepared copy of a data set's pictures, smaller and in tars: written once, then read from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,9 @@ from entityclip.datasets.table import PairTable
 from entityclip.files import atomic_write_bytes, atomic_write_text
 
 MANIFEST = "prepared.json"
+FORMAT_VERSION = 1
+
+_log = logging.getLogger(__name__)
 
 
 class PreparedError(ValueError):
@@ -42,72 +44,62 @@ class TarPicture:
     def load(self) -> Image.Image:
         """The picture in RGB. Raises ImageError naming shard and picture."""
         try:
-            descriptor = os.open(self.shard, os.O_RDONLY)
-            try:
-                data = os.pread(descriptor, self.size, self.offset)
-            finally:
-                os.close(descriptor)
-            return decode(data)
+            with self.shard.open("rb", buffering=0) as file:
+                return decode(os.pread(file.fileno(), self.size, self.offset))
         except OSError as error:
             raise ImageError(f"cannot read {self.key} in {self.shard}: {error}") from error
 
 
-class PreparedPairs(Sequence[Pair]):
-    """The pairs of a table with their pictures taken from a prepared copy, in the table's order."""
+@dataclass(frozen=True, eq=False)
+class PreparedTable(PairTable):
+    """Pairs of a table with their pictures taken from a prepared copy.
 
-    def __init__(self, table: PairTable, folder: Path, index: dict[str, tuple[int, int, int]],
-                 shards: list[str], fingerprint: str) -> None:  # fmt: skip
-        places = [index.get(table.image_name(row)) for row in range(len(table))]
-        kept = np.array([row for row, place in enumerate(places) if place is not None], np.int64)
-        self.table = table.with_rows(table.rows[kept])
-        self.left_out = len(table) - len(kept)
-        self._places = np.array([place for place in places if place is not None], np.int64)
-        self._folder, self._shards, self._fingerprint = folder, shards, fingerprint
+    `places` [n, 3] int64 says where those of all the columns' rows lie: shard, offset, size.
+    """
 
-    def __len__(self) -> int:
-        return len(self.table)
+    shards: list[Path]
+    places: np.ndarray
+    fingerprint: str
 
     def __getitem__(self, index):
-        """A `Pair`, or for a slice a list of them."""
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        pair = self.table[index]
-        shard, offset, size = self._places[index].tolist()
+        """A `Pair`, or for a slice a `PreparedTable` on the same columns."""
+        pair = super().__getitem__(index)
+        if not isinstance(pair, Pair):
+            return pair
+        row = self.rows[index]
+        shard, offset, size = self.places[row].tolist()
         # the original's name stays in the key, the copy's fingerprint tells it from the original
-        key = f"prepared-{self._fingerprint}/{self.table.image_name(index)}"
-        picture = TarPicture(self._folder / self._shards[shard], offset, size, key)
-        return Pair(pair.id, picture, pair.caption, pair.explanation, pair.group, pair.section)
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """All ids, in order."""
-        return [self.table.ids[row] for row in self.table.rows.tolist()]
+        key = f"prepared-{self.fingerprint}/{self.columns['image'][row]}"
+        return replace(pair, image=TarPicture(self.shards[shard], offset, size, key))
 
 
-def use_prepared(table: PairTable, folder: Path) -> PreparedPairs:
+def use_prepared(table: PairTable, folder: Path) -> PreparedTable:
     """The pairs of `table` with their pictures taken from a prepared copy.
 
-    Pairs whose picture the copy lacks (broken ones) are left out; how many is logged and stands in
-    `left_out`. Raises PreparedError for a copy that is unfinished, changed or of other data.
+    Pairs whose picture the copy lacks (broken ones) are left out, and how many is logged. Raises
+    PreparedError for a copy that is unfinished, changed or of other data.
     """
     manifest = read_manifest(folder)
-    index: dict[str, tuple[int, int, int]] = {}
-    names = []
+    place_of: dict[str, tuple[int, int, int]] = {}
+    shards = []
     for number, shard in enumerate(manifest["shards"]):
         path = folder / shard["name"]
         if Path(shard["name"]).name != shard["name"] or path.is_symlink():
             raise PreparedError(f"{folder / MANIFEST}: {shard['name']!r} leads out of the folder")
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise PreparedError(f"{path} is missing or not {shard['bytes']} bytes; prepare again")
-        names.append(shard["name"])
+        shards.append(path)
         for name, offset, size in read_json(path.with_suffix(".json"))["pictures"]:
-            index[name] = (number, offset, size)
-    pairs = PreparedPairs(table, folder, index, names, manifest["fingerprint"])
-    if not pairs:
+            place_of[name] = (number, offset, size)
+    none = (-1, 0, 0)
+    places = np.array([place_of.get(name, none) for name in table.columns["image"]], np.int64)
+    kept = table.rows[places[table.rows, 0] >= 0]
+    if not len(kept):
         raise PreparedError(f"{folder} holds no picture of these {len(table)} pairs; other data?")
-    level = logging.WARNING if pairs.left_out else logging.INFO
-    _log.log(level, "%s: %d pairs without a prepared picture left out", folder, pairs.left_out)
-    return pairs
+    left_out = len(table) - len(kept)
+    level = logging.WARNING if left_out else logging.INFO
+    _log.log(level, "%s: %d pairs without a prepared picture left out", folder, left_out)
+    return PreparedTable(table.root, table.columns, kept, shards, places, manifest["fingerprint"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -138,12 +130,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-FORMAT_VERSION = 1
-
-
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class PrepareOptions:
     """How pictures are stored.
@@ -153,18 +139,17 @@ class PrepareOptions:
     resized to that side by the same bicubic filter.
     """
 
-    side: int = 256  # pixels; shorter side, smaller pictures keep their size
+    side: int = 256  # pixels of the shorter side; smaller pictures keep their size
     quality: int = 90  # of the JPEGs
     lossless: bool = False  # PNG instead of JPEG
     shard_pictures: int = 1000
 
     def __post_init__(self) -> None:
-        if not 16 <= self.side <= 4096:
-            raise ValueError(f"side is {self.side}; it must be from 16 to 4096 pixels")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}; it must be from 1 to 100")
-        if not 1 <= self.shard_pictures <= 100_000:
-            raise ValueError(f"shard_pictures is {self.shard_pictures}; it must be 1 to 100000")
+        ranges = {"side": (16, 4096), "quality": (1, 100), "shard_pictures": (1, 100_000)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
 
 
 def prepare(
@@ -187,24 +172,19 @@ def prepare(
     """
     options = options or PrepareOptions()
     described = {"format": FORMAT_VERSION, "dataset": dataset, **asdict(options)}
-    pictures = {}
-    for table in tables:
-        for row in range(len(table)):
-            pictures[table.image_name(row)] = table.root
-    names = sorted(pictures)
-    if not names:
+    pictures = {name: table.root / name for table in tables for name in table.image_names}
+    if not pictures:
         raise PreparedError(f"{dataset} has no picture to prepare")
-    _check_options(out, described)
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(out / "options.json", json.dumps(described, indent=1) + "\n")
-    shards, broken = [], {}
+    settings = out / "options.json"
+    if settings.exists() and read_json(settings) != described:
+        raise PreparedError(f"{out} was prepared with {read_json(settings)}; choose another folder")
+    atomic_write_text(settings, json.dumps(described, indent=1) + "\n")
+    names, shards, broken = sorted(pictures), [], {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         starts = range(0, len(names), options.shard_pictures)
         for number, start in enumerate(tqdm(starts, "shards", disable=not progress)):
-            chosen = names[start : start + options.shard_pictures]
-            paths = [pictures[name] / name for name in chosen]
-            index = _shard(out / f"{dataset}-{number:06d}.tar", chosen, paths, start, described,
-                           options, pool)  # fmt: skip
+            chosen = {name: pictures[name] for name in names[start : start + starts.step]}
+            index = _shard(out / f"{dataset}-{number:06d}.tar", chosen, start, described, pool)
             shards.append({key: index[key] for key in ("name", "bytes", "sha256")})
             broken.update(index["broken"])
     if len(broken) > max_broken * len(names):
@@ -224,34 +204,24 @@ def prepare(
     return manifest
 
 
-def _check_options(out: Path, described: dict[str, Any]) -> None:
-    path = out / "options.json"
-    if path.exists() and read_json(path) != described:
-        raise PreparedError(f"{out} was prepared with {read_json(path)}; choose another folder")
-
-
 def _shard(
-    path: Path,
-    names: list[str],
-    paths: list[Path],
-    start: int,
-    described: dict[str, Any],
-    options: PrepareOptions,
+    path: Path, pictures: dict[str, Path], start: int, options: dict[str, Any],
     pool: ThreadPoolExecutor,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write one shard and its index, unless they stand there already; the index."""
-    sizes = [file.stat().st_size if file.is_file() else -1 for file in paths]
-    plan = hashlib.sha256(json.dumps([described, names, sizes]).encode()).hexdigest()
+    files = pictures.values()
+    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+    plan = hashlib.sha256(json.dumps([options, list(pictures), sizes]).encode()).hexdigest()
     side_file = path.with_suffix(".json")
     if side_file.exists() and path.exists():
         index = read_json(side_file)
         if index.get("plan") == plan and index.get("bytes") == path.stat().st_size:
             return index
     buffer, places, broken = io.BytesIO(), [], []
-    ending = "png" if options.lossless else "jpg"
+    ending = "png" if options["lossless"] else "jpg"
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        encoded = pool.map(lambda file: _encode(file, options), paths)
-        for number, (name, result) in enumerate(zip(names, encoded, strict=True), start=start):
+        encoded = pool.map(lambda file: _encode(file, options), files)
+        for number, (name, result) in enumerate(zip(pictures, encoded, strict=True), start):
             if isinstance(result, str):
                 broken.append([name, result])
                 continue
@@ -283,22 +253,22 @@ def _member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-def _encode(path: Path, options: PrepareOptions) -> tuple[bytes, tuple[int, int]] | str:
+def _encode(path: Path, options: dict[str, Any]) -> tuple[bytes, tuple[int, int]] | str:
     """A picture's stored bytes and its upright original's (width, height), or what is wrong."""
     try:
         picture = decode(path)
     except ImageError as error:
         return str(error)
     size = picture.size
-    if min(size) > options.side:
+    if min(size) > options["side"]:
         # torchvision's resize to a shorter side, without the seconds that importing it takes
-        shape = tuple(options.side * edge // min(size) for edge in size)
+        shape = tuple(options["side"] * edge // min(size) for edge in size)
         picture = picture.resize(shape, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     plain = Image.new("RGB", picture.size)
     plain.paste(picture)  # the pixels alone: no EXIF, profile or comment comes along
-    if options.lossless:
+    if options["lossless"]:
         plain.save(buffer, "PNG")
     else:
-        plain.save(buffer, "JPEG", quality=options.quality)
+        plain.save(buffer, "JPEG", quality=options["quality"])
     return buffer.getvalue(), size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -19,116 +19,86 @@ import numpy as np
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.reading import iter_entries, list_pictures
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, eq=False)
-class TextColumn(Sequence[str]):
-    """n texts: their UTF-8 bytes in a row, [bytes] uint8, and their bounds, [n + 1] int64."""
+MAX_CAPTION = 100_000  # characters; what is longer is a swallowed file, not a caption
 
-    data: np.ndarray
-    bounds: np.ndarray
+
+class TextColumn(Sequence[str | None]):
+    """Optional texts, kept as UTF-8 bytes side by side; with `repeated`, equal ones only once."""
+
+    def __init__(self, texts: Iterable[str | None] = (), *, repeated: bool = False) -> None:
+        self.repeated = repeated
+        self._data = bytearray()
+        self._bounds = array("q", [0])  # of the distinct texts within the data
+        self._codes = array("i")  # [n] which of them a row holds, -1: None
+        self._code_of: dict[str, int] = {}
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str | None) -> None:
+        """Add a text. Raises UnicodeEncodeError, adding nothing, for half a surrogate pair."""
+        new = len(self._bounds) - 1
+        code = -1 if text is None else self._code_of.get(text, new)
+        if code == new:
+            self._data += text.encode()
+            self._bounds.append(len(self._data))
+            if self.repeated:
+                self._code_of[text] = code
+        self._codes.append(code)
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self._codes)
 
-    def __getitem__(self, row: int) -> str:  # type: ignore[override]
-        return self.data[self.bounds[row] : self.bounds[row + 1]].tobytes().decode()
+    def __getitem__(self, row: int) -> str | None:  # type: ignore[override]
+        code = self._codes[row]
+        if code < 0:
+            return None
+        return self._data[self._bounds[code] : self._bounds[code + 1]].decode()
+
+    @property
+    def distinct(self) -> int:
+        """How many texts are kept."""
+        return len(self._bounds) - 1
+
+    @property
+    def codes(self) -> np.ndarray:
+        """[n] int32, equal where rows hold the same kept text; -1: None."""
+        return np.array(self._codes, np.int32)
 
     def take(self, rows: np.ndarray) -> TextColumn:
         """The texts at `rows`, in that order, as a column of their own."""
-        return text_column(self[row] for row in rows.tolist())
+        return TextColumn((self[row] for row in rows.tolist()), repeated=self.repeated)
+
+    def lookup(self, codes: Iterable[int]) -> TextColumn:
+        """A column whose rows are `codes` into this one's kept texts, which both share."""
+        column = TextColumn(repeated=True)
+        column._data, column._bounds, column._codes = self._data, self._bounds, array("i", codes)
+        return column
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return self.data.nbytes + self.bounds.nbytes
+        return len(self._data) + 8 * len(self._bounds) + 4 * len(self._codes)
 
 
-class TextBuilder:
-    """Texts one by one into a `TextColumn`."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._bounds = array("q", [0])
-
-    def append(self, text: str) -> None:
-        """Add a text. Raises UnicodeEncodeError for half a surrogate pair."""
-        self._data += text.encode()
-        self._bounds.append(len(self._data))
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def column(self) -> TextColumn:
-        """What was added, without copying it; nothing can be added afterwards."""
-        return TextColumn(np.frombuffer(self._data, np.uint8), np.frombuffer(self._bounds, "q"))
-
-
-def text_column(texts: Iterable[str]) -> TextColumn:
-    """A column of `texts`."""
-    builder = TextBuilder()
-    for text in texts:
-        builder.append(text)
-    return builder.column()
-
-
-@dataclass(frozen=True, eq=False)
-class LabelColumn:
-    """n optional texts, of which many may be equal: [n] int32 codes into `texts`, -1 for None."""
-
-    codes: np.ndarray
-    texts: TextColumn
-
-    def __getitem__(self, row: int) -> str | None:
-        code = int(self.codes[row])
-        return None if code < 0 else self.texts[code]
-
-    def take(self, rows: np.ndarray) -> LabelColumn:
-        """The texts at `rows` as a column that holds no others."""
-        used, codes = np.unique(self.codes[rows], return_inverse=True)
-        first = int(len(used) > 0 and used[0] < 0)
-        kept = self.texts.take(used[first:])
-        return LabelColumn((codes.reshape(-1) - first).astype(np.int32), kept)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.codes.nbytes + self.texts.nbytes
-
-
-class LabelBuilder:
-    """Optional texts one by one into a `LabelColumn`."""
-
-    def __init__(self) -> None:
-        self._codes = array("i")
-        self._code_of: dict[str, int] = {}
-
-    def append(self, text: str | None) -> None:
-        """Add a text or None. Raises UnicodeEncodeError for half a surrogate pair."""
-        code = -1 if text is None else self._code_of.get(text)
-        if code is None:
-            text.encode()
-            code = self._code_of[text] = len(self._code_of)
-        self._codes.append(code)
-
-    def column(self) -> LabelColumn:
-        """What was added; nothing can be added afterwards."""
-        return LabelColumn(np.frombuffer(self._codes, np.int32), text_column(self._code_of))
+# of a `Pair`'s texts, those that many pairs may share or lack
+COLUMNS = {
+    "id": False, "image": False, "caption": False,
+    "explanation": True, "group": True, "section": True,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class PairTable(Sequence[Pair]):
-    """Pairs with pictures below `root`, equal to any sequence of the same pairs.
+    """Pairs with pictures below `root`, equal to any sequence of the same pairs. Ids are unique.
 
-    `rows` [n] int64 says which rows of the columns the table shows, in which order. Ids are unique.
+    `rows` [n] int64 says which rows of the columns the table shows, in which order. The column
+    ``image`` holds paths below the root, with forward slashes.
     """
 
     root: Path
-    ids: TextColumn
-    images: TextColumn  # paths below the root, with forward slashes
-    captions: TextColumn
-    explanations: LabelColumn
-    groups: LabelColumn
-    sections: LabelColumn
+    columns: dict[str, TextColumn]
     rows: np.ndarray
 
     def __len__(self) -> int:
@@ -141,16 +111,10 @@ class PairTable(Sequence[Pair]):
     def __getitem__(self, index):
         """A `Pair`, or for a slice a `PairTable` on the same columns."""
         if isinstance(index, slice):
-            return self.with_rows(self.rows[index])
+            return replace(self, rows=self.rows[index])
         row = int(self.rows[index])
-        return Pair(
-            self.ids[row],
-            self.root / self.images[row],
-            self.captions[row],
-            self.explanations[row],
-            self.groups[row],
-            self.sections[row],
-        )
+        texts = {name: column[row] for name, column in self.columns.items()}
+        return Pair(**{**texts, "image": self.root / texts["image"]})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (PairTable, list, tuple)):
@@ -160,59 +124,18 @@ class PairTable(Sequence[Pair]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return (
-            f"PairTable({len(self)} pairs, {self.nbytes / 2**20:.1f} MiB, root={str(self.root)!r})"
-        )
+        size = f"{self.nbytes / 2**20:.1f} MiB"
+        return f"{type(self).__name__}({len(self)} pairs, {size}, root={str(self.root)!r})"
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory all columns take, rows that are not shown included."""
-        names = ("ids", "images", "captions", "explanations", "groups", "sections", "rows")
-        return sum(getattr(self, name).nbytes for name in names)
+        return self.rows.nbytes + sum(column.nbytes for column in self.columns.values())
 
-    def image_name(self, index: int) -> str:
-        """The path of a pair's picture below the root, with forward slashes."""
-        return self.images[int(self.rows[index])]
-
-    def by_group(self) -> dict[str, list[int]]:
-        """Each group's pairs, as positions in the table; pairs without a group are in none."""
-        groups: dict[str, list[int]] = {}
-        for position, row in enumerate(self.rows.tolist()):
-            group = self.groups[row]
-            if group is not None:
-                groups.setdefault(group, []).append(position)
-        return groups
-
-    def subset(self, limit: int | None, seed: int) -> PairTable:
-        """`limit` pairs chosen by `seed` in the table's order; all where there are no more."""
-        if limit is None or limit >= len(self):
-            return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:limit])
-        return self.with_rows(self.rows[chosen]).compact()
-
-    def compact(self) -> PairTable:
-        """The same pairs, in columns of their own if this drops half of the rows or more."""
-        if 2 * len(self.rows) > len(self.ids):
-            return self
-        names = ("ids", "images", "captions", "explanations", "groups", "sections")
-        columns = (getattr(self, name).take(self.rows) for name in names)
-        return PairTable(self.root, *columns, rows=np.arange(len(self.rows)))
-
-    def with_rows(self, rows: np.ndarray) -> PairTable:
-        """Other rows of the same columns."""
-        return PairTable(
-            self.root, self.ids, self.images, self.captions, self.explanations, self.groups,
-            self.sections, rows,
-        )  # fmt: skip
-
-
-MAX_CAPTION = 100_000  # characters; what is longer is a swallowed file, not a caption
-
-
-_KEPT, _EMPTY, _OVERSIZED, _BROKEN, _MISSING, _OUTSIDE, _REPEATED = range(7)
-
-
-_log = logging.getLogger(__name__)
+    @property
+    def image_names(self) -> list[str]:
+        """The paths of all pictures below the root, in the table's order."""
+        return [self.columns["image"][row] for row in self.rows.tolist()]
 
 
 @dataclass
@@ -232,8 +155,7 @@ class Report:
     @property
     def left_out(self) -> int:
         """Rows that became no pair."""
-        names = [field.name for field in fields(self)][1:7]
-        return sum(getattr(self, name) for name in names)
+        return sum(asdict(self)[name] for name in _REASONS)
 
     def __str__(self) -> str:
         rare = {
@@ -251,18 +173,22 @@ class Report:
         )
 
 
+# why a row is left out, as the fields of `Report` are called; its place here, from 1, is the state
+_REASONS = (
+    "empty_captions", "missing_pictures", "repeated_ids", "oversized_captions", "outside_root",
+    "listed_as_broken",
+)  # fmt: skip
+_STATE = {name: number for number, name in enumerate(_REASONS, 1)}  # 0: kept
+
+
 class PairBuilder:
     """Rows in, a `PairTable` and a `Report` out. Use one builder a split."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._ids, self._images, self._captions = TextBuilder(), TextBuilder(), TextBuilder()
-        self._groups, self._sections = LabelBuilder(), LabelBuilder()
-        self._own_explanations = LabelBuilder()
+        self._columns = {name: TextColumn(repeated=many) for name, many in COLUMNS.items()}
         self._state = bytearray()
-        self._folder_codes = array("i")
-        self._folders: dict[str, int] = {}
-        self._explanations: LabelColumn | None = None
+        self._folders = TextColumn(repeated=True)  # of the pictures
 
     def add(
         self,
@@ -282,25 +208,21 @@ class PairBuilder:
 
         Raises ValueError beginning with `where` (a `Row` or text) for text that is not Unicode.
         """
-        state = _KEPT
+        state = 0
         if not caption:
-            state = _EMPTY
+            state = _STATE["empty_captions"]
         elif len(caption) > MAX_CAPTION:
-            state, caption = _OVERSIZED, ""
+            state, caption = _STATE["oversized_captions"], ""
         elif broken:
-            state = _BROKEN
+            state = _STATE["listed_as_broken"]
+        texts = (name, image, caption, explanation, group, section)
         try:
-            self._ids.append(name)
-            self._images.append(image)
-            self._captions.append(caption)
-            self._groups.append(group)
-            self._sections.append(section)
-            self._own_explanations.append(explanation)
+            for column, text in zip(self._columns.values(), texts, strict=True):
+                column.append(text)
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: half a surrogate pair in a text; mend the row") from error
         self._state.append(state)
-        folder = image.rpartition("/")[0]
-        self._folder_codes.append(self._folders.setdefault(folder, len(self._folders)))
+        self._folders.append(image.rpartition("/")[0])
 
     def explain(self, path: Path | None, key_of_file: Callable[[str], str],
                 key_of_pair: Callable[[str, str], str]) -> None:  # fmt: skip
@@ -310,73 +232,69 @@ class PairBuilder:
         and pair belong together where these are equal. Empty explanations count as missing. Raises
         ValueError for other values than text and for two texts with one key.
         """
-        texts, code_of = _read_explanations(path, key_of_file) if path else (TextBuilder(), {})
-        ids, images = self._ids.column(), self._images.column()
-        codes = np.full(len(ids), -1, np.int32)
-        if code_of:
-            for row in range(len(ids)):
-                codes[row] = code_of.get(key_of_pair(ids[row], images[row]), -1)
-        self._explanations = LabelColumn(codes, texts.column())
+        if path is None:
+            return
+        texts, code_of = _read_explanations(path, key_of_file)
+        pairs = zip(self._columns["id"], self._columns["image"], strict=True)
+        codes = [code_of.get(key_of_pair(name, image), -1) for name, image in pairs]
+        self._columns["explanation"] = texts.lookup(codes)
 
     def finish(self, what: str, *, limit: int | None, seed: int) -> tuple[PairTable, Report]:
         """The usable pairs in the order added, or a subset of them; logs the report of `what`."""
-        if self._explanations is None:
-            self._explanations = self._own_explanations.column()
-        ids, images, state = self._ids.column(), self._images.column(), self._state
-        self._mark_missing(images)
+        self._mark_missing()
         seen: set[str] = set()
-        for row in range(len(ids)):
-            if state[row] == _KEPT:
-                name = ids[row]
+        for row, name in enumerate(self._columns["id"]):
+            if not self._state[row]:
                 if name in seen:
-                    state[row] = _REPEATED
+                    self._state[row] = _STATE["repeated_ids"]
                 seen.add(name)
-        states = np.frombuffer(state, np.uint8)
-        rows = np.flatnonzero(states == _KEPT)
-        table = PairTable(
-            self.root, ids, images, self._captions.column(), self._explanations,
-            self._groups.column(), self._sections.column(), rows,
-        )  # fmt: skip
-        report = self._report(states, rows)
+        states = np.frombuffer(self._state, np.uint8)
+        table = PairTable(self.root, self._columns, np.flatnonzero(states == 0))
+        explanations = self._columns["explanation"]
+        codes = explanations.codes[table.rows]
+        counts = np.bincount(states, minlength=len(_REASONS) + 1).tolist()
+        report = Report(
+            rows=len(states),
+            without_explanation=int((codes < 0).sum()),
+            unused_explanations=explanations.distinct - len(np.unique(codes[codes >= 0])),
+            **dict(zip(_REASONS, counts[1:], strict=True)),
+        )
         _log.log(logging.WARNING if report.left_out else logging.INFO, "%s: %s", what, report)
-        return table.compact().subset(limit, seed), report
+        return _subset(table, limit, seed), report
 
-    def _mark_missing(self, images: Sequence[str]) -> None:
+    def _mark_missing(self) -> None:
         """Set the state of rows whose picture is missing or a link out; one listing a folder."""
-        codes = np.frombuffer(self._folder_codes, np.int32)
+        home, images, codes = self.root.resolve(), self._columns["image"], self._folders.codes
         order = np.argsort(codes, kind="stable")
-        bounds = np.searchsorted(codes[order], np.arange(len(self._folders) + 1))
-        home = self.root.resolve()
-        for code, folder in enumerate(self._folders):
-            present = list_pictures(home, self.root / folder)
-            for row in order[bounds[code] : bounds[code + 1]].tolist():
-                if self._state[row] == _KEPT:
+        for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+            present = list_pictures(home, self.root / self._folders[rows[0]]) if len(rows) else {}
+            for row in rows.tolist():
+                if not self._state[row]:
                     found = present.get(images[row].rpartition("/")[2])
                     if not found:
-                        self._state[row] = _MISSING if found is None else _OUTSIDE
+                        reason = "missing_pictures" if found is None else "outside_root"
+                        self._state[row] = _STATE[reason]
 
-    def _report(self, states: np.ndarray, rows: np.ndarray) -> Report:
-        counts = np.bincount(states, minlength=7)
-        codes = self._explanations.codes[rows]
-        return Report(
-            rows=len(states),
-            empty_captions=int(counts[_EMPTY]),
-            missing_pictures=int(counts[_MISSING]),
-            repeated_ids=int(counts[_REPEATED]),
-            oversized_captions=int(counts[_OVERSIZED]),
-            outside_root=int(counts[_OUTSIDE]),
-            listed_as_broken=int(counts[_BROKEN]),
-            without_explanation=int((codes < 0).sum()),
-            unused_explanations=len(self._explanations.texts) - len(np.unique(codes[codes >= 0])),
-        )
+
+def _subset(table: PairTable, limit: int | None, seed: int) -> PairTable:
+    """`limit` pairs chosen by `seed` in the table's order; all where there are no more.
+
+    They get columns of their own if half of the rows or more are dropped.
+    """
+    rows = table.rows
+    if limit is not None and limit < len(rows):
+        rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])]
+    if 2 * len(rows) > len(table.columns["id"]):
+        return replace(table, rows=rows)
+    columns = {name: column.take(rows) for name, column in table.columns.items()}
+    return PairTable(table.root, columns, np.arange(len(rows)))
 
 
 def _read_explanations(
     path: Path, key_of_file: Callable[[str], str]
-) -> tuple[TextBuilder, dict[str, int]]:
+) -> tuple[TextColumn, dict[str, int]]:
     """The distinct keys' texts, and each key's number among them."""
-    texts, code_of = TextBuilder(), {}
-    hashes = array("q")  # of the texts, to compare a second one of a key with
+    texts, code_of = TextColumn(), {}
     for key, value in iter_entries(path):
         if not isinstance(value, str):
             got = type(value).__name__
@@ -385,15 +303,13 @@ def _read_explanations(
         if not value:
             continue
         code = code_of.setdefault(key_of_file(key), len(texts))
-        if code < len(texts):
-            if hashes[code] != hash(value):
+        try:
+            if code == len(texts):
+                texts.append(value)
+            elif texts[code] != value:
                 raise ValueError(
                     f"{path}, key {key!r}: a second explanation of one picture; keep one"
                 )
-            continue
-        hashes.append(hash(value))
-        try:
-            texts.append(value)
         except UnicodeEncodeError as error:
             raise ValueError(f"{path}, key {key!r}: half a surrogate pair; mend it") from error
     return texts, code_of

@@ -5,11 +5,8 @@ import os
 import shutil
 
 import pytest
-import torch
-from open_clip.transform import image_transform
 
 from entityclip.datasets import LOADERS, load_pairs
-from entityclip.datasets.dataset import ImageTextDataset, ImageTextLoader
 from entityclip.datasets.pair import ImageError, Pair
 from tests.fixtures import layouts
 from tests.fixtures.pictures import BROKEN, save
@@ -237,18 +234,6 @@ def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
 # ------------------------------------------------------------------------------------- pictures
 
 
-def broken_dataset(root, kinds, count=100):
-    pairs = [Pair(f"p{n}", save(root / f"{n}.jpg", n), f"caption {n}") for n in range(count)]
-    for number, kind in enumerate(kinds):
-        pairs[number * 7 + 3].image.write_bytes(BROKEN[kind][0])
-    preprocess = image_transform(32, is_train=False)
-
-    def tokenize(texts):
-        return torch.tensor([[len(text)] for text in texts])
-
-    return ImageTextDataset(pairs, preprocess, tokenize, max_broken=0.2)
-
-
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_picture_is_a_named_error(kind, tmp_path):
     content, message = BROKEN[kind]
@@ -266,13 +251,3 @@ def test_what_is_no_file_is_a_named_error_and_does_not_block(kind, tmp_path):
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "missing": lambda: None}[kind]()
     with pytest.raises(ImageError, match=r"picture\.jpg: (not a regular|no such) file"):
         Pair("x", path, "caption").load_image()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_broken_picture_crashes_a_worker(workers, tmp_path):
-    dataset = broken_dataset(tmp_path, list(BROKEN))
-    loader = ImageTextLoader(dataset, 10, workers=workers)
-    served = [name for batch in loader for name in batch.ids]
-    wrong = {f"p{number * 7 + 3}" for number in range(len(BROKEN))}
-    assert set(loader.broken) == wrong
-    assert served == [f"p{n}" for n in range(100) if f"p{n}" not in wrong]

@@ -60,7 +60,6 @@ def test_goodnews_groups_hold_an_articles_pictures(tmp_path):
     groups = [pair.group for pair in pairs]
     assert len(set(groups)) == 2
     assert all(groups.count(group) == 3 for group in groups)
-    assert pairs.by_group() == {groups[0]: [0, 1, 2], groups[3]: [3, 4, 5]}
 
 
 def test_goodnews_captions_lose_real_and_written_line_breaks():

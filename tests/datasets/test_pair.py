@@ -1,156 +1,101 @@
+"""The record: odd pictures put right, unreadable ones named, fingerprints that follow all."""
+
+import io
+
 import numpy as np
 import pytest
-import torch
-from open_clip import SimpleTokenizer
-from open_clip.transform import image_transform
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from entityclip.datasets import load_pairs
-from entityclip.datasets.dataset import Batch, PairDataset
-from entityclip.datasets.pair import ImageError, Pair, data_fingerprint
-
-
-class Drawn:
-    """A picture of noise that counts how often it is drawn."""
-
-    def __init__(self, number, size=(50, 80)):
-        self.key = f"noise-{number}"
-        self.number = number
-        self.size = size
-        self.loads = 0
-
-    def load(self):
-        self.loads += 1
-        pixels = np.random.default_rng(self.number).integers(0, 256, (*self.size, 3), np.uint8)
-        return Image.fromarray(pixels)
-
-
-def count_words(texts):
-    """A tokenizer of five columns: the lengths of the first words."""
-    rows = [([len(word) for word in text.split()] + [0] * 5)[:5] for text in texts]
-    return torch.tensor(rows)
-
-
-def make_pairs(count):
-    return [
-        Pair(f"p{i}", Drawn(i), f"caption {'x' * i}", f"because {'y' * i}", group=f"g{i // 2}")
-        for i in range(count)
-    ]
+from entityclip.datasets.pair import ImageError, Pair, data_fingerprint, decode
+from tests.fixtures.pictures import Noise, draw, jpeg, save
 
 
 @pytest.fixture
 def photo(tmp_path):
-    path = tmp_path / "photo.jpg"
-    Drawn(7).load().save(path)
-    return path
+    return save(tmp_path / "photo.jpg", 7, (80, 50))
 
 
-@pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("size", [64, 48])
-def test_batches_are_bit_for_bit_what_preprocess_gives(cache, size, photo):
-    preprocess = image_transform(size, is_train=False)
-    pairs = [*make_pairs(6), Pair("file", photo, "a file", "read from disk")]
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=True, cache=cache)
-    expected = torch.stack([preprocess(pair.load_image()) for pair in pairs])
-    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 2, 0]):
-        batch = dataset.collate(dataset.__getitems__(order))
-        assert batch.images.dtype == torch.float32
-        assert torch.equal(batch.images, expected[order])
+def content(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
-def test_a_transform_with_another_tail_is_still_served_exactly():
-    preprocess = Compose([Resize(32), CenterCrop(32), ToTensor()])
-    pairs = make_pairs(3)
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=False, cache=True)
-    for _ in range(2):
-        batch = dataset.collate([dataset[0], dataset[2]])
-        expected = torch.stack([preprocess(pairs[i].image.load()) for i in (0, 2)])
-        assert torch.equal(batch.images, expected)
+def pixels(data):
+    return np.asarray(decode(data)).astype(int)
 
 
-@pytest.mark.parametrize(("cache", "loads"), [(True, 1), (False, 3)])
-def test_the_cache_draws_each_picture_once(cache, loads):
-    shared = Drawn(1)
-    pairs = [Pair("a", shared, "one"), Pair("b", shared, "two"), Pair("c", shared, "three")]
-    preprocess = image_transform(32, is_train=False)
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=False, cache=cache)
-    dataset.collate([dataset[0], dataset[1], dataset[2]])
-    assert shared.loads == loads
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1),
+              8: (-1, 0)}[orientation]  # fmt: skip
+    picture = Image.new("RGB", (64, 40), "black")
+    picture.paste((255, 0, 0), (0, 0, 16, 16))  # the stored first row's first corner
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = pixels(content(picture, "JPEG", exif=exif, quality=95))
+    assert upright.shape[:2] == ((40, 64) if orientation < 5 else (64, 40))
+    assert upright[corner][0] > 200
+    assert sum(upright[y, x, 0] > 200 for y in (0, -1) for x in (0, -1)) == 1
 
 
-def test_a_data_loader_serves_texts_ids_groups_and_keys():
-    pairs = make_pairs(5)
-    preprocess = image_transform(32, is_train=False)
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=True, cache=True)
-    loader = DataLoader(dataset, batch_sampler=[[3, 1], [0, 2, 4]], collate_fn=dataset.collate)
-    first, second = loader
-    assert (len(first), len(second)) == (2, 3)
-    assert first.ids == ["p3", "p1"]
-    assert first.groups == ["g1", "g0"]
-    assert first.captions.tolist() == [[7, 3, 0, 0, 0], [7, 1, 0, 0, 0]]
-    assert first.explanations.tolist() == [[7, 3, 0, 0, 0], [7, 1, 0, 0, 0]]
-    assert first.captions.dtype == first.image_keys.dtype == torch.int64
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0", b"\xff" * 40])
+def test_torn_exif_leaves_the_picture_as_it_is(exif):
+    plain = pixels(jpeg(3))
+    assert np.array_equal(pixels(jpeg(3, exif=exif)), plain)
 
 
-def test_without_explanations_a_batch_has_none_and_none_is_needed():
-    pairs = [Pair("a", Drawn(1), "one"), Pair("b", Drawn(2), "two")]
-    preprocess = image_transform(32, is_train=False)
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=False, cache=False)
-    assert dataset.collate([dataset[0], dataset[1]]).explanations is None
+def test_cmyk_becomes_rgb():
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert np.allclose(pixels(content(red, "JPEG", quality=95))[4, 4], (255, 0, 0), atol=6)
 
 
-def test_texts_longer_than_a_chunk_keep_their_rows(monkeypatch):
-    monkeypatch.setattr("entityclip.datasets.dataset._TOKENIZE_CHUNK", 4)
-    pairs = make_pairs(10)
-    preprocess = image_transform(32, is_train=False)
-    dataset = PairDataset(pairs, preprocess, SimpleTokenizer(), with_explanations=True, cache=True)
-    assert torch.equal(dataset.captions, SimpleTokenizer()([pair.caption for pair in pairs]))
-    assert dataset.captions.shape == (10, 77)
+def test_a_palette_becomes_rgb_before_it_is_resized():
+    picture = draw(2, (90, 70))
+    palette = picture.quantize(16)
+    assert np.array_equal(pixels(content(palette, "PNG")), np.asarray(palette.convert("RGB")))
 
 
-def test_image_keys_are_equal_only_for_the_same_picture(photo):
-    pairs = [
-        Pair("a", Drawn(1), "x"),
-        Pair("b", Drawn(2), "x"),
-        Pair("c", Drawn(1), "x"),
-        Pair("d", photo, "x"),
-        Pair("e", photo, "y"),
-    ]
-    preprocess = image_transform(32, is_train=False)
-    dataset = PairDataset(pairs, preprocess, count_words, with_explanations=False, cache=False)
-    keys = dataset.image_keys.tolist()
-    assert keys[0] == keys[2]
-    assert keys[3] == keys[4]
-    assert len(set(keys)) == 3
-    assert min(keys) >= 0
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    data = content(Image.fromarray(values), "PNG")
+    assert np.array_equal(pixels(data)[..., 0], values >> 8)
 
 
-def test_to_moves_every_tensor():
-    keys = torch.arange(2)
-    batch = Batch(["a", "b"], torch.ones(2, 3, 4, 4), keys, keys, keys, [None, None])
-    moved = batch.to("meta")
-    tensors = (moved.images, moved.captions, moved.explanations, moved.image_keys)
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert moved.ids == ["a", "b"]
-    assert batch.images.device.type == "cpu"
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette"])
+def test_transparency_is_laid_on_white(kind):
+    if kind == "palette":
+        picture = Image.new("P", (8, 8), 0)
+        picture.putpalette([200, 0, 0, 0, 0, 255])
+        picture.paste(1, (4, 0, 8, 8))
+        data = content(picture, "GIF", transparency=0)
+    else:
+        picture = Image.new(kind, (8, 8), (200, 0, 0, 0) if kind == "RGBA" else (10, 0))
+        opaque = (0, 0, 255, 255) if kind == "RGBA" else (60, 255)
+        picture.paste(opaque, (4, 0, 8, 8))
+        data = content(picture, "PNG")
+    assert pixels(data)[2, 1].tolist() == [255, 255, 255]
+    assert pixels(data)[2, 6].tolist() == ([60, 60, 60] if kind == "LA" else [0, 0, 255])
 
 
-def test_bad_pairs_are_refused():
-    def build(pairs, with_explanations=False):
-        return PairDataset(
-            pairs, ToTensor(), count_words, with_explanations=with_explanations, cache=False
-        )
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_is_taken(kind):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = content(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert pixels(data)[10, 10].tolist() == [255, 0, 0]
 
-    with pytest.raises(ValueError, match="empty split"):
-        build([])
-    pairs = make_pairs(3)
-    with pytest.raises(ValueError, match=r"1 repeated pair ids: p1"):
-        build([*pairs, pairs[1]])
-    lacking = [*pairs, Pair("q1", Drawn(1), "x"), Pair("q2", Drawn(2), "x", "")]
-    with pytest.raises(ValueError, match=r"2 of 5 pairs lack an explanation, the first is 'q1'"):
-        build(lacking, with_explanations=True)
+
+def test_draft_shrinks_large_jpegs_only_as_far_as_the_margin_allows():
+    data = jpeg(1, (1000, 700), quality=90)
+    assert decode(data).size == (1000, 700)
+    assert decode(data, draft_to=224).size == (500, 350)  # 1.5 x 224 = 336
+    assert decode(data, draft_to=240).size == (1000, 700)
+    assert decode(data, draft_to=32).size == (125, 88)
+    png = content(draw(1, (400, 400)), "PNG")
+    assert np.array_equal(decode(png, draft_to=32), decode(png))
 
 
 def test_an_unreadable_picture_names_the_pair_and_the_file(photo):
@@ -173,7 +118,7 @@ def test_grey_and_transparent_files_become_rgb(tmp_path):
 def test_the_fingerprint_follows_every_field_the_order_and_the_file(photo, tmp_path):
     def build(**change):
         fields = {"id": "a", "image": photo, "caption": "c", "explanation": "e", "group": "g"}
-        other = Pair("b", Drawn(1), "d")
+        other = Pair("b", Noise(1), "d")
         return data_fingerprint([Pair(**{**fields, **change}), other])
 
     base = build()
@@ -181,7 +126,7 @@ def test_the_fingerprint_follows_every_field_the_order_and_the_file(photo, tmp_p
     assert base == build()
     changes = [
         {"id": "z"},
-        {"image": Drawn(2)},
+        {"image": Noise(2)},
         {"caption": "z"},
         {"explanation": None},
         {"group": None},
@@ -189,7 +134,7 @@ def test_the_fingerprint_follows_every_field_the_order_and_the_file(photo, tmp_p
         {"caption": "ce", "explanation": ""},
     ]
     assert len({base, *(build(**change) for change in changes)}) == len(changes) + 1
-    first, second = Pair("a", photo, "c"), Pair("b", Drawn(1), "d")
+    first, second = Pair("a", photo, "c"), Pair("b", Noise(1), "d")
     assert data_fingerprint([first, second]) != data_fingerprint([second, first])
     moved = tmp_path / "elsewhere" / photo.name
     moved.parent.mkdir()

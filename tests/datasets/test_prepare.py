@@ -122,7 +122,7 @@ def test_other_options_are_refused_in_one_folder(table, tmp_path):
     assert make(table, tmp_path / "other", quality=80)["fingerprint"] != first["fingerprint"]
 
 
-def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path):
+def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path, caplog):
     table[4].image.write_bytes(b"no picture")
     with pytest.raises(PreparedError, match=r"1 of 12 pictures are broken, more than the share"):
         make(table, tmp_path / "out")
@@ -131,7 +131,8 @@ def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path):
     assert list(manifest["broken"]) == [f"imgs/{table[4].image.name}"]
     pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
     assert [pair.id for pair in pairs] == [p.id for n, p in enumerate(table) if n != 4]
-    assert pairs.left_out == 1
+    assert "1 pairs without a prepared picture left out" in caplog.text
+    assert [pair.id for pair in pairs[2:5]] == [table[n].id for n in (2, 3, 5)]
 
 
 @pytest.mark.parametrize(
