@@ -457,6 +457,11 @@ class Profile:
         """
         return runs_folder() / self.name
 
+    @property
+    def results(self) -> Path:
+        """The folder of this profile's result rows."""
+        return self.runs / "results"
+
     def figures(self, output_dir: str = "") -> Path:
         """Where a notebook writes figures and tables: below `output_dir`, else below `runs`."""
         return Path(output_dir or self.runs) / "figures"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from numbers import Real
 from pathlib import Path
@@ -25,15 +25,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
 
 import numpy as np
 import pandas as pd
-import torch
 
-from entityclip.config import REPOSITORY, as_dict, config_hash
+from entityclip.config import REPOSITORY, Profile, as_dict, config_hash
 from entityclip.files import append, atomic_write_text, locked, mend_tail
 from entityclip.statistics import DIRECTIONS
-from entityclip.variants import VARIANTS
+from entityclip.variants import VARIANTS, identity
 
 if TYPE_CHECKING:
-    from entityclip.experiments.experiment import Experiment
+    import torch
 
 
 def git_commit(repository: Path = REPOSITORY) -> str:
@@ -72,7 +71,8 @@ class Provenance(TypedDict):
     seed: int
     config: dict[str, Any]
     config_hash: str
-    data_fingerprint: str
+    data_fingerprint: str  # of the split that was measured
+    trained_fingerprint: str | None  # of all data that trained the model; None: not recorded
     git_commit: str  # "-dirty" after it where the package differs from that commit
     versions: dict[str, str]
     device: str
@@ -88,18 +88,19 @@ def provenance(
     data_fingerprint: str,
     device: torch.device | str,
     wall_time_s: float,
+    trained_fingerprint: str | None = None,
 ) -> Provenance:
     """What every row of one measured run shares.
 
     config is a dataclass, a pydantic model or plain JSON values. Peak memory is the GPU's on a GPU,
     else this process's resident peak, in MiB.
     """
-    device = torch.device(device)
     return Provenance(
         seed=seed,
         config=as_dict(config),
         config_hash=config_hash(config),
         data_fingerprint=data_fingerprint,
+        trained_fingerprint=trained_fingerprint,
         git_commit=git_commit(),
         versions=_versions(),
         device=_device_name(device),
@@ -111,6 +112,8 @@ def provenance(
 
 def environment() -> dict[str, str]:
     """Versions of what a run depends on, the device, the cores and the commit."""
+    import torch  # here and below, for what is only read needs none
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {"device": _device_name(device), "cores": str(os.cpu_count())}
     return {**_versions(), **machine, "commit": git_commit()}
@@ -118,7 +121,9 @@ def environment() -> dict[str, str]:
 
 def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     """The most memory used so far, MiB: the GPU's allocations, else this process's resident set."""
-    if torch.device(device).type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     # On Linux getrusage's peak is inherited from the parent process, a notebook's from its runner
     with contextlib.suppress(OSError):
@@ -137,7 +142,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device | str) -> str:
+    import torch
+
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -182,7 +190,7 @@ TASKS = (*DIRECTIONS, "image_to_section", "pairs")
 
 KEY = (
     *("variant", "dataset", "split", "direction", "metric"),
-    *("seed", "config_hash", "data_fingerprint"),
+    *("seed", "config_hash", "data_fingerprint", "trained_fingerprint"),
 )
 
 
@@ -245,7 +253,7 @@ CLASSIFICATION = Schema(
     tuple(ClassificationRow.__annotations__),
     (
         *("variant", "dataset", "split", "protocol", "label", "metric"),
-        *("seed", "config_hash", "data_fingerprint"),
+        *("seed", "config_hash", "data_fingerprint", "trained_fingerprint"),
     ),
     "run notebooks/08_itr.ipynb",
 )
@@ -323,9 +331,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot stand in a result row")
 
 
+_LATER = "trained_fingerprint"  # a column that rows written before it lack
+
+
 def _problem(row: Mapping[str, Any], schema: Schema) -> str | None:
     """What keeps this mapping from being a measurement, or None."""
-    missing = [name for name in schema.columns if name not in row]
+    missing = [name for name in schema.columns if name not in row and name != _LATER]
     if missing:
         return f"lacks {', '.join(missing)}"
     for name in ("value", "low", "high"):
@@ -428,7 +439,7 @@ def _parse(
     problem = None if isinstance(row, dict) else "is not an object"
     if shared_values(row) is None and not problem:
         try:
-            row = unpack(row, shared)
+            row = {_LATER: None} | unpack(row, shared)
             problem = _problem(row, schema)
         except KeyError as error:
             problem = f"refers to {error}, which the file's first line no longer holds"
@@ -447,56 +458,95 @@ SHIPPED = REPOSITORY / "figures" / "rows"
 KINDS = ("curves", "leak", "matching", "pretraining", "ranks", "retrieval")
 
 
-def row_files(experiment: Experiment, kind: str, *, shipped: bool = True) -> list[Path]:
+def row_files(profile: Profile, kind: str, *, shipped: bool = True) -> list[Path]:
     """Where rows of a kind may lie, the repository's first."""
-    here = experiment.results / f"{kind}.jsonl"
-    return [SHIPPED / experiment.profile.name / f"{kind}.jsonl", here] if shipped else [here]
+    here = profile.results / f"{kind}.jsonl"
+    return [SHIPPED / profile.name / f"{kind}.jsonl", here] if shipped else [here]
 
 
 def find_rows(
-    experiment: Experiment,
+    profile: Profile,
     kind: str,
     *,
     variants: Iterable[str] | None = None,
     shipped: bool = True,
 ) -> pd.DataFrame:
-    """Rows of a kind for these very settings and data, of any seed; empty where there are none."""
-    files = row_files(experiment, kind, shipped=shipped)
-    if not any(file.exists() and file.stat().st_size for file in files):
-        return pd.DataFrame()
-    rows = read_rows(*files)
+    """Rows of a kind for these very settings, of any seed; empty where there are none.
+
+    `kind` is one of KINDS. Data are not asked about: of a measurement that was made on several
+    data, the latest counts.
+    """
+    profile = getattr(profile, "profile", profile)
+    rows = _all_rows(profile, kind, shipped)
+    if rows.empty:
+        return rows
     names = list(VARIANTS) if variants is None else list(variants)
-    wanted = {name: _without_seed(experiment.identity(name)) for name in names}
+    wanted = {n: _without_seed(identity(profile.settings, n, profile.seed)) for n in names}
     configs = rows.drop_duplicates("config_hash").set_index("config_hash")["config"]
     same = rows["variant"].map(wanted) == rows["config_hash"].map(configs.map(_without_seed))
-    return rows[same & _same_data(experiment, rows)].reset_index(drop=True)
+    return _latest(rows[same], kind)
 
 
-def stored_rows(experiment: Experiment, kind: str = "retrieval", **choice: Any) -> pd.DataFrame:
+def rows_of(
+    profile: Profile,
+    kind: str,
+    identities: Iterable[Mapping[str, Any]],
+    *,
+    shipped: bool = True,
+    data: str | None = None,
+    trained: str | None = None,
+) -> pd.DataFrame:
+    """Rows of a kind whose configurations are `identities`, in their order; else none.
+
+    With `data`, the fingerprint of a split, only rows measured on it; with `trained`, only rows of
+    models that such data trained, and those that do not say. Otherwise the latest count.
+    """
+    rows = _all_rows(profile, kind, shipped)
+    if rows.empty:
+        return rows
+    place = {config_hash(one): at for at, one in enumerate(identities)}
+    rows = rows.loc[rows["config_hash"].map(place).dropna().sort_values(kind="stable").index]
+    if data is not None:
+        rows = rows[rows["data_fingerprint"] == data]
+    if trained is not None:
+        rows = rows[rows[_LATER].isna() | (rows[_LATER] == trained)]
+    return _latest(rows, kind)
+
+
+def schema_of(kind: str) -> Schema:
+    """What rows of a kind hold."""
+    return CLASSIFICATION if kind == "relations" else RETRIEVAL
+
+
+def _all_rows(profile: Profile, kind: str, shipped: bool) -> pd.DataFrame:
+    files = row_files(profile, kind, shipped=shipped)
+    if not any(file.exists() and file.stat().st_size for file in files):
+        return pd.DataFrame(columns=list(schema_of(kind).columns))
+    return read_rows(*files, schema=schema_of(kind))
+
+
+def _latest(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Of each measurement the row made last, on whatever data."""
+    key = [name for name in schema_of(kind).key if not name.endswith("_fingerprint")]
+    created = pd.to_datetime(rows["created"], format="ISO8601", utc=True)
+    last = rows.loc[created.sort_values(kind="stable").index].drop_duplicates(key, keep="last")
+    return rows.loc[rows.index.isin(last.index)].reset_index(drop=True)
+
+
+def stored_rows(profile: Profile, kind: str = "retrieval", **choice: Any) -> pd.DataFrame:
     """As `find_rows`. Raises ResultsError, naming the notebook to run, if there are none."""
-    rows = find_rows(experiment, kind, **choice)
+    profile = getattr(profile, "profile", profile)
+    rows = find_rows(profile, kind, **choice)
     if rows.empty:
         notebook = "03_train" if kind == "pretraining" else "04_retrieval"
         raise ResultsError(
-            f"{experiment.results} has no {kind} rows of profile {experiment.profile.name}'s "
+            f"{profile.results} has no {kind} rows of profile {profile.name}'s "
             f"present settings; run notebook {notebook}"
         )
     return rows
 
 
-def ship_rows(experiment: Experiment) -> dict[str, int]:
-    """Merge this experiment's rows into those the repository ships; how many of each kind it has.
-
-    Only rows of the present settings are kept, in a fixed order, so the file changes only where a
-    measurement did.
-    """
-    found = {kind: find_rows(experiment, kind) for kind in KINDS}
-    for kind, rows in found.items():
-        write_shipped(experiment, kind, rows)
-    return {kind: len(rows) for kind, rows in found.items() if len(rows)}
-
-
-def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None:
+def write_shipped(profile: Profile, kind: str, rows: pd.DataFrame) -> None:
     """Make `rows` those that the repository ships of a kind; none leave what it ships alone.
 
     What they repeat stands in the file's first line (`shared_columns`).
@@ -506,27 +556,18 @@ def write_shipped(experiment: Experiment, kind: str, rows: pd.DataFrame) -> None
     order = ["variant", "dataset", "split", "seed"]
     order += [c for c in ("direction", "protocol", "label", "trained_on") if c in rows]
     rows = rows.sort_values(order, kind="stable")  # metrics stay in the order they were measured in
-    target = SHIPPED / experiment.profile.name / f"{kind}.jsonl"
+    target = SHIPPED / profile.name / f"{kind}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    for record in records:
+        if record[_LATER] is None:
+            del record[_LATER]
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in pack(records)]
     atomic_write_text(target, "".join(f"{line}\n" for line in lines))
 
 
 def _without_seed(config: Mapping[str, Any]) -> str:
     return config_hash({key: value for key, value in config.items() if key != "seed"})
-
-
-def _same_data(experiment: Experiment, rows: pd.DataFrame) -> pd.Series:
-    @cache
-    def present(split: str) -> str | None:
-        try:
-            return experiment.fingerprint(split)
-        except FileNotFoundError:
-            return None  # tables can be redrawn on a machine that lacks the data
-
-    here = rows["split"].map(present)
-    return here.isna() | (here == rows["data_fingerprint"])
 
 
 log = logging.getLogger(__name__)

@@ -25,15 +25,7 @@ from entityclip.evaluation.retrieval import encode_pairs
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import Row, measurement_rows, provenance
 from entityclip.statistics import interval
-
-TEMPLATES = (
-    "a news photo from the {section} section",
-    "a press photo for the {section} section of a newspaper",
-    "a picture of {section} news",
-    "the {section} pages of a newspaper",
-    "a photo from a report on {section}",
-)
-
+from entityclip.variants import TEMPLATES
 
 DIRECTION = "image_to_section"
 

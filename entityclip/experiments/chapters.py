@@ -18,14 +18,13 @@ from typing import Any, Self
 import pandas as pd
 import torch
 
+from entityclip import variants
 from entityclip.checkpoints import read_tensors
 from entityclip.config import (
     AsCLConfig,
-    AsCLSettings,
     Profile,
     Settings,
     Task,
-    as_dict,
     config_hash,
     named_folder,
 )
@@ -54,7 +53,7 @@ from entityclip.evaluation.retrieval import (
     similarities,
 )
 from entityclip.experiments.experiment import Experiment, ITRRuns, device
-from entityclip.experiments.measure import measure_sections, rank_rows, seed_retrievals
+from entityclip.experiments.measure import rank_rows, seed_retrievals
 from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, create_backbone, load_clip_weights
@@ -65,9 +64,8 @@ from entityclip.results import (
     Row,
     append_rows,
     provenance,
-    read_rows,
     row_files,
-    select_rows,
+    rows_of,
     write_shipped,
 )
 from entityclip.statistics import DIRECTIONS, METRICS, Retrieval
@@ -75,8 +73,6 @@ from entityclip.training.loop import train
 from entityclip.training.run_folder import BEST, claim, is_finished, load_model
 from entityclip.variants import (
     ASCL_VARIANTS,
-    ASCL_WAYS,
-    GENERALIZED,
     NOT_FINETUNED,
     PROTOCOLS,
     VARIANTS,
@@ -146,24 +142,16 @@ class AsCLRuns:
 
     def identity(self, variant: str, seed: int) -> dict[str, Any]:
         """All that makes a run this run and no other, its data included."""
-        common = self.experiment.settings
-        start = as_dict(common.pretraining) if common.pretraining else common.pretrained
-        settings: AsCLSettings = self.settings
-        return {
-            "method": "ascl",
-            "variant": variant,
-            "seed": seed,
-            "backbone": common.backbone,
-            "image_size": common.image_size,
-            "start": start,
-            "start_seed": self.experiment.seed,
-            "dataset": settings.dataset,
-            "data_seed": common.data_seed,
-            "train_data": self._fingerprints["train"],
-            "val_data": self._fingerprints["val"],
-            "model": as_dict(self.config(variant)),
-            "finetuning": as_dict(replace(settings.finetuning, seed=seed)),
-        }
+        identity = variants.ascl_identity(self.experiment.profile, variant, seed)
+        data = {f"{role}_data": self._fingerprints[role] for role in ("train", "val")}
+        return {**identity, **data}
+
+    def _trained(self) -> str:
+        """The fingerprint of all data that train these runs."""
+        found = {role: self._fingerprints[role] for role in ("train", "val")}
+        if self.experiment.settings.pretraining:
+            found |= {s: self.experiment.fingerprint(s) for s in ("generic", "generic_val")}
+        return config_hash(found)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
@@ -220,10 +208,9 @@ class AsCLRuns:
     ) -> pd.DataFrame:
         """Train and evaluate what has no rows yet; `rows` of all that was asked for."""
         variants, seeds, ways = list(variants), list(seeds), list(ways)
-        known = self._read()
         for variant in variants:
             for seed in seeds:
-                missing = [w for w in ways if not self._stored(known, variant, seed, w)]
+                missing = [w for w in ways if not self._stored(variant, seed, w)]
                 if missing:
                     self._measure(self.load(variant, seed), variant, seed, missing)
         return self.rows(variants, seeds, ways)
@@ -236,10 +223,7 @@ class AsCLRuns:
     ) -> pd.DataFrame:
         """Stored rows of these runs under the present settings; none leaves an empty frame."""
         wanted = itertools.product(variants, list(seeds), list(ways))
-        place = {config_hash(self._measured(*key)): at for at, key in enumerate(wanted)}
-        known = self._read()
-        places = known["config_hash"].map(place).dropna().sort_values(kind="stable")
-        return known.loc[places.index].reset_index(drop=True)
+        return self._read([self._measured(*key) for key in wanted])
 
     def retrievals(
         self,
@@ -262,20 +246,19 @@ class AsCLRuns:
             return {}
         return seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test"))
 
-    def _stored(self, known: pd.DataFrame, variant: str, seed: int, way: Measured) -> bool:
-        of_run = known["config_hash"] == config_hash(self._measured(variant, seed, way))
-        return known.loc[of_run, "ranks"].notna().any()
+    def _stored(self, variant: str, seed: int, way: Measured) -> bool:
+        return self._read([self._measured(variant, seed, way)])["ranks"].notna().any()
 
-    def _read(self) -> pd.DataFrame:
-        """All rows on these test data, of whatever runs; columns but no rows before there are."""
-        known = select_rows(*row_files(self.experiment, "ascl"))
-        known = known if "ranks" in known else known.assign(ranks=None)
-        return known[known["data_fingerprint"] == self._fingerprints["test"]]
+    def _read(self, identities: list[dict[str, Any]]) -> pd.DataFrame:
+        """Rows of these on the present data; columns but no rows before there are."""
+        known = rows_of(
+            self.experiment.profile, "ascl", identities,
+            data=self._fingerprints["test"], trained=self._trained(),
+        )  # fmt: skip
+        return known if "ranks" in known else known.assign(ranks=None)
 
     def _measured(self, variant: str, seed: int, way: Measured) -> dict[str, Any]:
-        depths = {"text": self.settings.rerank_text, "image": self.settings.rerank_image}
-        asked = {"short_queries": way.short_queries, "rerank": depths if way.rerank else None}
-        return {**self.identity(variant, seed), **asked}
+        return variants.ascl_measured(self.experiment.profile, variant, seed, way)
 
     def retrieval(self, model: AsCL, way: Measured = Measured()) -> Retrieval:  # noqa: B008
         """A model's ranks on the test split, asked in one of the ways."""
@@ -297,6 +280,7 @@ class AsCLRuns:
                 config=self._measured(variant, seed, way),
                 seed=seed,
                 data_fingerprint=self._fingerprints["test"],
+                trained_fingerprint=self._trained(),
                 device=device(),
                 wall_time_s=time.perf_counter() - start,
             )
@@ -337,7 +321,7 @@ class RelationStudy:
         self.runs = ITRRuns(
             experiment.settings, experiment.profile.runs, progress=experiment.progress
         )
-        self.files = row_files(experiment, "relations")
+        self.files = row_files(experiment.profile, "relations")
 
     # ---------------------------------------------------------------------------------- towers
 
@@ -392,15 +376,14 @@ class RelationStudy:
         self, seeds: Iterable[int] | None = None, protocols: Iterable[str] = PROTOCOLS
     ) -> pd.DataFrame:
         """Stored rows of these very settings. Raises ResultsError if there are none."""
-        rows = read_rows(*self.files, schema=CLASSIFICATION)  # before the data, which take longer
         seeds = list(self.runs.itr.seeds if seeds is None else seeds)
-        hashes = {
-            config_hash(self._identity(tasks, seed, protocol))
+        identities = [
+            self._identity(tasks, seed, protocol)
             for tasks in self.variants().values()
             for seed in seeds
             for protocol in protocols
-        }
-        kept = rows[rows["config_hash"].isin(hashes)]
+        ]
+        kept = rows_of(self.experiment.profile, "relations", identities)
         if kept.empty:
             raise ResultsError(
                 f"{self.files[-1]} has no rows of the present settings; measure first"
@@ -416,25 +399,29 @@ class RelationStudy:
 
     def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
         """The protocols without a stored row."""
-        if not any(file.exists() for file in self.files):
-            return list(protocols)
-        stored = {*read_rows(*self.files, schema=CLASSIFICATION)["config_hash"]}
-        return [p for p in protocols if config_hash(self._identity(tasks, seed, p)) not in stored]
+        data = self.runs.fingerprint("judged")
+        return [
+            protocol
+            for protocol in protocols
+            if rows_of(
+                self.experiment.profile, "relations", [self._identity(tasks, seed, protocol)],
+                data=data, trained=self._trained(tasks, protocol),
+            ).empty
+        ]  # fmt: skip
+
+    def _trained(self, tasks: Tasks, protocol: str) -> str | None:
+        """The fingerprint of all data that train the towers and what judges them."""
+        found = {}
+        if self.experiment.settings.pretraining:
+            found |= {s: self.experiment.fingerprint(s) for s in ("generic", "generic_val")}
+        if tasks is not None:
+            found["unlabelled"] = self.runs.fingerprint("unlabelled", "cluster_generated" in tasks)
+        if protocol != "clusters":
+            found["labelled"] = self.runs.fingerprint("labelled")
+        return config_hash(found) if found else None
 
     def _identity(self, tasks: Tasks, seed: int, protocol: str) -> dict[str, Any]:
-        start, itr = self.experiment.identity("zero-shot"), self.runs.itr
-        towers = {"start": start}
-        if tasks is not None:
-            towers = self.runs.identity(start, seed, tasks)
-        return {
-            "towers": towers,
-            "protocol": protocol,
-            "seed": seed,
-            "labelled": self.runs.fingerprint("labelled"),
-            "judged": self.runs.fingerprint("judged"),
-            "classifier": as_dict(itr.classifier) if protocol == "fine-tuning" else None,
-            "bootstrap": self.experiment.settings.bootstrap,
-        }
+        return variants.relation_identity(self.experiment.profile, tasks, seed, protocol)
 
     def _measure(
         self, tasks: Tasks, seed: int, protocols: Iterable[str]
@@ -449,6 +436,7 @@ class RelationStudy:
                 config=self._identity(tasks, seed, protocol),
                 seed=seed,
                 data_fingerprint=self.runs.fingerprint("judged"),
+                trained_fingerprint=self._trained(tasks, protocol),
                 device=backbone.device,
                 wall_time_s=time.perf_counter() - start,
             )
@@ -549,10 +537,12 @@ class _Elsewhere(Experiment):
         return other
 
     def identity(self, variant: str) -> dict[str, Any]:
-        identity = super().identity(variant)
-        if self.settings.pretraining:  # the pairs it saw are home's
-            identity["start"] = {**identity["start"], "dataset": self._home.settings.dataset}
-        return identity
+        settings, here = self._home.settings, self.settings.dataset
+        return variants.domain_identity(settings, variant, self.seed, here)
+
+    def fingerprint(self, split: str) -> str:
+        pretrained = split in ("generic", "generic_val")
+        return self._home.fingerprint(split) if pretrained else super().fingerprint(split)
 
 
 def domain_experiment(home: Experiment, domain: Domain) -> Experiment:
@@ -607,19 +597,20 @@ def _measure_from(
     train: bool,
 ) -> pd.DataFrame:
     """One model on the test split of every domain."""
-    finetuned, files = VARIANTS[variant].finetuned, row_files(source, "cross_domain")
+    profile, files = source.profile, row_files(source.profile, "cross_domain")
+    finetuned = VARIANTS[variant].finetuned
     trained_on = source.settings.dataset if finetuned else NOT_FINETUNED
     config = {**source.identity(variant), "tested": "cross-domain"}
-    if finetuned:  # the same settings on changed files are another model
-        config |= {f"{s}_data": source.fingerprint(s) for s in ("train", "val")}
+    trained = source.trained_fingerprint(variant)
     model, parts = None, []
     for target, domain in zip(experiments, domains, strict=True):
-        wanted = {
-            **{"variant": variant, "dataset": domain.dataset, "split": domain.test},
-            **{"seed": source.seed, "config_hash": config_hash(config)},
-            "data_fingerprint": target.fingerprint(domain.test),
-        }
-        stored = select_rows(*files, **wanted)
+
+        def stored_rows(target: Experiment = target, domain: Domain = domain) -> pd.DataFrame:
+            found = target.fingerprint(domain.test)
+            rows = rows_of(profile, "cross_domain", [config], data=found, trained=trained)
+            return rows[(rows["dataset"] == domain.dataset) & (rows["split"] == domain.test)]
+
+        stored = stored_rows()
         if train and len(stored) < len(METRICS) * len(DIRECTIONS):
             model = model or source.load(variant)
             _, rows = evaluate_retrieval(
@@ -633,63 +624,19 @@ def _measure_from(
                 bootstrap=source.settings.bootstrap,
                 progress=source.progress,
             )
-            append_rows(files[-1], [CrossRow(**row, trained_on=trained_on) for row in rows])
-            stored = select_rows(*files, **wanted)
+            stamp = {"trained_fingerprint": trained, "trained_on": trained_on}
+            append_rows(files[-1], [CrossRow(**row | stamp) for row in rows])
+            stored = stored_rows()
         parts.append(stored)
     return pd.concat(parts, ignore_index=True)
-
-
-def cross_domain_rows(experiment: Experiment) -> pd.DataFrame:
-    """Rows of the cross-domain matrix between drawn domains, over `ablation_seeds`."""
-    settings = experiment.settings
-    domains = choose_domains(settings, {})
-    seeds = settings.ablation_seeds
-    return measure_cross_domain(
-        experiment.profile, domains, GENERALIZED, seeds=seeds, train=False, progress=False
-    )
-
-
-def section_rows(experiment: Experiment) -> pd.DataFrame:
-    """Rows of zero-shot sections on each drawn domain, over `ablation_seeds`."""
-    parts = []
-    for domain in choose_domains(experiment.settings, {}):
-        there = domain_experiment(experiment, domain)
-        for seed in experiment.settings.ablation_seeds:
-            home = experiment.of_seed(seed)
-            parts.append(measure_sections(home, GENERALIZED, on=there, train=False))
-    return pd.concat(parts, ignore_index=True)
-
-
-def relation_rows(experiment: Experiment) -> pd.DataFrame:
-    """Rows of ITR's relation labels; none where the profile has no ITR or nothing is stored."""
-    try:
-        return RelationStudy(experiment).rows() if experiment.settings.itr else pd.DataFrame()
-    except ResultsError:
-        return pd.DataFrame()
-
-
-def ascl_rows(experiment: Experiment) -> pd.DataFrame:
-    """Rows of AsCL's own chapter: all of its variants, seeds and ways of asking."""
-    if experiment.settings.ascl is None:
-        return pd.DataFrame()
-    runs = AsCLRuns(experiment)
-    return runs.rows(ASCL_VARIANTS, runs.seeds, ASCL_WAYS)
-
-
-CHAPTERS = {
-    "cross_domain": cross_domain_rows,
-    "sections": section_rows,
-    "relations": relation_rows,
-    "ascl": ascl_rows,
-}
 
 
 def ship_chapters(experiment: Experiment) -> dict[str, int]:
     """Put the chapters' rows among those that the repository ships; how many of each kind."""
     counts = {}
-    for kind, read in CHAPTERS.items():
-        rows = read(experiment)
-        write_shipped(experiment, kind, rows)
+    for kind, identities in variants.CHAPTERS.items():
+        rows = rows_of(experiment.profile, kind, identities(experiment.profile))
+        write_shipped(experiment.profile, kind, rows)
         if len(rows):
             counts[kind] = len(rows)
     return counts

@@ -127,8 +127,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         return 2
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment
-    from entityclip.experiments.sweep import sweep
-    from entityclip.results import ship_rows
+    from entityclip.experiments.sweep import ship_rows, sweep
 
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news

@@ -73,22 +73,15 @@ class ITRRuns:
 
     def config(self, seed: int, tasks: Sequence[Task] | None = None) -> ITRConfig:
         """The profile's objective with this seed and, where given, other tasks."""
-        tasks = self.itr.objective.tasks if tasks is None else tuple(tasks)
-        return replace(self.itr.objective, seed=seed, tasks=tasks)
+        return variants.itr_config(self.settings, tasks, seed)
 
     def identity(
         self, start: dict[str, Any], seed: int, tasks: Sequence[Task] | None = None
     ) -> dict[str, Any]:
         """What makes a pretraining this one and no other; `start` tells of the start weights."""
         generated = self.config(seed, tasks).needs_generated
-        return {
-            "start": start,
-            "backbone": self.settings.backbone,
-            "image_size": self.settings.image_size,
-            "unlabelled": self.fingerprint("unlabelled", generated),
-            "held_out": self.itr.held_out,
-            "itr": as_dict(self.config(seed, tasks)),
-        }
+        identity = variants.itr_identity(self.settings, start, seed, tasks)
+        return {**identity, "unlabelled": self.fingerprint("unlabelled", generated)}
 
     def pretrain(
         self,
@@ -368,38 +361,23 @@ class Experiment(ProfileData):
 
     def config(self, variant: str) -> EntityCLIPConfig | AsCLConfig:
         """The variant's model: the profile's, with the variant's overrides."""
-        spec = find_variant(variant)
-        ascl = spec.method == "ascl"
-        own = variants.ascl_config(self.settings) if ascl else self.settings.model
-        return replace(own, **spec.model)
+        return variants.model_config(self.settings, variant)
 
     def identity(self, variant: str) -> dict[str, Any]:
         """What makes a run of `variant` this run and no other: all of its settings and its data."""
-        settings, spec = self.settings, find_variant(variant)
-        start = as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
-        if spec.method == "itr":
-            start = variants.itr_start(settings, start)
-        identity = {
-            "variant": variant,
-            "seed": self.seed,
-            "backbone": settings.backbone,
-            "image_size": settings.image_size,
-            "start": start,
-            "dataset": settings.dataset,
-            "data_seed": settings.data_seed,
-            "model": as_dict(self.config(variant)),
-        }
-        if spec.finetuned:
-            identity["finetuning"] = as_dict(settings.finetuning)
-            identity["train_pairs"] = settings.train_pairs
-            identity["val_pairs"] = settings.val_pairs
-            identity["explanation_policy"] = settings.explanation_policy
-            if settings.explanation_source != "own":  # else the hashes of older runs would change
-                identity["explanation_source"] = settings.explanation_source
-            identity["explanations"] = spec.explanations
-            if settings.train_decoding != "exact":  # drawn pictures, and runs before it, know none
-                identity["train_decoding"] = settings.train_decoding
-        return identity
+        return variants.identity(self.settings, variant, self.seed)
+
+    def trained_fingerprint(self, variant: str) -> str | None:
+        """Of all data that train `variant`, the pretraining's too; None: nothing known."""
+        splits = ("train", "val") if find_variant(variant).finetuned else ()
+        if self.settings.pretraining:
+            splits = ("generic", "generic_val", *splits)
+        found = {split: self.fingerprint(split) for split in splits}
+        if find_variant(variant).method == "itr":
+            found["unlabelled"] = self._itr.fingerprint(
+                "unlabelled", self._itr.itr.objective.needs_generated
+            )
+        return config_hash(found) if found else None
 
     def build(self, variant: str) -> EntityCLIP | AsCL:
         """The variant before fine-tuning: pretrained towers, freshly drawn experts or fusion."""
@@ -532,7 +510,7 @@ class Experiment(ProfileData):
     @property
     def results(self) -> Path:
         """The folder of this profile's result rows."""
-        return self.profile.runs / "results"
+        return self.profile.results
 
     def run_record(self, folder: Path) -> dict[str, Any]:
         """A finished run in one line: steps, best epoch, validation loss and minutes."""

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entityclip.config import config_hash
 from entityclip.datasets.dataset import key63
 from entityclip.datasets.pair import Pair
 from entityclip.evaluation.probes import _batches, mixed_embeddings
@@ -37,7 +36,7 @@ from entityclip.results import (
     provenance,
     read_log,
     row_files,
-    select_rows,
+    rows_of,
 )
 from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k
 from entityclip.training.run_folder import RECORD
@@ -59,15 +58,14 @@ def measure_sections(
     what has no rows is left out. Models are `experiment`'s, trained first if need be; pictures are
     those of a split of `on`, by default `experiment` too. Raises ValueError as `classify_sections`.
     """
-    on, files = on or experiment, row_files(experiment, "sections")
+    on, files = on or experiment, row_files(experiment.profile, "sections")
     dataset, fingerprint = on.settings.dataset, on.fingerprint(split)
     parts = []
     for variant in variants:
         config = {**experiment.identity(variant), "templates": list(templates)}
-        wanted = {"dataset": dataset, "split": split, "seed": experiment.seed}
-        wanted |= {"variant": variant, "config_hash": config_hash(config)}
-        wanted |= {"data_fingerprint": fingerprint}
-        stored = select_rows(*files, **wanted)
+        wanted = {"data": fingerprint, "trained": experiment.trained_fingerprint(variant)}
+        stored = rows_of(experiment.profile, "sections", [config], **wanted)
+        stored = stored[stored["split"] == split]
         if train and stored.empty:
             _, rows = evaluate_sections(
                 experiment.load(variant),
@@ -81,8 +79,9 @@ def measure_sections(
                 bootstrap=experiment.settings.bootstrap,
                 progress=experiment.progress,
             )
+            rows = [row | {"trained_fingerprint": wanted["trained"]} for row in rows]
             append_rows(files[-1], rows)  # all or none
-            stored = select_rows(*files, **wanted)
+            stored = rows_of(experiment.profile, "sections", [config], **wanted)
         parts.append(stored)
     return pd.concat(parts, ignore_index=True)
 
@@ -165,6 +164,7 @@ def _recall_rows(
         config=experiment.identity(variant),
         seed=experiment.seed,
         data_fingerprint=experiment.fingerprint(split),
+        trained_fingerprint=experiment.trained_fingerprint(variant),
         device=model.device,
         wall_time_s=time.perf_counter() - start,
     )
@@ -234,10 +234,15 @@ def stored_ranks(
     experiment: Experiment, variant: str, split: str, *, shipped: bool = True
 ) -> Retrieval | None:
     """The ranks of an earlier measurement with this very seed, settings and data, if stored."""
-    rows = find_rows(experiment, "ranks", variants=[variant], shipped=shipped)
-    if rows.empty:
+    identity = [experiment.identity(variant)]
+    rows = rows_of(experiment.profile, "ranks", identity, shipped=shipped)
+    if not (rows["split"] == split).any():  # before the data, which take longer
         return None
-    rows = rows[(rows["split"] == split) & (rows["seed"] == experiment.seed)]
+    rows = rows_of(
+        experiment.profile, "ranks", identity, shipped=shipped,
+        data=experiment.fingerprint(split), trained=experiment.trained_fingerprint(variant),
+    )  # fmt: skip
+    rows = rows[rows["split"] == split]
     if rows.empty:
         return None
     return seed_retrievals(rows, experiment.pairs(split)).get(experiment.seed)
@@ -286,6 +291,8 @@ def evaluate(
         progress=experiment.progress,
         rank=ranking(find_variant(variant).method),
     )
+    trained = experiment.trained_fingerprint(variant)
+    rows = [row | {"trained_fingerprint": trained} for row in rows]
     if kind == "retrieval":  # ranks first: who finds them skips the measurement
         append_rows(experiment.results / f"{kind}.jsonl", rows)
         append_rows(experiment.results / "ranks.jsonl", rank_rows(rows, retrieval))
@@ -314,7 +321,7 @@ def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
     """
     variants = list(variants)
     logs = experiment.logs(variants)
-    known = find_rows(experiment, "curves")
+    known = find_rows(experiment.profile, "curves")
     done = set() if known.empty else set(known.loc[known["seed"] == experiment.seed, "variant"])
     rows: list[Row] = []
     for name in variants:
@@ -344,6 +351,7 @@ def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
                 config=experiment.identity(variant),
                 seed=experiment.seed,
                 data_fingerprint=experiment.fingerprint(split),
+                trained_fingerprint=experiment.trained_fingerprint(variant),
                 device=device(),
                 wall_time_s=record["wall_time_s"],
             ),

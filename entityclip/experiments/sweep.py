@@ -20,6 +20,7 @@ from entityclip.experiments.measure import (
     stored_ranks,
 )
 from entityclip.models.entityclip import EntityCLIP
+from entityclip.results import KINDS, find_rows, write_shipped
 from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,23 @@ def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
         measure_leak(experiment, model, name, split)
     if name in TABLES["ablation_gi_itm"] and model.matching is not None:
         measure_matching(experiment, model, name, split)
+
+
+def ship_rows(experiment: Experiment) -> dict[str, int]:
+    """Merge this experiment's rows into those the repository ships; how many of each kind it has.
+
+    Only rows of the present settings and data are kept, in a fixed order, so the file changes only
+    where a measurement did.
+    """
+    counts = {}
+    for kind in KINDS:
+        rows = find_rows(experiment.profile, kind)
+        if len(rows):
+            rows = rows[rows["data_fingerprint"] == rows["split"].map(experiment.fingerprint)]
+        write_shipped(experiment.profile, kind, rows)
+        if len(rows):
+            counts[kind] = len(rows)
+    return counts
 
 
 def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:

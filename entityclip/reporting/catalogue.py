@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from entityclip import variants
 from entityclip.config import REPOSITORY
-from entityclip.experiments import chapters
 from entityclip.experiments.chapters import AsCLRuns
 from entityclip.experiments.experiment import Experiment
 from entityclip.reporting import charts, style, tables
@@ -29,7 +28,7 @@ from entityclip.reporting.charts import (
 )
 from entityclip.reporting.style import preview, save_figure
 from entityclip.reporting.tables import cross_domain_table, relation_table, stored_curves
-from entityclip.results import ResultsError, find_rows, stored_rows
+from entityclip.results import ResultsError, find_rows, rows_of, stored_rows
 from entityclip.statistics import difference_table
 from entityclip.variants import ASCL_VARIANTS as ASCL_VARIANTS
 from entityclip.variants import TABLES, VARIANT_LABELS, label
@@ -233,7 +232,7 @@ def draw_differences(experiment: Experiment, figures: Path, *, save: bool) -> No
 def draw_cross_domain(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``cross_domain``, retrieval of models trained on each drawn domain."""
     rows = _needed(
-        chapters.cross_domain_rows(experiment), "cross-domain rows; notebook 07 writes them"
+        _chapter(experiment, "cross_domain"), "cross-domain rows; notebook 07 writes them"
     )
     table = cross_domain_table(rows)
     if save:
@@ -247,7 +246,7 @@ def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
 
     Confusions and scores are those of the profile's own data set and its first seed.
     """
-    rows = _needed(chapters.section_rows(experiment), "section rows; notebook 07 writes them")
+    rows = _needed(_chapter(experiment, "sections"), "section rows; notebook 07 writes them")
     own = rows[rows["dataset"] == experiment.settings.dataset]
     own = own[own["seed"] == own["seed"].min()]
     if save:
@@ -260,7 +259,7 @@ def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
 @skipping()
 def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``itr_relations_f1``, weighted F1 before and after ITR's pretraining."""
-    rows = _needed(chapters.relation_rows(experiment), "relation rows; notebook 08 writes them")
+    rows = _needed(_chapter(experiment, "relations"), "relation rows; notebook 08 writes them")
     if save:
         style.save_table(relation_table(rows), figures, "itr_relations_f1")
     show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save, width=None)
@@ -269,7 +268,7 @@ def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None
 @skipping()
 def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save`, AsCL's chapter: against plain contrast, its parts, other ways to ask."""
-    rows = _needed(chapters.ascl_rows(experiment), "AsCL rows; notebook 09 writes them")
+    rows = _needed(_chapter(experiment, "ascl"), "AsCL rows; notebook 09 writes them")
     asked = tables.ascl_recall_table(rows)
     whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
     pair = asked["variant"].isin(["contrastive", "ascl"])
@@ -292,6 +291,11 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
     title = "Whole captions, first halves, re-ranked"
     show(plot_rsum(ways, title), figures, "ascl_queries", save=save, width=None)
+
+
+def _chapter(experiment: Experiment, kind: str) -> pd.DataFrame:
+    identities = variants.CHAPTERS[kind](experiment.profile)
+    return rows_of(experiment.profile, kind, identities)
 
 
 def _needed(rows: pd.DataFrame, what: str) -> pd.DataFrame:
