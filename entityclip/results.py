@@ -29,7 +29,7 @@ import pandas as pd
 from entityclip.config import REPOSITORY, Profile, as_dict, config_hash
 from entityclip.files import append, atomic_write_text, locked, mend_tail
 from entityclip.statistics import DIRECTIONS
-from entityclip.variants import VARIANTS, identity
+from entityclip.variants import CHAPTERS, VARIANTS, identity, reading_order
 
 if TYPE_CHECKING:
     import torch
@@ -439,7 +439,8 @@ def _parse(
     problem = None if isinstance(row, dict) else "is not an object"
     if shared_values(row) is None and not problem:
         try:
-            row = {_LATER: None} | unpack(row, shared)
+            row = unpack(row, shared)
+            row.setdefault(_LATER, None)
             problem = _problem(row, schema)
         except KeyError as error:
             problem = f"refers to {error}, which the file's first line no longer holds"
@@ -511,6 +512,23 @@ def rows_of(
     if trained is not None:
         rows = rows[rows[_LATER].isna() | (rows[_LATER] == trained)]
     return _latest(rows, kind)
+
+
+def chapter_rows(profile: Profile, kind: str) -> pd.DataFrame:
+    """Rows of a chapter (a key of `variants.CHAPTERS`), ordered to be shown; else none."""
+    return in_reading_order(profile, kind, rows_of(profile, kind, CHAPTERS[kind](profile)))
+
+
+def in_reading_order(profile: Profile, kind: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a chapter in the order in which tables and figures show them."""
+    order = reading_order(profile.settings, kind)
+    if rows.empty or not order:
+        return rows
+
+    def place(column: pd.Series) -> pd.Series:
+        return column.map({value: at for at, value in enumerate(order[column.name])})
+
+    return rows.sort_values(list(order), key=place, kind="stable", ignore_index=True)
 
 
 def schema_of(kind: str) -> Schema:

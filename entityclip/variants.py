@@ -331,6 +331,7 @@ def ascl_seeds(profile: Profile) -> range:
 
 
 PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
+RELATION_LABELS = ("text", "image", "combined")  # what the text says, the image adds, and both
 
 
 BEFORE = "CLIP"  # the start weights, without ITR
@@ -470,13 +471,23 @@ def _ascl(profile: Profile) -> list[dict[str, Any]]:
     return [ascl_measured(profile, *key) for key in asked]
 
 
-# the identities of a chapter's rows under a profile, in the order that its figures show them
+# the identities of a chapter's rows under a profile
 CHAPTERS: dict[str, Callable[[Profile], list[dict[str, Any]]]] = {
     "cross_domain": _cross_domain,
     "sections": _sections,
     "relations": _relations,
     "ascl": _ascl,
 }
+
+
+def reading_order(settings: Settings, kind: str) -> dict[str, Sequence[str]]:
+    """By which columns a chapter's rows are ordered to be shown, and these columns' values."""
+    if kind == "sections":
+        return {"dataset": drawn_domains(settings)}
+    if kind == "relations" and settings.itr:
+        names = list(relation_variants(settings))
+        return {"protocol": PROTOCOLS, "variant": names, "label": RELATION_LABELS}
+    return {}
 
 
 # --------------------------------------------------------------------------------- curves, labels

@@ -43,6 +43,7 @@ def row(**changes):
         "config": config,
         "config_hash": config_hash(config),
         "data_fingerprint": "abcd",
+        "trained_fingerprint": "ef01",
         "git_commit": "0" * 40,
         "versions": {"torch": "2.6"},
         "device": "CPU",

@@ -27,12 +27,12 @@ from entityclip.experiments.measure import (
     store_curves,
     stored_ranks,
 )
-from entityclip.experiments.sweep import measure_variant, sweep
+from entityclip.experiments.sweep import measure_variant, ship_rows, sweep
 from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting import tables
 from entityclip.reporting.tables import stored_curves
-from entityclip.results import find_rows, read_log, read_rows, ship_rows
+from entityclip.results import find_rows, read_log, read_rows, rows_of
 from entityclip.statistics import difference_table, recall_at_k
 from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
 from tests.experiments.test_experiments import TINY
@@ -216,7 +216,23 @@ def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
     foreign = json.loads(lines[0]) | {"data_fingerprint": "0" * 16}
     path.write_text("".join([head, *lines[1:]]) + json.dumps(foreign) + "\n")
     assert len(read_rows(path)) == len(whole)
-    assert len(find_rows(base, "retrieval")) == len(fewer)
+    # whoever has the data at hand refuses rows of others; elsewhere the latest count
+    present = {"data": base.fingerprint("test"), "trained": base.trained_fingerprint("zero-shot")}
+    identities = [base.identity("zero-shot")]
+    assert len(rows_of(base.profile, "retrieval", identities, **present)) == len(fewer)
+    assert len(find_rows(base.profile, "retrieval")) == len(whole)
+    again = json.loads(lines[1]) | {"created": "2999-01-01T00:00:00+00:00", "value": 1.5}
+    path.write_text("".join([head, *lines]) + json.dumps(again | {"data_fingerprint": "0"}) + "\n")
+    found = find_rows(base.profile, "retrieval")
+    assert len(found) == len(whole)
+    assert 1.5 in found["value"].tolist()
+    assert 1.5 not in rows_of(base.profile, "retrieval", identities, **present)["value"].tolist()
+    trained = json.loads(lines[1]) | {"trained_fingerprint": "0", "value": 1.5}
+    path.write_text("".join([head, *lines[:1], *lines[2:]]) + json.dumps(trained) + "\n")
+    assert len(rows_of(base.profile, "retrieval", identities, **present)) == len(fewer)
+    unsaid = {key: value for key, value in trained.items() if key != "trained_fingerprint"}
+    path.write_text("".join([head, *lines[:1], *lines[2:]]) + json.dumps(unsaid) + "\n")
+    assert 1.5 in rows_of(base.profile, "retrieval", identities, **present)["value"].tolist()
 
 
 def test_the_command_refuses_what_it_does_not_know(capsys):

@@ -34,7 +34,6 @@ from entityclip.datasets.dataset import ImageTextDataset, PairDataset
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.evaluation.inspection import alignment, uniformity
 from entityclip.evaluation.relations import (
-    CLASSES,
     Classes,
     classify,
     finetune_classifier,
@@ -63,6 +62,8 @@ from entityclip.results import (
     ResultsError,
     Row,
     append_rows,
+    chapter_rows,
+    in_reading_order,
     provenance,
     row_files,
     rows_of,
@@ -388,14 +389,7 @@ class RelationStudy:
             raise ResultsError(
                 f"{self.files[-1]} has no rows of the present settings; measure first"
             )
-        known = {"protocol": PROTOCOLS, "variant": self.variants(), "label": CLASSES}
-
-        def place(column: pd.Series) -> pd.Series:
-            names = known.get(column.name, ())
-            return column.map({name: at for at, name in enumerate(names)}) if names else column
-
-        # in one order, whatever was stored first
-        return kept.sort_values([*known, "seed"], key=place, kind="stable", ignore_index=True)
+        return in_reading_order(self.experiment.profile, "relations", kept)
 
     def _lacking(self, tasks: Tasks, seed: int, protocols: Iterable[str]) -> list[str]:
         """The protocols without a stored row."""
@@ -634,8 +628,8 @@ def _measure_from(
 def ship_chapters(experiment: Experiment) -> dict[str, int]:
     """Put the chapters' rows among those that the repository ships; how many of each kind."""
     counts = {}
-    for kind, identities in variants.CHAPTERS.items():
-        rows = rows_of(experiment.profile, kind, identities(experiment.profile))
+    for kind in variants.CHAPTERS:
+        rows = chapter_rows(experiment.profile, kind)
         write_shipped(experiment.profile, kind, rows)
         if len(rows):
             counts[kind] = len(rows)

@@ -28,7 +28,7 @@ from entityclip.reporting.charts import (
 )
 from entityclip.reporting.style import preview, save_figure
 from entityclip.reporting.tables import cross_domain_table, relation_table, stored_curves
-from entityclip.results import ResultsError, find_rows, rows_of, stored_rows
+from entityclip.results import ResultsError, chapter_rows, find_rows, stored_rows
 from entityclip.statistics import difference_table
 from entityclip.variants import ASCL_VARIANTS as ASCL_VARIANTS
 from entityclip.variants import TABLES, VARIANT_LABELS, label
@@ -232,7 +232,8 @@ def draw_differences(experiment: Experiment, figures: Path, *, save: bool) -> No
 def draw_cross_domain(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``cross_domain``, retrieval of models trained on each drawn domain."""
     rows = _needed(
-        _chapter(experiment, "cross_domain"), "cross-domain rows; notebook 07 writes them"
+        chapter_rows(experiment.profile, "cross_domain"),
+        "cross-domain rows; notebook 07 writes them",
     )
     table = cross_domain_table(rows)
     if save:
@@ -246,7 +247,9 @@ def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
 
     Confusions and scores are those of the profile's own data set and its first seed.
     """
-    rows = _needed(_chapter(experiment, "sections"), "section rows; notebook 07 writes them")
+    rows = _needed(
+        chapter_rows(experiment.profile, "sections"), "section rows; notebook 07 writes them"
+    )
     own = rows[rows["dataset"] == experiment.settings.dataset]
     own = own[own["seed"] == own["seed"].min()]
     if save:
@@ -259,7 +262,9 @@ def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
 @skipping()
 def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save` as ``itr_relations_f1``, weighted F1 before and after ITR's pretraining."""
-    rows = _needed(_chapter(experiment, "relations"), "relation rows; notebook 08 writes them")
+    rows = _needed(
+        chapter_rows(experiment.profile, "relations"), "relation rows; notebook 08 writes them"
+    )
     if save:
         style.save_table(relation_table(rows), figures, "itr_relations_f1")
     show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save, width=None)
@@ -268,7 +273,7 @@ def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None
 @skipping()
 def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     """Show, and `save`, AsCL's chapter: against plain contrast, its parts, other ways to ask."""
-    rows = _needed(_chapter(experiment, "ascl"), "AsCL rows; notebook 09 writes them")
+    rows = _needed(chapter_rows(experiment.profile, "ascl"), "AsCL rows; notebook 09 writes them")
     asked = tables.ascl_recall_table(rows)
     whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
     pair = asked["variant"].isin(["contrastive", "ascl"])
@@ -291,11 +296,6 @@ def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
     ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
     title = "Whole captions, first halves, re-ranked"
     show(plot_rsum(ways, title), figures, "ascl_queries", save=save, width=None)
-
-
-def _chapter(experiment: Experiment, kind: str) -> pd.DataFrame:
-    identities = variants.CHAPTERS[kind](experiment.profile)
-    return rows_of(experiment.profile, kind, identities)
 
 
 def _needed(rows: pd.DataFrame, what: str) -> pd.DataFrame:

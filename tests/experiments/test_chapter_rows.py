@@ -7,16 +7,12 @@ import pandas as pd
 import pytest
 
 from entityclip import results
-from entityclip.experiments.chapters import (
-    ascl_rows,
-    cross_domain_rows,
-    section_rows,
-    ship_chapters,
-)
+from entityclip.experiments.chapters import ship_chapters
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure_sections
 from entityclip.reporting import catalogue
 from entityclip.reporting.tables import summary_table
+from entityclip.results import chapter_rows
 from tests.experiments.test_experiments import experiment
 
 
@@ -41,13 +37,14 @@ def test_sections_are_shipped_and_redrawn_where_nothing_was_trained(places, monk
 
     runs("elsewhere")
     monkeypatch.setattr(Experiment, "load", lambda *_: pytest.fail("trained or measured again"))
-    found = section_rows(experiment())
+    found = chapter_rows(experiment().profile, "sections")
     assert found["value"].tolist() == measured["value"].tolist()
     assert (
         measure_sections(experiment(), ["zero-shot"])["value"].tolist() == found["value"].tolist()
     )
-    assert section_rows(experiment(test_pairs=6)).empty  # other data
-    assert section_rows(experiment(image_size=32)).empty  # other settings
+    other_data = measure_sections(experiment(test_pairs=6), ["zero-shot"], train=False)
+    assert other_data.empty
+    assert chapter_rows(experiment(image_size=32).profile, "sections").empty  # other settings
     catalogue.draw_sections(experiment(), folder, save=True)
     plt.close("all")
     assert (folder / "section_confusion.png").exists()
@@ -57,8 +54,8 @@ def test_sections_are_shipped_and_redrawn_where_nothing_was_trained(places, monk
 def test_what_has_no_rows_is_said_and_left_out(places, capsys):
     folder, _ = places
     base = experiment(itr=None, ascl=None)
-    assert cross_domain_rows(base).empty
-    assert ascl_rows(base).empty
+    for kind in ("cross_domain", "sections", "relations", "ascl"):
+        assert chapter_rows(base.profile, kind).empty
     for draw in (
         catalogue.draw_cross_domain,
         catalogue.draw_sections,
