@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from entityclip.checkpoints import read_meta
 from entityclip.models.clip import create_backbone
-from entityclip.search.embedding import Vectors, embed, load_encoder
+from entityclip.search.embedding import Vectors, embed
+from entityclip.search.encoder import load_encoder
 
 
 def draw(folder: Path, n: int, side: int) -> None:

@@ -21,7 +21,7 @@ from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.files import atomic_write_text
 from entityclip.models.clip import Backbone, create_backbone, open_clip
 from entityclip.results import COLUMNS, git_commit, read_rows
-from entityclip.search.embedding import best_of
+from entityclip.search.encoder import best_of
 
 _OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
 

@@ -1,4 +1,4 @@
-"""Search finds what a plain matrix product finds, page by page; the explorer tells ranks apart."""
+"""Pages of hits, stored ranks, and the controls that turn and choose them."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -7,16 +7,26 @@ import numpy as np
 import pytest
 import torch
 from IPython.display import Image as Shown
+from ipywidgets import Output
+from ipywidgets.widgets import interaction
 from PIL import Image
 
 from entityclip.config import load_profile
 from entityclip.datasets import load_pairs
-from entityclip.datasets.pair import ImageError
 from entityclip.experiments.experiment import Experiment
 from entityclip.reporting import style
-from entityclip.search import explorer as widgets
+from entityclip.search import explorer as exploring
 from entityclip.search.collection import Collection
-from entityclip.search.explorer import Explorer, describe_page, explain_hits, plot_page, title_of
+from entityclip.search.explorer import (
+    Explorer,
+    describe_page,
+    explain_hits,
+    interactive,
+    plot_page,
+    search_controls,
+    show_page,
+    title_of,
+)
 from tests.fixtures.pictures import save
 
 
@@ -29,67 +39,6 @@ def pairs():
 @pytest.fixture(scope="module")
 def collection(backbone, pairs):
     return Collection.build(backbone, pairs, progress=False)
-
-
-def test_a_collection_holds_each_picture_once(collection, pairs):
-    assert len(collection) == len({pair.image_key for pair in pairs}) < len(pairs)
-    for pair in pairs:
-        shown = collection.captions[pair.id][0].image_key
-        kept = collection.captions[collection.captions[pair.id][1]][0].image_key
-        assert shown == kept
-
-
-@torch.inference_mode()
-def test_pages_are_the_ranking_cut_in_pieces(collection, backbone, pairs):
-    text = backbone.encode_text(backbone.tokenize([pairs[3].caption]))[0].numpy()
-    scores = collection.vectors.values @ (text / np.linalg.norm(text))
-    order = np.argsort(-scores, kind="stable")
-    expected = [collection.vectors.ids[row] for row in order]
-    found, page = [], 0
-    while len(found) < len(collection):
-        hits = collection.search(pairs[3], page=page, per_page=3)
-        found += hits.hits
-        page += 1
-    assert [hit.id for hit in found] == expected
-    assert [hit.place for hit in found] == list(range(1, len(collection) + 1))
-    np.testing.assert_allclose([hit.score for hit in found], scores[order], atol=1e-5)
-    (true,) = [hit for hit in found if hit.true]
-    assert true.id == collection.captions[pairs[3].id][1]
-    assert collection.rank(pairs[3]) == true.place
-    assert hits.pages == page
-
-
-def test_a_picture_finds_itself(collection, pairs):
-    name = collection.vectors.ids[2]
-    best = collection.search(collection.picture(name)).hits[0]
-    assert (best.id, best.true) == (name, False)
-    assert best.score == pytest.approx(1, abs=1e-5)
-
-
-def test_a_folder_is_searched_by_a_file(backbone, tmp_path):
-    for number in range(4):
-        save(tmp_path / f"{number}.jpg", number)
-    collection = Collection.build(backbone, tmp_path, progress=False)
-    page = collection.search(tmp_path / "2.jpg", per_page=2)
-    assert page.hits[0].id == "2.jpg"
-    assert plot_page(collection, page).axes
-    other = tmp_path / page.hits[1].id
-    other.unlink()
-    with pytest.raises(ImageError, match=rf"{other.name}: no such file"):
-        plot_page(collection, page)
-    (tmp_path / "2.jpg").unlink()
-    with pytest.raises(ImageError, match="cannot read the picture to search by: no such file"):
-        collection.search(tmp_path / "2.jpg")
-
-
-def test_wrong_queries_are_named_errors(collection, backbone, tmp_path):
-    with pytest.raises(ValueError, match="the query is empty"):
-        collection.search("  ")
-    with pytest.raises(ValueError, match=r"page 9 is not there; .* make 1 pages"):
-        collection.search("a goal", page=9, per_page=50)
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"no picture to search: 0 p[^<]*1 unreadable[^<]*$"):
-        Collection.build(backbone, tmp_path, progress=False)
 
 
 def test_a_page_is_drawn_with_the_true_picture_framed(collection, pairs):
@@ -107,16 +56,25 @@ def test_a_page_is_drawn_with_the_true_picture_framed(collection, pairs):
 # -------------------------------------------------------------------------------------- controls
 
 
-def test_controls_stay_away_where_nobody_can_press_them(collection, monkeypatch, capsys):
+def test_controls_stay_away_where_nobody_can_press_them(collection, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     monkeypatch.delenv("ENTITYCLIP_WIDGETS", raising=False)
-    assert not widgets.interactive()
+    assert not interactive()
     shown = []
-    monkeypatch.setattr(widgets, "display", shown.append)
-    widgets.search_controls(collection, "a goal")
+    monkeypatch.setattr(exploring, "display", shown.append)
+    search_controls(collection, "a goal")
     assert [type(item).__name__ for item in shown] == ["Markdown"]
     monkeypatch.setenv("JPY_SESSION_NAME", "11_search.ipynb")
-    assert widgets.interactive()
+    assert interactive()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed where somebody sits; the controls last."""
+    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
+    items = []
+    monkeypatch.setattr(interaction, "display", items.append)
+    return items
 
 
 def uploaded(data):
@@ -125,31 +83,34 @@ def uploaded(data):
     return [file | {"last_modified": datetime.now(UTC)}]
 
 
-def test_controls_turn_pages_and_take_texts_and_pictures(collection, monkeypatch, tmp_path):
-    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
-    shown, asked = [], []
-    monkeypatch.setattr(widgets, "display", shown.append)
-    monkeypatch.setattr(
-        widgets, "show_page", lambda collection, *asking: asked.append(asking) or "a page"
-    )
-    widgets.search_controls(collection, "a goal", per_page=4)
-    (line, upload), (before, after) = (box.children for box in shown[-1].children[:2])
-    assert before.disabled
-    after.click()
+def test_controls_turn_pages_and_take_texts_and_pictures(collection, shown, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(exploring, "show_page", lambda _, *asking: asked.append(asking) or "a page")
+    search_controls(collection, "a goal", per_page=4)
+    by_text, by_picture = (item for item in shown if isinstance(item, interaction.interactive))
+    line, page, _ = by_text.children
+    page.value = 2
+    assert page.max == 2 == -(-len(collection) // 4)
     line.value = "a port"
-    line.value = " "
+    assert page.value == 1
+    assert asked[:2] == [("a goal", 0, 4), ("a goal", 1, 4)]
+    assert set(asked[2:]) == {("a port", 0, 4)}
+    upload, page, _ = by_picture.children
     upload.value = uploaded(save(tmp_path / "a.jpg", 1).read_bytes())
-    *texts, (picture, page, _) = asked
-    assert texts == [("a goal", 0, 4), ("a goal", 1, 4), ("a port", 0, 4), (" ", 0, 4)]
-    assert isinstance(picture, Image.Image)
-    assert page == 0
-    assert not after.disabled
+    page.value = 2
+    assert all(isinstance(query, Image.Image) for query, *_ in asked[-2:])
+    assert [number for _, number, _ in asked[-2:]] == [0, 1]
     upload.value = uploaded(b"no picture")
     assert "UnidentifiedImageError" in shown[-1].data
 
 
+def test_controls_say_what_is_wrong_with_a_query(collection, shown):
+    search_controls(collection, " ")
+    assert "the query is empty" in shown[0].data
+
+
 def test_a_shown_page_tells_what_it_shows(collection):
-    shown = widgets.show_page(collection, "a goal", per_page=4)
+    shown = show_page(collection, "a goal", per_page=4)
     assert isinstance(shown, Shown)
     assert shown.alt.startswith("Search for “a goal” – page 1")
 
@@ -216,12 +177,10 @@ def test_the_gates_of_a_query_sum_to_one(explorer):
         explorer.gates(3, "clip")
 
 
-def test_explorer_controls_change_query_and_variant(explorer, monkeypatch):
-    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
-    shown, asked = [], []
-    monkeypatch.setattr(widgets, "display", shown.append)
-    monkeypatch.setattr(widgets, "show_query", lambda _, *asking: asked.append(asking) or "a query")
-    widgets.explorer_controls(explorer)
+def test_explorer_controls_change_query_and_variant(explorer, shown, monkeypatch):
+    asked = []
+    monkeypatch.setattr(explorer, "show", lambda *asking: asked.append(asking) or "a query")
+    explorer.controls()
     query, variant, _ = shown[-1].children
     variant.value = "clip"
     query.value = int(explorer.table["query"][1])
@@ -229,16 +188,15 @@ def test_explorer_controls_change_query_and_variant(explorer, monkeypatch):
     assert asked == [(first, ["entityclip"]), (first, ["clip"]), (second, ["clip"])]
 
 
-def test_a_redraw_keeps_in_its_output_what_is_displayed_on_the_way(explorer, monkeypatch):
-    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
+def test_what_a_query_displays_on_the_way_stands_below_its_controls(explorer, shown, monkeypatch):
     inside, where = [], []
-    output = widgets._widgets().Output
-    monkeypatch.setattr(output, "__enter__", lambda self: inside.append(self))
-    monkeypatch.setattr(output, "__exit__", lambda self, *_: inside.pop() and None)
-    monkeypatch.setattr(widgets, "display", lambda item: where.append((item, len(inside))))
-    widgets.explorer_controls(explorer)
+    monkeypatch.setattr(Output, "__enter__", lambda self: inside.append(self))
+    monkeypatch.setattr(Output, "__exit__", lambda self, *_: inside.pop() and None)
+    for module in (exploring, interaction):
+        monkeypatch.setattr(module, "display", lambda item: where.append((item, len(inside))))
+    explorer.controls()
     kinds = [(type(item).__name__, depth) for item, depth in where]
-    assert kinds == [("Markdown", 1), ("Image", 1), ("VBox", 0)]
+    assert kinds == [("Markdown", 1), ("Image", 1), ("interactive", 0)]
 
 
 def test_compared_variants_must_be_among_those_shown(explorer):
@@ -248,8 +206,8 @@ def test_compared_variants_must_be_among_those_shown(explorer):
 
 def test_why_reads_the_explanation_as_each_picture_asks(explorer, backbone):
     pairs = explorer.experiment.pairs("test")
-    model = explorer._model("entityclip")
-    collection = explorer._collection("entityclip")
+    model = explorer.model("entityclip")
+    collection = explorer.collection("entityclip")
     hits = collection.vectors.ids[:2]
     figure, table = explain_hits(model, collection, pairs[0], hits)
     assert list(table["pair"].unique()) == hits
