@@ -11,8 +11,10 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from hashlib import blake2b, sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +22,7 @@ from entityclip.explanations.llm import Sampling
 from entityclip.files import append, lock, mend_tail, open_to_append
 
 _HEAD = b'{"key": "'
-
-
 _KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
-
-
 _SYNC_S = 5.0  # how much work, in seconds, a crash of the machine (not of a process) may cost
 
 
@@ -55,13 +53,18 @@ class Explanation:
     attempts: int  # 2 if the first answer failed a check
     created: str  # ISO 8601, UTC
 
+    @classmethod
+    def made_now(
+        cls, id: str, text: str, source: Source, reason: str, checks: tuple[str, ...], attempts=1
+    ) -> Explanation:
+        """A row of now, with the text's hash."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(id, text, *source, reason, text_sha(text), checks, attempts, now)
+
     @property
     def ok(self) -> bool:
         """Whether it passed every check."""
         return not self.checks
-
-
-_FIELDS = {field.name for field in fields(Explanation)}
 
 
 def text_sha(text: str) -> str:
@@ -128,14 +131,14 @@ class ExplanationCache:
         """Index the whole lines that were appended since, by whichever process."""
         self._file.seek(self._end)
         for line in self._file:
-            if not line.endswith(b"}\n") or not line.startswith(_HEAD):
+            try:
+                if not (line.startswith(_HEAD) and line.endswith(b"}\n")):
+                    raise ValueError
+                key = bytes.fromhex(line[_KEY].decode("ascii"))
+            except ValueError:
                 if not line.endswith(b"\n"):
                     return  # another process is at it: next time
-                raise self._error(line, "starts with no key")
-            try:
-                key = bytes.fromhex(line[_KEY].decode("ascii"))
-            except ValueError as error:
-                raise self._error(line, "starts with no key of 32 hex digits") from error
+                raise self._error(line, "starts with no key of 32 hex digits") from None
             self._add(key, line)
 
     def _add(self, key: bytes, line: bytes) -> None:
@@ -183,20 +186,16 @@ class ExplanationCache:
         self._file.seek(start)
         line = self._file.readline()
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise self._error(line, f"is not JSON ({error})", start) from error
-        row.pop("key", None)
-        if row.keys() != _FIELDS:
-            odd = ", ".join(sorted(row.keys() ^ _FIELDS))
-            raise self._error(line, f"lacks or has besides: {odd}", start)
-        if not isinstance(row["text"], str) or text_sha(row["text"]) != row["text_sha"]:
+            record = json.loads(line)
+            del record["key"]
+            record["sampling"] = record["sampling"] and Sampling(**record["sampling"])
+            row = Explanation(**{**record, "checks": tuple(record["checks"])})
+            sha = text_sha(row.text)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise self._error(line, f"is no explanation ({error})", start) from error
+        if sha != row.text_sha:
             raise self._error(line, "holds another text than its text_sha says", start)
-        try:
-            row["sampling"] = Sampling(**row["sampling"]) if row["sampling"] else None
-            return Explanation(**{**row, "checks": tuple(row["checks"])})
-        except (TypeError, ValueError) as error:
-            raise self._error(line, f"has a malformed field ({error})", start) from error
+        return row
 
     def _error(self, line: bytes, problem: str, start: int | None = None) -> CacheError:
         number = self._lines + 1
@@ -232,21 +231,9 @@ def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, i
     with ExplanationCache(target) as whole:
         for part in parts:
             with ExplanationCache(part) as cache:
-                for block in _blocks(cache.rows()):
+                rows = cache.rows()
+                while block := list(islice(rows, 1000)):
                     added = whole.append(block)
                     counts["added"] += added
                     counts["already_there"] += len(block) - added
     return counts
-
-
-def _blocks(
-    rows: Iterable[tuple[bytes, Explanation]], size: int = 1000
-) -> Iterator[list[tuple[bytes, Explanation]]]:
-    block: list[tuple[bytes, Explanation]] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block

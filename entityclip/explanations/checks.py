@@ -10,10 +10,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from statistics import median
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -31,14 +31,8 @@ CHECKS = {
     "copied": "80 % or more of its words stand in runs of three copied from the caption",
     "no_entity": "mentions none of the names in the caption",
 }
-
-
 _ECHO_WORDS, _RUN, _COPY_RUN = 8, 5, 3
-
-
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-
-
 _REFUSAL = re.compile(
     r"\b(?:as an? (?:ai|artificial|(?:large )?language model)"
     r"|i(?:'m| am) (?:sorry|afraid|unable|not able|just an? (?:ai|language))"
@@ -46,8 +40,6 @@ _REFUSAL = re.compile(
     r"|have (?:any |enough |specific |sufficient )?(?:information|context|access))"
     r"|i apologi[sz]e)\b"
 )
-
-
 _OPENER = re.compile(
     r"(?:sure|certainly|of course|okay|ok)\s*[,!.:]"
     r"|here(?:'s| is| are)\b"
@@ -62,11 +54,7 @@ _OPENER = re.compile(
     # the prompt's list
     r"|(?:the )?people, places?,"
 )
-
-
 _ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
-
-
 # capitalised, yet no names: days, months, titles, and what sentences start with
 _COMMON = frozenset(
     calendar.day_name[:]
@@ -181,21 +169,13 @@ def check_counts(checks: Iterable[tuple[str, ...]]) -> dict[str, int]:
     return counts | {name: each[name] for name in CHECKS} | dict(each)
 
 
-_SAMPLE = "smollm2-135m.jsonl"
-
-
-@dataclass(frozen=True)
-class SampleRow:
+class SampleRow(NamedTuple):
     """A caption of the drawn newsroom and what a small real model made of it."""
 
     caption: str
     text: str
     finish_reason: str
-
-    @property
-    def checks(self) -> tuple[str, ...]:
-        """The checks it fails, judged now, so that they follow changes to the checks."""
-        return failed_checks(self.text, self.caption, DEFAULT_PROMPT, self.finish_reason)
+    checks: tuple[str, ...]  # judged when read, so they follow changes to the checks
 
 
 def smollm_sample() -> list[SampleRow]:
@@ -205,8 +185,15 @@ def smollm_sample() -> list[SampleRow]:
     0.95, at most 96 tokens, after the one retry. Recorded in November 2026, not edited. The model
     is far too small for the task: its claims are often false, and its failures are the point.
     """
-    lines = files("entityclip.explanations").joinpath(_SAMPLE).read_text(encoding="utf-8")
-    return [SampleRow(**json.loads(line)) for line in lines.splitlines()]
+    file = files("entityclip.explanations").joinpath("smollm2-135m.jsonl")
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [
+        SampleRow(
+            **row,
+            checks=failed_checks(row["text"], row["caption"], DEFAULT_PROMPT, row["finish_reason"]),
+        )
+        for row in rows
+    ]
 
 
 def checks_table(checks: Mapping[str, Sequence[tuple[str, ...]]]) -> pd.DataFrame:
@@ -220,9 +207,9 @@ def checks_table(checks: Mapping[str, Sequence[tuple[str, ...]]]) -> pd.DataFram
         raise ValueError(f"no explanations in {', '.join(empty)}")
     table = pd.DataFrame({"meaning": {**CHECKS, "any": "fails at least one check"}})
     for name, rows in checks.items():
-        failed = {check: sum(check in row for row in rows) for check in CHECKS}
-        failed["any"] = sum(bool(row) for row in rows)
-        table[name] = pd.Series({k: 100 * n / len(rows) for k, n in failed.items()})
+        counts = check_counts(rows)
+        counts["any"] = counts["failed"]
+        table[name] = [100 * counts[check] / len(rows) for check in table.index]
     return table.rename_axis("check")
 
 

@@ -5,24 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from entityclip.datasets.pair import Pair
-from entityclip.explanations.cache import (
-    Explanation,
-    ExplanationCache,
-    Source,
-    cache_keys,
-    text_sha,
-)
+from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import check_counts, failed_checks
 from entityclip.explanations.knowledge import KnowledgeBase
 from entityclip.explanations.llm import (
@@ -30,17 +23,17 @@ from entityclip.explanations.llm import (
     LLM,
     Completion,
     LLMError,
-    OffersBatches,
     Prompt,
     Sampling,
 )
+from entityclip.files import progress_bar
 
 log = logging.getLogger(__name__)
-
 
 # Captions between two rounds of retries. A kill loses at most this round's answers that failed a
 # check; larger rounds lose more, smaller ones wait more often for their slowest answer.
 ROUND = 10_000
+PER = 100_000  # captions that `cost_table` is about
 
 
 def explain(
@@ -75,29 +68,26 @@ def explain(
     Raises LLMError when the model cannot be used at all, CacheError for a damaged cache and OSError
     for a full disk; whatever was answered by then is in the cache.
     """
-    job = _Job(llm, prompt, sampling or Sampling())
     with ExitStack() as stack:
         if not isinstance(cache, ExplanationCache):
             cache = stack.enter_context(ExplanationCache(cache))
+        work = _Extraction(llm, prompt, sampling or Sampling(), cache)
         captions = [pair.caption for pair in pairs]
-        keys = cache_keys(captions, job.source)
-        others = [cache_keys(captions, source) for source in reuse]
-        stored = [
-            next((k for k in choice if k in cache), choice[0])
-            for choice in zip(keys, *others, strict=True)
-        ]
-        wanted = {
-            key: pair
-            for key, pair in zip(reversed(stored), reversed(pairs), strict=True)
-            if pair.caption.strip() and key not in cache
-        }
+        keys = zip(*(cache_keys(captions, source) for source in (work.source, *reuse)), strict=True)
+        stored = [next((key for key in one if key in cache), one[0]) for one in keys]
+        wanted: dict[bytes, Pair] = {}
+        for key, pair in zip(stored, pairs, strict=True):
+            if pair.caption.strip() and key not in cache:
+                wanted.setdefault(key, pair)
         log.info("%d pairs: %d captions to ask", len(pairs), len(wanted))
-        errors = _ask_all(job, dict(reversed(wanted.items())), cache, progress)
+        work.run(wanted, progress)
         rows = []
         for key, pair in zip(stored, pairs, strict=True):
-            row = errors.get(key) or (cache.read(key) if pair.caption.strip() else None)
-            rows.append(replace(row, id=pair.id) if row else job.skipped(pair))
-    _report(rows)
+            row = work.errors.get(key) or (cache.read(key) if pair.caption.strip() else None)
+            rows.append(replace(row, id=pair.id) if row else work.skipped(pair))
+    counts = {name: n for name, n in check_counts(row.checks for row in rows).items() if n}
+    level = logging.WARNING if counts.get("failed") else logging.INFO
+    log.log(level, "explanations: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
     return rows
 
 
@@ -117,73 +107,77 @@ def shard(pairs: Sequence[Pair], index: int, count: int) -> list[Pair]:
     return [pair for pair in pairs if number(pair.caption) % count == index]
 
 
-@dataclass(frozen=True)
-class _Job:
-    llm: LLM
-    prompt: Prompt
-    sampling: Sampling
+class _Extraction:
+    """Asks one model under one prompt and sampling; answers go to a cache, others to `errors`."""
 
-    @property
-    def source(self) -> Source:
-        return Source(self.llm.model, self.prompt.version, self.sampling)
+    def __init__(self, llm: LLM, prompt: Prompt, sampling: Sampling, cache: ExplanationCache):
+        self.llm, self.prompt, self.cache = llm, prompt, cache
+        self.source = Source(llm.model, prompt.version, sampling)
+        self.retry = self.source._replace(sampling=sampling.again())
+        self.errors: dict[bytes, Explanation] = {}
 
-    def row(self, pair: Pair, completion: Completion, attempts: int) -> Explanation:
+    def run(self, wanted: dict[bytes, Pair], progress: bool) -> None:
+        """Ask for every key."""
+        todo = list(wanted)
+        with progress_bar(total=len(todo), desc="explain", unit="caption", show=progress) as bar:
+            for start in range(0, len(todo), ROUND):
+                self.cache.refresh()  # another process may have answered some
+                keys = self.cache.missing(todo[start : start + ROUND])
+                bar.update(len(todo[start : start + ROUND]) - len(keys))
+                self._round({key: wanted[key] for key in keys}, bar)
+
+    def _round(self, wanted: dict[bytes, Pair], bar: Any) -> None:
+        again: dict[bytes, Explanation] = {}
+        for rows in self._ask(wanted, attempts=1):
+            done = []
+            for key, row in rows:
+                if row.finish_reason == "error":
+                    self.errors[key] = row
+                elif row.ok or self.source.sampling.temperature == 0:
+                    done.append((key, row))
+                else:
+                    again[key] = row
+            self.cache.append(done)
+            bar.update(sum(key not in again for key, _ in rows))
+        for rows in self._ask({key: wanted[key] for key in again}, attempts=2):
+            self.cache.append([(key, _better(again[key], second)) for key, second in rows])
+            bar.update(len(rows))
+
+    def _ask(
+        self, wanted: dict[bytes, Pair], attempts: int
+    ) -> Iterator[list[tuple[bytes, Explanation]]]:
+        """As many rows at once as the back-end has at hand."""
+        keys, pairs = list(wanted), list(wanted.values())
+        source = self.source if attempts == 1 else self.retry
+        prompts = [self.prompt.render(pair.caption) for pair in pairs]
+        due = set(range(len(keys)))
+        if not due:
+            return
+        with closing(_batches(self.llm, prompts, source.sampling)) as batches:
+            for batch in batches:
+                rows = []
+                for index, completion in batch:
+                    if index not in due:
+                        name = self.llm.model
+                        raise LLMError(f"{name} answered position {index} twice or unasked")
+                    due.remove(index)
+                    rows.append((keys[index], self._row(pairs[index], completion, source)))
+                yield rows
+        if due:
+            raise LLMError(f"{self.llm.model} left {len(due)} of {len(keys)} prompts unanswered")
+
+    def _row(self, pair: Pair, completion: Completion, source: Source) -> Explanation:
         # a lone surrogate, which JSON allows in an answer, cannot be written as UTF-8
         text = completion.text.strip().encode("utf-8", "replace").decode()
-        reason = completion.finish_reason
-        checks = ("no_answer",) if reason == "error" else None
-        return Explanation(
-            id=pair.id,
-            text=text,
-            model=self.llm.model,
-            prompt_version=self.prompt.version,
-            sampling=self.sampling if attempts == 1 else self.sampling.again(),
-            finish_reason=reason,
-            text_sha=text_sha(text),
-            checks=checks or failed_checks(text, pair.caption, self.prompt, reason),
-            attempts=attempts,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        reason, checks = completion.finish_reason, ("no_answer",)
+        if reason != "error":
+            checks = failed_checks(text, pair.caption, self.prompt, reason)
+        attempts = 2 if source is self.retry else 1
+        return Explanation.made_now(pair.id, text, source, reason, checks, attempts)
 
     def skipped(self, pair: Pair) -> Explanation:
-        row = self.row(pair, Completion("", "skipped", self.llm.model), 1)
-        return replace(row, checks=("no_caption",))
-
-
-def _ask_all(
-    job: _Job, wanted: dict[bytes, Pair], cache: ExplanationCache, progress: bool
-) -> dict[bytes, Explanation]:
-    """Ask for every key and append the answers; returns the rows of those that got none."""
-    errors: dict[bytes, Explanation] = {}
-    todo = list(wanted)
-    with tqdm(total=len(todo), desc="explain", unit="caption", disable=not progress) as bar:
-        for start in range(0, len(todo), ROUND):
-            cache.refresh()  # another process may have answered some
-            keys = cache.missing(todo[start : start + ROUND])
-            bar.update(len(todo[start : start + ROUND]) - len(keys))
-            errors |= _round(job, {key: wanted[key] for key in keys}, cache, bar.update)
-    return errors
-
-
-def _round(
-    job: _Job, wanted: dict[bytes, Pair], cache: ExplanationCache, advance: Callable[[int], object]
-) -> dict[bytes, Explanation]:
-    errors, again = {}, {}
-    for rows in _ask(job, wanted, attempts=1):
-        done = []
-        for key, row in rows:
-            if row.finish_reason == "error":
-                errors[key] = row
-            elif row.ok or job.sampling.temperature == 0:
-                done.append((key, row))
-            else:
-                again[key] = row
-        cache.append(done)
-        advance(sum(key not in again for key, _ in rows))
-    for rows in _ask(job, {key: wanted[key] for key in again}, attempts=2):
-        cache.append([(key, _better(again[key], second)) for key, second in rows])
-        advance(len(rows))
-    return errors
+        """The row of a pair without a caption."""
+        return Explanation.made_now(pair.id, "", self.source, "skipped", ("no_caption",))
 
 
 def _better(first: Explanation, second: Explanation) -> Explanation:
@@ -193,47 +187,15 @@ def _better(first: Explanation, second: Explanation) -> Explanation:
     return replace(first, attempts=2)
 
 
-def _ask(
-    job: _Job, wanted: dict[bytes, Pair], attempts: int
-) -> Iterator[list[tuple[bytes, Explanation]]]:
-    """Ask for all that is wanted; as many rows at once as the back-end has at hand."""
-    keys, pairs = list(wanted), list(wanted.values())
-    sampling = job.sampling if attempts == 1 else job.sampling.again()
-    prompts = [job.prompt.render(pair.caption) for pair in pairs]
-    due = set(range(len(keys)))
-    if not due:
-        return
-    with closing(_batches(job.llm, prompts, sampling)) as batches:
-        for batch in batches:
-            rows = []
-            for index, completion in batch:
-                if index not in due:
-                    raise LLMError(f"{job.llm.model} answered position {index} twice or unasked")
-                due.remove(index)
-                rows.append((keys[index], job.row(pairs[index], completion, attempts)))
-            yield rows
-    if due:
-        raise LLMError(f"{job.llm.model} left {len(due)} of {len(keys)} prompts unanswered")
-
-
 def _batches(
-    llm: LLM, prompts: list[str], sampling: Sampling
+    llm: Any, prompts: list[str], sampling: Sampling
 ) -> Generator[list[tuple[int, Completion]], None, None]:
-    if isinstance(llm, OffersBatches):
+    if hasattr(llm, "complete_in_batches"):
         yield from llm.complete_in_batches(prompts, sampling)
     else:
-        with closing(llm.complete(prompts, sampling)) as answers:  # type: ignore[type-var]
+        with closing(llm.complete(prompts, sampling)) as answers:
             for answer in answers:
                 yield [answer]
-
-
-def _report(rows: list[Explanation]) -> None:
-    counts = {name: n for name, n in check_counts(row.checks for row in rows).items() if n}
-    level = logging.WARNING if counts.get("failed") else logging.INFO
-    log.log(level, "explanations: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
-
-
-PER = 100_000  # captions
 
 
 def cost_table(
@@ -266,69 +228,43 @@ def cost_table(
     """
     if min(tokens_per_s, tokens_per_caption) <= 0 or price_per_hour < 0 or not 0 <= retried <= 1:
         raise ValueError("tokens must be above 0, the price at least 0, `retried` from 0 to 1")
-    rows = []
-    for count in replicas:
-        if count < 1:
-            raise ValueError(f"replicas is {count}; it must be at least 1")
-        rate = count * tokens_per_s / (tokens_per_caption * (1 + retried))
-        hours = PER / rate / 3600
-        price = hours * count * price_per_hour
-        rows.append((count, count * tokens_per_s, rate, hours, price))
-    columns = ["replicas", "tokens_per_s", "captions_per_s", "hours_per_100k", "price_per_100k"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame({"replicas": list(replicas)})
+    if (table["replicas"] < 1).any():
+        raise ValueError(f"replicas is {table['replicas'].min()}; it must be at least 1")
+    table["tokens_per_s"] = table["replicas"] * tokens_per_s
+    table["captions_per_s"] = table["tokens_per_s"] / (tokens_per_caption * (1 + retried))
+    table["hours_per_100k"] = PER / table["captions_per_s"] / 3600
+    table["price_per_100k"] = table["hours_per_100k"] * table["replicas"] * price_per_hour
+    return table
 
 
-class Slowed:
-    """Another model, but `delay_s` seconds an answer, as if a real one had to think."""
-
-    def __init__(self, llm: LLM, delay_s: float) -> None:
-        self.model, self._llm, self._delay_s = llm.model, llm, delay_s
-
-    def complete(
-        self, prompts: Sequence[str], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion]]:
-        """See `LLM.complete`; one at a time."""
-        for answer in self._llm.complete(prompts, sampling):
-            time.sleep(self._delay_s)
-            yield answer
-
-
-def explain_until_killed(
-    pairs: Sequence[Pair],
-    cache: str | Path,
-    *,
-    rows: int,
-    llm: LLM | None = None,
-    timeout_s: float = 120.0,
-) -> int:
+def explain_until_killed(pairs: Sequence[Pair], cache: str | Path, *, rows: int) -> int:
     """Explain `pairs` in another process and SIGKILL it once `cache` holds `rows` whole lines.
 
-    `llm` (the knowledge base at 10 ms an answer if None) is pickled. Returns how many whole lines
-    the process left, which may be more. Raises RuntimeError if it ended or took `timeout_s` seconds
-    before there were as many.
+    The knowledge base answers, one caption in 10 ms. Returns how many whole lines the process left,
+    which may be more; raises RuntimeError if it ended before there were as many.
     """
     path = Path(cache)
+
+    def lines() -> int:
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
     # spawn: a fork of a notebook's kernel would inherit its sockets and threads
     process = multiprocessing.get_context("spawn").Process(
         target=explain,
-        args=(list(pairs), llm or Slowed(KnowledgeBase(), 0.01), path),
+        args=(list(pairs), KnowledgeBase(delay_s=0.01), path),
         kwargs={"progress": False},
     )
     process.start()
-    deadline = time.monotonic() + timeout_s
     try:
-        while _lines(path) < rows:
-            if not process.is_alive() or time.monotonic() > deadline:
+        while lines() < rows:
+            if not process.is_alive() and lines() < rows:
                 raise RuntimeError(
-                    f"the extraction wrote {_lines(path)} rows, not {rows}, before it "
-                    + ("took too long" if process.is_alive() else "ended; ask for fewer rows")
+                    f"the extraction wrote {lines()} rows, not {rows}, before it ended; ask for "
+                    "fewer rows"
                 )
             time.sleep(0.005)
     finally:
         process.kill()
         process.join()
-    return _lines(path)
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return lines()

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
 
 from entityclip.datasets.pair import Pair
-from entityclip.explanations.cache import (
-    Explanation,
-    ExplanationCache,
-    Source,
-    cache_keys,
-    text_sha,
-)
+from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks
 from entityclip.explanations.extraction import explain
 from entityclip.explanations.knowledge import KnowledgeBase
-from entityclip.explanations.llm import DEFAULT_PROMPT
+from entityclip.explanations.llm import DEFAULT_PROMPT, Sampling
 from entityclip.files import atomic_write_bytes, atomic_write_text
 
 Layout = Literal["n24news", "goodnews", "visualnews"]
-
-
+Policy = Literal["use", "drop", "caption"]
+OWN, KNOWLEDGE_BASE = "own", "knowledge-base"
+MISSING = "missing"  # the mark, beside the checks' names, of a pair that the file does not explain
 _VISUALNEWS = re.compile(r"(?:^|/)((?:guardian|bbc|usa_today|washington_post)/images/.*)$")
 
 
@@ -45,13 +38,6 @@ class ImportReport:
     empty: int  # left out
     no_pair: int  # texts for pictures that are not among the pairs; left out
     no_text: int  # pairs that the file lacks
-
-    def __str__(self) -> str:
-        return (
-            f"{self.added} added, {self.already_there} there already ({self.conflicting} with "
-            f"another text), left out: {self.empty} empty, {self.no_pair} of other pictures; "
-            f"{self.no_text} pairs have none"
-        )
 
 
 def import_authors(
@@ -74,26 +60,26 @@ def import_authors(
     names = [picture_name(pair, layout) for pair in pairs]
     source = Source(model, "authors", None)
     keys = cache_keys((pair.caption for pair in pairs), source)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     fresh: dict[bytes, Explanation] = {}
-    there = conflicting = empty = 0
+    conflicting = 0
     for key, name, pair in zip(keys, names, pairs, strict=True):
-        text = texts.get(name)
-        if not text:
-            empty += text is not None
+        if not (text := texts.get(name)):
             continue
-        if (stored := fresh.get(key) or cache.read(key)) is not None:
-            there += 1
+        if (stored := fresh.get(key) or cache.read(key)) is None:
+            fresh[key] = _judged(pair, text, source)
+        else:
             conflicting += stored.text != text
-            continue
-        checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
-        origin = (*source, "unknown", text_sha(text), checks, 1, now)
-        fresh[key] = Explanation(pair.id, text, *origin)
     added = cache.append(list(fresh.items()))
-    no_text = sum(name not in texts for name in names)
-    no_pair = len(texts.keys() - set(names))
-    there += len(fresh) - added
-    return ImportReport(source, added, there, conflicting, empty, no_pair, no_text)
+    found = [texts[name] for name in names if name in texts]
+    return ImportReport(
+        source,
+        added=added,
+        already_there=sum(map(bool, found)) - added,
+        conflicting=conflicting,
+        empty=found.count(""),
+        no_pair=len(texts.keys() - set(names)),
+        no_text=len(names) - len(found),
+    )
 
 
 def export_authors(
@@ -104,8 +90,7 @@ def export_authors(
     Pairs with an empty text are left out: loaders take a missing text for what it is. Raises
     ValueError for explanations that are not these pairs' and for two pairs with one picture name.
     """
-    if [pair.id for pair in pairs] != [row.id for row in explanations]:
-        raise ValueError("pairs and explanations must have the same ids in the same order")
+    _same_pairs(pairs, explanations)
     texts: dict[str, str] = {}
     for pair, row in zip(pairs, explanations, strict=True):
         name = picture_name(pair, layout)
@@ -163,28 +148,24 @@ def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
 
 def to_frame(explanations: Sequence[Explanation]) -> pd.DataFrame:
     """One row an explanation; the sampling in columns of its own, empty where not known."""
-    nothing = dict.fromkeys(("temperature", "top_p", "max_tokens", "seed"))
-    rows = []
-    for row in explanations:
-        sampling = asdict(row.sampling) if row.sampling else nothing
-        rows.append({**vars(replace(row, sampling=None)), **sampling, "checks": list(row.checks)})
-    columns = [c for c in Explanation.__annotations__ if c != "sampling"]
-    frame = pd.DataFrame(rows, columns=[*columns, *nothing])
+    unknown = dict.fromkeys(field.name for field in fields(Sampling))
+    columns = [field.name for field in fields(Explanation) if field.name != "sampling"]
+    rows = [
+        {
+            **vars(row),
+            "checks": list(row.checks),
+            **(vars(row.sampling) if row.sampling else unknown),
+        }
+        for row in explanations
+    ]
+    frame = pd.DataFrame(rows, columns=[*columns, *unknown])
     return frame.astype({"max_tokens": "Int64", "seed": "Int64"})
 
 
 def export_parquet(explanations: Sequence[Explanation], path: str | Path) -> None:
-    """Write `to_frame` as Parquet. Raises ImportError without pyarrow (the extra ``llm``)."""
-    try:
-        import pyarrow  # noqa: F401 - pandas' writer
-    except ImportError as error:
-        raise ImportError("Parquet needs pyarrow: pip install 'entityclip[llm]'") from error
-    buffer = io.BytesIO()
-    to_frame(explanations).to_parquet(buffer, engine="pyarrow", index=False)
-    atomic_write_bytes(path, buffer.getvalue())
-
-
-Policy = Literal["use", "drop", "caption"]
+    """Write `to_frame` as Parquet. Raises ImportError without pyarrow."""
+    data = to_frame(explanations).to_parquet(engine="pyarrow", index=False)
+    atomic_write_bytes(path, data)
 
 
 @dataclass(frozen=True)
@@ -223,10 +204,19 @@ def apply_policy(
 
     Raises ValueError for an unknown policy and for explanations that are not these pairs'.
     """
-    _known(policy)
-    if [pair.id for pair in pairs] != [row.id for row in explanations]:
-        raise ValueError("pairs and explanations must have the same ids in the same order")
-    return _apply(pairs, [(row.text, row.checks) for row in explanations], policy)
+    if policy not in get_args(Policy):
+        raise ValueError(f"explanation policy {policy!r}; there are {', '.join(get_args(Policy))}")
+    _same_pairs(pairs, explanations)
+    result, captions = [], 0
+    for pair, row in zip(pairs, explanations, strict=True):
+        if row.checks and policy == "drop":
+            continue
+        fallback = bool(row.checks) and (policy == "caption" or not row.text)
+        captions += fallback
+        result.append(replace(pair, explanation=pair.caption if fallback else row.text))
+    counts = dict(Counter(name for row in explanations for name in row.checks))
+    kept, dropped = len(result) - captions, len(pairs) - len(result)
+    return result, PolicyReport(policy, len(pairs), kept, dropped, captions, counts)
 
 
 def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pair], PolicyReport]:
@@ -235,43 +225,12 @@ def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pai
     The checks run here; how the model stopped is not known, so "cut" goes by the text's end. Under
     "use" a pair without an explanation keeps none: training then asks for it by name.
     """
-    _known(policy)
-    texts = [pair.explanation or "" for pair in pairs]
-    judged = [
-        (text, failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown"))
-        for text, pair in zip(texts, pairs, strict=True)
-    ]
+    source = Source(OWN, OWN, None)
+    rows = [_judged(pair, pair.explanation or "", source) for pair in pairs]
+    result, report = apply_policy(pairs, rows, policy)
     if policy == "use":
-        counts = Counter(name for _, checks in judged for name in checks)
-        return list(pairs), PolicyReport(policy, len(pairs), len(pairs), 0, 0, dict(counts))
-    return _apply(pairs, judged, policy)
-
-
-def _apply(
-    pairs: Sequence[Pair], judged: Sequence[tuple[str, tuple[str, ...]]], policy: Policy
-) -> tuple[list[Pair], PolicyReport]:
-    result, captions = [], 0
-    for pair, (text, checks) in zip(pairs, judged, strict=True):
-        if checks and policy == "drop":
-            continue
-        fallback = bool(checks) and (policy == "caption" or not text)
-        captions += fallback
-        result.append(replace(pair, explanation=pair.caption if fallback else text))
-    dropped = len(pairs) - len(result)
-    counts = Counter(name for _, checks in judged for name in checks)
-    kept = len(result) - captions
-    return result, PolicyReport(policy, len(pairs), kept, dropped, captions, dict(counts))
-
-
-def _known(policy: str) -> None:
-    if policy not in get_args(Policy):
-        raise ValueError(f"explanation policy {policy!r}; there are {', '.join(get_args(Policy))}")
-
-
-OWN, KNOWLEDGE_BASE = "own", "knowledge-base"
-
-
-MISSING = "missing"  # the mark, beside the checks' names, of a pair that the file does not explain
+        return list(pairs), replace(report, kept=len(pairs), captions=0)
+    return result, report
 
 
 def training_pairs(
@@ -321,11 +280,10 @@ def training_pairs(
 
 def _rows(path: Path, pairs: Sequence[Pair]) -> list[Explanation]:
     with ExplanationCache(path) as cache:
-        source = _only_source(cache)
-        keys = cache_keys([pair.caption for pair in pairs], source)
+        keys = cache_keys([pair.caption for pair in pairs], _only_source(cache))
         found = [cache.read(key) for key in keys]
     return [
-        _row(pair, row.text, source, row.finish_reason, row.checks) if row else _missing(pair)
+        replace(row, id=pair.id) if row else _missing(pair)
         for pair, row in zip(pairs, found, strict=True)
     ]
 
@@ -355,23 +313,23 @@ def _authors_rows(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Expla
         )
     texts = read_authors(path, dataset)
     source = Source(path.name, "authors", None)
-    rows = []
-    for pair in pairs:
-        text = texts.get(picture_name(pair, dataset))
-        if text is None:
-            rows.append(_missing(pair))
-        else:
-            checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
-            rows.append(_row(pair, text, source, "unknown", checks))
-    return rows
+    found = [texts.get(picture_name(pair, dataset)) for pair in pairs]
+    return [
+        _missing(pair) if text is None else _judged(pair, text, source)
+        for pair, text in zip(pairs, found, strict=True)
+    ]
 
 
-def _row(
-    pair: Pair, text: str, source: Source, reason: str, checks: tuple[str, ...]
-) -> Explanation:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Explanation(pair.id, text, *source, reason, text_sha(text), checks, 1, now)
+def _judged(pair: Pair, text: str, source: Source) -> Explanation:
+    """The row of a text whose prompt and end are not known."""
+    checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
+    return Explanation.made_now(pair.id, text, source, "unknown", checks)
 
 
 def _missing(pair: Pair) -> Explanation:
-    return _row(pair, "", Source("", "", None), MISSING, (MISSING,))
+    return Explanation.made_now(pair.id, "", Source("", "", None), MISSING, (MISSING,))
+
+
+def _same_pairs(pairs: Sequence[Pair], explanations: Sequence[Explanation]) -> None:
+    if [pair.id for pair in pairs] != [row.id for row in explanations]:
+        raise ValueError("pairs and explanations must have the same ids in the same order")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.explanations.llm import PROMPTS, Completion, Sampling
+from entityclip.explanations.llm import PROMPTS, StubLLM
 
 # the form that named the country -> a sentence that repeats it, in the newsroom's own words
 _SENTENCES = {
@@ -25,8 +24,6 @@ def _forms() -> dict[str, tuple[str, Country]]:
 
 
 _FORMS = _forms()
-
-
 _NAMED = re.compile(
     rf"\b(?:{'|'.join(re.escape(form) for form in sorted(_FORMS, key=len, reverse=True))})\b"
 )
@@ -41,33 +38,25 @@ def known_countries(text: str) -> list[tuple[str, Country]]:
     return list(found.values())
 
 
-class KnowledgeBase:
+class KnowledgeBase(StubLLM):
     """Answers from the newsroom's table: each named country's name, capital and flag.
 
-    Deterministic, true, offline, some 10,000 captions a second; sampling makes no difference. A
-    caption without a country of the table gets an empty answer, which the checks mark.
+    Deterministic, true, offline, some 10,000 captions a second, or one in `delay_s` seconds;
+    sampling makes no difference. A caption without a country of the table gets an empty answer,
+    which the checks mark.
     """
 
     model = "newsroom-knowledge-1"  # raise the number with any change to the answers
 
-    def complete(
-        self, prompts: Sequence[str], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion]]:
-        """See `LLM.complete`; in order."""
-        for index, prompt in enumerate(prompts):
-            yield index, Completion(_answer(prompt), "stop", self.model)
+    def __init__(self, *, delay_s: float = 0.0):
+        super().__init__(_answer, model=self.model, delay_s=delay_s)
 
 
-def _answer(prompt: str) -> str:
+def _answer(prompt: str, seed: int) -> str:
     captions = (template.caption_of(prompt) for template in PROMPTS.values())
     text = next((caption for caption in captions if caption is not None), prompt)
-    sentences = [
-        _SENTENCES[kind].format(
-            name=country.name,
-            capital=country.capital,
-            demonym=country.demonym,
-            look=country.flag.words(),
-        )
+    facts = [
+        _SENTENCES[kind].format(**vars(country), look=country.flag.words())
         for kind, country in known_countries(text)
     ]
-    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+    return " ".join(fact[0].upper() + fact[1:] for fact in facts)

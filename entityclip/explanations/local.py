@@ -6,7 +6,6 @@ never unpickled, and code that comes with a model is not run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _WINDOW = 32  # batches whose prompts are sorted by length together: little padding, early answers
-
-
 _PLAIN = "{prompt}\n\nAnswer:"  # for models without a chat template
 
 
@@ -86,13 +83,14 @@ class LocalLLM:
         dtype = _dtype(precision, device)
         source, options = _source(model)
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # for a few seconds: they end up in notebooks as noise
         try:
-            with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(source, **options)
-                lm = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=dtype, **options, **({} if options else {"use_safetensors": True})
-                )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            options = options or {"use_safetensors": True}
+            lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         # what a damaged or foreign file raises depends on where in its parsing it is noticed
         except Exception as error:
             raise LLMError(
@@ -100,6 +98,9 @@ class LocalLLM:
                 "Give a folder with config, tokenizer and safetensors weights, a .gguf file of an "
                 "architecture that transformers reads, or a hub's name where the hub is reachable"
             ) from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         # a folder named by "." has a name only once it is resolved
         name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
         return cls(lm.to(device), tokenizer, name=name, batch_size=batch_size)
@@ -128,22 +129,22 @@ class LocalLLM:
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt as one user message; templates add their own special tokens."""
         chat = bool(self._tokenizer.chat_template)
-        if chat:
-            # no system role: older templates refuse it
-            messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        texts = [_PLAIN.format(prompt=prompt) for prompt in prompts]
+        if chat:  # no system role: older templates refuse it
             texts = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                [[{"role": "user", "content": prompt}] for prompt in prompts],
+                tokenize=False,
+                add_generation_prompt=True,
             )
-        else:
-            texts = [_PLAIN.format(prompt=prompt) for prompt in prompts]
         return self._tokenizer(texts, add_special_tokens=not chat, verbose=False)["input_ids"]
 
     def _answer(
         self, rows: list[tuple[int, list[int], int]], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         """Completions of one batch of (index, token ids, seed)."""
+        indices, prompts, seeds = map(list, zip(*rows, strict=True))
         try:
-            answers = self._generate([ids for _, ids, _ in rows], [s for *_, s in rows], sampling)
+            answers = self._generate(prompts, seeds, sampling)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise LLMError(
@@ -155,9 +156,8 @@ class LocalLLM:
             half = len(rows) // 2
             yield from self._answer(rows[:half], sampling)
             yield from self._answer(rows[half:], sampling)
-            return
-        for (index, *_), ids in zip(rows, answers, strict=True):
-            yield index, self._completion(ids)
+        else:
+            yield from zip(indices, map(self._completion, answers), strict=True)
 
     @torch.inference_mode()
     def _generate(
@@ -241,19 +241,17 @@ def _stream(prompt: str, seed: int) -> int:
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Whatever model or tokenizer call the end; chat models often name two tokens."""
-    named = [tokenizer.eos_token_id, model.config.get_text_config().eos_token_id]
-    named.append(model.generation_config.eos_token_id if model.generation_config else None)
-    flat = [token for item in named for token in (item if isinstance(item, list) else [item])]
+    named = (tokenizer, model.config.get_text_config(), model.generation_config)
+    ends = [getattr(one, "eos_token_id", None) for one in named]
+    flat = [token for end in ends for token in (end if isinstance(end, list) else [end])]
     return {token for token in flat if token is not None}
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision is {precision!r}; it is auto, fp32 or bf16")
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    fast = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast or precision == "bf16" else torch.float32
 
 
 def _source(model: str | Path) -> tuple[str, dict[str, str]]:
@@ -277,17 +275,3 @@ def _source(model: str | Path) -> tuple[str, dict[str, str]]:
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise LLMError(f"a local language model needs {package}: pip install 'entityclip[llm]'")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars for the few seconds of loading: they end up in notebooks as noise."""
-    from transformers.utils import logging
-
-    before = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            logging.enable_progress_bar()

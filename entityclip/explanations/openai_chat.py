@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import os
 import queue
@@ -12,54 +13,28 @@ import re
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from entityclip.explanations.llm import Completion, LLMError, Sampling
 
-_MAX_RETRY_AFTER_S = 300.0
-
-
-class Passing(Exception):
-    """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
-
-    def __init__(self, what: str, retry_after: float | None = None):
-        super().__init__(what)
-        self.retry_after = retry_after
-
-
-def read_completion(content: bytes) -> Completion:
-    """The body of an answer with status 200. Raises Passing if it is no chat completion."""
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        text, reason = choice["message"]["content"], choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):
-        raise Passing("an answer that is no chat completion") from None
-    if not isinstance(text, str | None):
-        raise Passing("an answer whose content is no text")
-    return Completion(text or "", str(reason or "stop"), str(body.get("model", "")))
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from a number or an HTTP date; None if absent or neither."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
-
-
 _KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
-
-
 _KEY_NAME = re.compile(r"(?:^|_)(?:api_?key|key|secret|password|access_token|auth)$", re.IGNORECASE)
+_CONFIGURATION = {  # answers that repeating cannot change and that no caption is to blame for
+    401: "it wants a key: set OPENAI_API_KEY in the environment",
+    403: "the key in OPENAI_API_KEY may not use this model",
+    404: "it knows no such model or path: base_url usually ends in /v1",
+}
+_REFUSED_IN_A_ROW = 50  # then it is not the captions
+_LONGEST_PAUSE_S, _LONGEST_RETRY_AFTER_S = 60.0, 300.0
+# What the client tells of this machine and request: no server needs it, and it is 9 of 17 headers,
+# each of which is copied and encoded several times a request.
+_UNSENT = (
+    *("X-Stainless-Lang", "X-Stainless-Package-Version", "X-Stainless-OS", "X-Stainless-Arch"),
+    *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Async"),
+    *("x-stainless-retry-count", "x-stainless-read-timeout"),
+)
 
 
 def refuse_keys(parameters: Mapping[str, Any]) -> None:
@@ -78,35 +53,6 @@ def refuse_keys(parameters: Mapping[str, Any]) -> None:
                     f"parameter {name!r} seems to hold a key; parameters are saved with the "
                     "notebook. Clear it, and set OPENAI_API_KEY in the environment instead"
                 )
-
-
-_CONFIGURATION = {  # answers that repeating cannot change and that no caption is to blame for
-    401: "it wants a key: set OPENAI_API_KEY in the environment",
-    403: "the key in OPENAI_API_KEY may not use this model",
-    404: "it knows no such model or path: base_url usually ends in /v1",
-}
-
-
-# What the client tells of this machine: no server needs it, and it is 9 of 17 headers, each of
-# which is copied and encoded several times a request.
-_ABOUT_THIS_MACHINE = tuple(
-    f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
-)
-
-
-_ABOUT_THIS_REQUEST = ("x-stainless-retry-count", "x-stainless-read-timeout")
-
-
-_REFUSED_IN_A_ROW = 50  # then it is not the captions
-
-
-@dataclass
-class _Progress:
-    """What the workers of one `complete` know of each other."""
-
-    last_answer: float = field(default_factory=time.monotonic)
-    refused: int = 0  # since the last answer
 
 
 class OpenAIChat:
@@ -154,13 +100,9 @@ class OpenAIChat:
             raise ValueError("give at least one base_url and a concurrency of at least 1")
         if min(timeout_s, patience_s, backoff_s) <= 0:
             raise ValueError("timeout_s, patience_s and backoff_s are seconds above 0")
-        self.model, self._urls, self._concurrency = model, urls, concurrency
-        self._timeout_s, self._patience_s, self._backoff_s = timeout_s, patience_s, backoff_s
-        openai, _ = _library()
-        self._options = {
-            "headers": dict.fromkeys(_ABOUT_THIS_REQUEST, openai.omit),
-            "idempotency_key": "unused",  # else it draws one from the system for each request
-        }
+        _library()
+        self.model, self.urls, self.concurrency = model, urls, concurrency
+        self.timeout_s, self.patience_s, self.backoff_s = timeout_s, patience_s, backoff_s
 
     def complete(
         self, prompts: Sequence[str], sampling: Sampling
@@ -178,23 +120,15 @@ class OpenAIChat:
         For a caller who stores answers: one write, and one change of threads, for each list instead
         of each answer.
         """
-        answers: queue.SimpleQueue[tuple[int, Completion] | BaseException | None] = (
-            queue.SimpleQueue()
-        )
+        answers: queue.SimpleQueue[tuple[int, Completion] | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
         work = loop.create_task(self._work(prompts, sampling, answers))
 
         def run() -> None:  # in a thread of its own: Jupyter's loop is already running
-            try:
-                loop.run_until_complete(work)
-            except asyncio.CancelledError:
-                pass
-            except BaseException as error:
-                answers.put(error)
-            finally:
-                loop.run_until_complete(loop.shutdown_default_executor())
-                loop.close()
-                answers.put(None)
+            loop.run_until_complete(asyncio.wait([work]))
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+            answers.put(None)
 
         thread = threading.Thread(target=run, name="openai-chat", daemon=True)
         thread.start()
@@ -204,6 +138,7 @@ class OpenAIChat:
         try:
             while batch := _at_hand(answers):
                 yield batch
+            work.result()  # raises what stopped it
         finally:
             gc.set_threshold(*collections)
             with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
@@ -213,149 +148,162 @@ class OpenAIChat:
     async def _work(
         self, prompts: Sequence[str], sampling: Sampling, answers: queue.SimpleQueue
     ) -> None:
-        todo, progress = iter(enumerate(prompts)), _Progress()
-        clients = [self._client(url) for url in self._urls]
+        servers, todo = _Servers(self), iter(enumerate(prompts))
 
         async def worker() -> None:
             for index, prompt in todo:
-                completion = await self._ask(clients, index, prompt, sampling, progress)
-                answers.put((index, completion))
+                answers.put((index, await servers.complete(index, prompt, sampling)))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(prompts))):
+                for _ in range(min(self.concurrency, len(prompts))):
                     group.create_task(worker())
-        except* LLMError as failures:
-            raise _first(failures) from None
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         finally:
-            for client in clients:
-                await client.close()
+            await servers.close()
 
-    def _client(self, url: str | None) -> Any:
-        openai, _ = _library()
-        return openai.AsyncOpenAI(
-            base_url=url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=0,  # tenacity's task
-            timeout=None,  # _request's task
-            http_client=openai.DefaultAioHttpClient(timeout=None),  # half the CPU of the default
-            default_headers=dict.fromkeys(_ABOUT_THIS_MACHINE, openai.omit),
-        )
 
-    async def _ask(
-        self,
-        clients: Sequence[Any],
-        index: int,
-        prompt: str,
-        sampling: Sampling,
-        progress: _Progress,
-    ) -> Completion:
-        began = time.monotonic()
-        try:
-            return await self._request(clients[index % len(clients)], prompt, sampling, progress)
-        except Passing as error:
-            first = (
-                error  # rare, so only now tenacity's loop: it would take its CPU of every prompt
+class _Passing(Exception):
+    """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
+
+    def __init__(self, what: str, retry_after: float | None = None):
+        super().__init__(what)
+        self.retry_after = retry_after
+
+
+class _Servers:
+    """The servers of one `complete`, and what its workers know of each other."""
+
+    def __init__(self, chat: OpenAIChat):
+        import httpx2  # the openai client's own
+
+        self._openai, tenacity = _library()
+        self._model, self._timeout_s, self._patience_s = chat.model, chat.timeout_s, chat.patience_s
+        self._last_answer, self._refused = time.monotonic(), 0  # refused: since the last answer
+        self._clients = [
+            self._openai.AsyncOpenAI(
+                base_url=url,
+                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                max_retries=0,  # tenacity's task
+                timeout=None,  # _ask's task
+                http_client=self._openai.DefaultAioHttpClient(timeout=None),  # half the CPU
             )
-        try:
-            async for attempt in self._attempts(began):
-                with attempt:
-                    number = attempt.retry_state.attempt_number - 1
-                    if number == 0:
-                        raise first
-                    client = clients[(index + number) % len(clients)]
-                    completion = await self._request(client, prompt, sampling, progress)
-        except Passing as error:
-            if progress.last_answer < began:
-                raise LLMError(
-                    f"{self.model}: no server answered for {self._patience_s:.0f} s (last: "
-                    f"{error}); what was answered is kept, run again to go on"
-                ) from None
-            return Completion("", "error", self.model)
-        return completion
-
-    def _attempts(self, began: float) -> Any:
-        """Attempts to loop over until `patience_s` after `began`, with pauses between them."""
-        _, tenacity = _library()
-        pause = tenacity.wait_random_exponential(multiplier=self._backoff_s, max=60)
+            for url in chat.urls
+        ]
+        self._response = httpx2.Response
+        self._options = {
+            "headers": dict.fromkeys(_UNSENT, self._openai.omit),
+            "idempotency_key": "unused",  # else it draws one from the system for each request
+        }
+        pause = tenacity.wait_random_exponential(multiplier=chat.backoff_s, max=_LONGEST_PAUSE_S)
 
         def wait(state: Any) -> float:
             after = state.outcome.exception().retry_after
             # jitter on top: all the workers were told the same
             return pause(state) if after is None else after + pause(state) / 10
 
-        return tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(Passing),
-            stop=lambda state: time.monotonic() - began >= self._patience_s,
+        self._retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
+            stop=tenacity.stop_after_delay(chat.patience_s),
             wait=wait,
             reraise=True,
         )
 
-    async def _request(
-        self, client: Any, prompt: str, sampling: Sampling, progress: _Progress
-    ) -> Completion:
-        import httpx2  # the openai client's own
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
 
-        openai, _ = _library()
+    async def complete(self, index: int, prompt: str, sampling: Sampling) -> Completion:
+        began, turns = time.monotonic(), itertools.count(index)
+
+        async def attempt() -> Completion:
+            client = self._clients[next(turns) % len(self._clients)]
+            return await self._ask(client, prompt, sampling)
+
+        try:
+            return await self._retrying.copy()(
+                attempt
+            )  # a copy, since it keeps its state in itself
+        except _Passing as error:
+            if self._last_answer < began:
+                raise LLMError(
+                    f"{self._model}: no server answered for {self._patience_s:.0f} s (last: "
+                    f"{error}); what was answered is kept, run again to go on"
+                ) from None
+            return Completion("", "error", self._model)
+
+    async def _ask(self, client: Any, prompt: str, sampling: Sampling) -> Completion:
         try:
             async with asyncio.timeout(self._timeout_s):
                 # post: chat.completions.create takes 1.5 times the CPU to check its own types
                 response = await client.post(
                     "/chat/completions",
                     body={
-                        "model": self.model,
+                        "model": self._model,
                         "messages": [{"role": "user", "content": prompt}],
-                        "temperature": sampling.temperature,
-                        "top_p": sampling.top_p,
-                        "max_tokens": sampling.max_tokens,
-                        "seed": sampling.seed,
+                        **vars(sampling),
                     },
-                    cast_to=httpx2.Response,
+                    cast_to=self._response,
                     options=self._options,
                 )
-            completion = read_completion(response.content)
+            completion = _read(response.content)
         except TimeoutError:
-            raise Passing(f"no answer within {self._timeout_s:g} s") from None
-        except openai.APIStatusError as error:
-            return self._refusal(error.status_code, error.response.headers, progress)
-        except openai.APIConnectionError as error:  # also its own timeout
-            raise Passing(type(error).__name__) from None
-        progress.last_answer, progress.refused = time.monotonic(), 0
+            raise _Passing(f"no answer within {self._timeout_s:g} s") from None
+        except self._openai.APIStatusError as error:
+            return self._refusal(error.status_code, error.response.headers)
+        except self._openai.APIConnectionError as error:  # also its own timeout
+            raise _Passing(type(error).__name__) from None
+        self._last_answer, self._refused = time.monotonic(), 0
         return completion
 
-    def _refusal(self, status: int, headers: Mapping[str, str], progress: _Progress) -> Completion:
+    def _refusal(self, status: int, headers: Mapping[str, str]) -> Completion:
         # the body is left alone: servers repeat the prompt in it
         if status in (408, 409, 429) or status >= 500:
-            raise Passing(f"HTTP {status}", retry_after(headers))
+            raise _Passing(f"HTTP {status}", _retry_after(headers))
         if status in _CONFIGURATION:
-            raise LLMError(f"{self.model}: HTTP {status}; {_CONFIGURATION[status]}")
-        progress.refused += 1
-        if progress.refused >= _REFUSED_IN_A_ROW:
+            raise LLMError(f"{self._model}: HTTP {status}; {_CONFIGURATION[status]}")
+        self._refused += 1
+        if self._refused >= _REFUSED_IN_A_ROW:
             raise LLMError(
-                f"{self.model}: HTTP {status} for {progress.refused} prompts in a row; does the "
+                f"{self._model}: HTTP {status} for {self._refused} prompts in a row; does the "
                 "server know this model and take temperature, top_p, max_tokens and seed?"
             )
-        return Completion("", "error", self.model)
+        return Completion("", "error", self._model)
+
+
+def _read(content: bytes) -> Completion:
+    """The body of an answer with status 200. Raises _Passing if it is no chat completion."""
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        text, reason = choice["message"]["content"] or "", choice["finish_reason"] or "stop"
+        return Completion(text.strip(), str(reason), str(body.get("model", "")))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _Passing("an answer that is no chat completion") from None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from a number or an HTTP date; None if absent or neither."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
 
 
 def _at_hand(answers: queue.SimpleQueue) -> list[tuple[int, Completion]]:
     """Wait for an answer and take those behind it; none are left if the list is empty."""
-    batch = []
-    while not batch or not answers.empty():
-        answer = answers.get()
-        if answer is None or isinstance(answer, BaseException):
-            if batch:
-                answers.put(answer)  # for the next call
-            elif answer is not None:
-                raise answer
-            break
-        batch.append(answer)
+    batch = [answers.get()]
+    while batch[-1] is not None and not answers.empty():
+        batch.append(answers.get())
+    if batch[-1] is None:
+        answers.put(batch.pop())  # for the next call
     return batch
-
-
-def _first(failures: BaseExceptionGroup) -> BaseException:
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _library() -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ import pytest
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
 from entityclip.explanations import CHECKS, ExplanationCache, KnowledgeBase, Sampling, explain
 from entityclip.explanations.checks import checks_table, cut_table, smollm_sample
-from entityclip.explanations.extraction import Slowed, explain_until_killed
+from entityclip.explanations.extraction import explain_until_killed
 from entityclip.reporting.charts import plot_checks
 
 
