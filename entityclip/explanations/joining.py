@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +12,10 @@ from typing import Literal, get_args
 import pandas as pd
 
 from entityclip.datasets.pair import Pair
+from entityclip.datasets.reading import iter_entries
+from entityclip.datasets.sources.goodnews import image_id_of
+from entityclip.datasets.sources.n24news import file_name
+from entityclip.datasets.sources.visualnews import from_source
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks
 from entityclip.explanations.extraction import explain
@@ -24,7 +27,8 @@ Layout = Literal["n24news", "goodnews", "visualnews"]
 Policy = Literal["use", "drop", "caption"]
 OWN, KNOWLEDGE_BASE = "own", "knowledge-base"
 MISSING = "missing"  # the mark, beside the checks' names, of a pair that the file does not explain
-_VISUALNEWS = re.compile(r"(?:^|/)((?:guardian|bbc|usa_today|washington_post)/images/.*)$")
+# how the authors' files call a picture, by its path
+_NAMES = {"n24news": file_name, "goodnews": image_id_of, "visualnews": from_source}
 
 
 @dataclass(frozen=True)
@@ -103,24 +107,15 @@ def export_authors(
 
 
 def picture_name(pair: Pair, layout: Layout) -> str:
-    """The key of a pair's picture in the authors' file."""
+    """The key of a pair's picture in the authors' file. Raises ValueError for an unknown layout."""
     path = pair.image.as_posix() if isinstance(pair.image, Path) else f"{pair.id}.jpg"
-    return _name(path, layout, f"pair {pair.id!r}")
+    return _naming(layout)(path)
 
 
-def _name(path: str, layout: Layout, where: str) -> str:
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout {layout!r}; there are {', '.join(get_args(Layout))}")
-    path = path.replace("\\", "/")
-    if layout == "visualnews":
-        match = _VISUALNEWS.search(path)
-        if not match:
-            raise ValueError(
-                f"{where}: {path!r} has no part such as guardian/images/…; is it VisualNews?"
-            )
-        return match.group(1)
-    name = path.rsplit("/", 1)[-1]
-    return name if layout == "n24news" else name.removesuffix(".jpg")
+def _naming(layout: str) -> Callable[[str], str]:
+    if layout not in _NAMES:
+        raise ValueError(f"layout {layout!r}; there are {', '.join(_NAMES)}")
+    return _NAMES[layout]
 
 
 def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
@@ -128,20 +123,13 @@ def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
 
     Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
     """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, picture name → text")
+    name_of = _naming(layout)
     texts: dict[str, str] = {}
-    for key, text in content.items():
+    for key, text in iter_entries(Path(path)):
         where = f"{path}, key {key!r}"
         if not isinstance(text, str):
             raise ValueError(f"{where}: an explanation must be str, got {type(text).__name__}")
-        name = _name(key, layout, where)
-        if texts.setdefault(name, text.strip()) != text.strip():
+        if texts.setdefault(name_of(key), text.strip()) != text.strip():
             raise ValueError(f"{where}: another key names the same picture with another text")
     return texts
 
@@ -306,9 +294,9 @@ def _only_source(cache: ExplanationCache) -> Source:
 
 
 def _authors_rows(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation]:
-    if dataset not in get_args(Layout):
+    if dataset not in _NAMES:
         raise ValueError(
-            f"{path}: {dataset} has no layout of the authors ({', '.join(get_args(Layout))} have); "
+            f"{path}: {dataset} has no layout of the authors ({', '.join(_NAMES)} have); "
             "give a cache as `explain` writes it, *.jsonl"
         )
     texts = read_authors(path, dataset)

@@ -35,7 +35,7 @@ from entityclip.explanations import (
     neutralise,
     to_frame,
 )
-from entityclip.explanations.checks import entity_words
+from entityclip.explanations.checks import checks_table, cut_table, entity_words, smollm_sample
 from entityclip.explanations.knowledge import known_countries
 
 CAPTION = "President Barack Obama meets Angela Merkel in Berlin on Monday"
@@ -376,8 +376,8 @@ def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("[]", "must hold a JSON object"),
-        ("{", "is not JSON"),
+        ("[]", "must hold a JSON dict"),
+        ("{", r"authors\.json"),
         ('{"a.jpg": 1}', r"authors\.json, key 'a\.jpg': an explanation must be str, got int"),
         ('{"x/a.jpg": "b", "y/a.jpg": "c"}', "same picture with another text"),
     ],
@@ -411,3 +411,37 @@ def test_the_cost_table_by_hand():
     assert table["price_per_100k"].tolist() == pytest.approx([5.5556, 5.5556], rel=1e-4)
     with pytest.raises(ValueError, match="above 0"):
         cost_table([1], tokens_per_s=0, price_per_hour=1)
+
+
+def test_checks_table_counts_each_check_and_any():
+    table = checks_table({"good": [(), ()], "bad": [("cut",), ("cut", "copied"), (), ("empty",)]})
+    assert list(table.index) == [*CHECKS, "any"]
+    assert table["good"].eq(0).all()
+    assert table["bad"].to_dict() == {
+        **dict.fromkeys(CHECKS, 0.0),
+        **{"cut": 50.0, "copied": 25.0, "empty": 25.0, "any": 75.0},
+    }
+    assert table.loc["cut", "meaning"] == CHECKS["cut"]
+
+
+def test_a_set_without_rows_is_refused():
+    with pytest.raises(ValueError, match="no explanations in none"):
+        checks_table({"some": [()], "none": []})
+
+
+def test_cut_table_by_hand():
+    (ten, twenty) = cut_table({"text": [5, 15, 20]}, [10, 20]).to_dict("records")
+    assert ten == {
+        **{"text": "text", "limit": 10, "median": 15, "longest": 20},
+        **{"texts cut (%)": 66.7, "tokens lost (%)": 37.5},
+    }
+    assert twenty["texts cut (%)"] == 0
+    assert twenty["tokens lost (%)"] == 0
+
+
+def test_the_recorded_sample_is_whole_and_shows_failures_and_successes():
+    sample = smollm_sample()
+    assert len(sample) == len({row.caption for row in sample}) == 48
+    assert {row.finish_reason for row in sample} <= {"stop", "length"}
+    assert all(("cut" in row.checks) == (row.finish_reason == "length") for row in sample)
+    assert 0 < sum(bool(row.checks) for row in sample) < len(sample)

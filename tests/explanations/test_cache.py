@@ -25,6 +25,7 @@ from entityclip.explanations import (
     shard,
 )
 from entityclip.explanations.cache import cache_keys, encode_row
+from entityclip.explanations.extraction import explain_until_killed
 
 PAIRS = newsroom_pairs("train", 60)
 SOURCE = Source("newsroom-knowledge-1", "entities-v1", Sampling())
@@ -118,9 +119,10 @@ def test_a_line_torn_by_another_process_while_open(path):
         (lambda line: b"not JSON", r"line 2 starts with no key.*delete that line"),
         (lambda line: line[:9] + b"z" * 32 + line[41:], r"line 2 starts with no key of 32"),
         (lambda line: line.replace(b'"text": "', b'"text": "x'), r"line 2 holds another text"),
-        (lambda line: line.replace(b'"attempts"', b'"tries"'), r"line 2 lacks.*attempts, tries"),
-        (lambda line: line.replace(b'"seed": 0', b'"seed": -1'), r"line 2 has a malformed field"),
-        (lambda line: line.replace(b'"id": ', b'"id": x'), r"line 2 is not JSON"),
+        (lambda line: line.replace(b'"attempts"', b'"tries"'), r"line 2 is no expl.*'tries'"),
+        (lambda line: line.replace(b'"seed": 0', b'"seed": -1'), r"line 2 .*seed is -1"),
+        (lambda line: line.replace(b'"id": ', b'"id": x'), r"line 2 is no expl.*Expecting value"),
+        (lambda line: line.replace(b'"checks": []', b'"checks": 1'), r"line 2 is no expl.*'int'"),
     ],
 )
 def test_a_damaged_line_is_named(path, damage, match):
@@ -264,3 +266,22 @@ def test_text_may_hold_any_character(path):
     lone = explain([pair], StubLLM(lambda p, s: "a\ud83d", model="2"), path, progress=False)
     assert lone[0].text == "a?"
     assert encode_row(b"\0" * 16, rows[0]).count(b"\n") == 1
+
+
+def test_a_killed_extraction_leaves_whole_rows_and_is_finished_by_the_next_call(tmp_path):
+    pairs = newsroom_pairs("train", 120)
+    path = tmp_path / "cache.jsonl"
+    left = explain_until_killed(pairs, path, rows=20)
+    assert 20 <= left < 120
+    with ExplanationCache(path) as cache:
+        assert len(cache) == left
+    rows = explain(pairs, KnowledgeBase(), path, progress=False)
+    whole = explain(pairs, KnowledgeBase(), tmp_path / "whole.jsonl", progress=False)
+    assert [(r.id, r.text) for r in rows] == [(r.id, r.text) for r in whole]
+    assert path.read_bytes().count(b"\n") == len({pair.caption for pair in pairs})
+
+
+def test_an_extraction_that_ends_before_its_kill_says_so(tmp_path):
+    pairs = newsroom_pairs("train", 2)
+    with pytest.raises(RuntimeError, match=r"wrote 2 rows, not 3, .*ask for fewer rows"):
+        explain_until_killed(pairs, tmp_path / "cache.jsonl", rows=3)
