@@ -1,0 +1,269 @@
+"""One way, both ways and of given scores: all three rank as a literal sort does, ties included."""
+
+import pytest
+import torch
+
+from entityclip.evaluation.ranks import both_ranks, retrieval_ranks, similarity_ranks
+from entityclip.statistics import recall_at_k
+
+
+def turned(positives):
+    return None if positives is None else positives[::-1]
+
+
+def one_way(queries, candidates, positives=None, **options):
+    """Both directions, each asked alone."""
+    back = retrieval_ranks(candidates, queries, turned(positives), **options)
+    return retrieval_ranks(queries, candidates, positives, **options), back
+
+
+def given(queries, candidates, positives=None, **options):
+    similarity = queries.float() @ candidates.float().T
+    back = similarity_ranks(similarity.T, turned(positives), **options)
+    return similarity_ranks(similarity, positives, **options), back
+
+
+WAYS = pytest.mark.parametrize("rank", [one_way, both_ranks, given])
+
+
+def literal_ranks(queries, candidates, positives=None):
+    """Sort each query's candidates, of equals the positives last; walk to the first positive."""
+    if positives is None:
+        positives = torch.arange(len(queries)), torch.arange(len(candidates))
+    query_groups, candidate_groups = (ids.tolist() for ids in positives)
+    ranks = []
+    for query, group in zip(queries.double(), query_groups, strict=True):
+        similarity = (candidates.double() @ query).tolist()
+        is_positive = [other == group for other in candidate_groups]
+        order = sorted(range(len(candidates)), key=lambda i: (-similarity[i], is_positive[i]))
+        first = next(place for place, i in enumerate(order) if is_positive[i])
+        ranks.append(first + 1)
+    return torch.tensor(ranks)
+
+
+def assert_literal(found, queries, candidates, positives=None):
+    expected = literal_ranks(queries, candidates, positives)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], literal_ranks(candidates, queries, turned(positives)))
+    assert found[0].dtype == torch.int64
+
+
+def features(n, d=16, *, seed, levels=3):
+    """Small integers: products are exact in float32, and ties are frequent."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-levels, levels + 1, (n, d), generator=generator).float()
+
+
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+# Four captions (rows), eight pictures (columns).
+BY_EYE = torch.tensor(
+    [
+        # the true picture of caption i is in column i
+        [0.9, 0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.0],  # first
+        [0.8, 0.7, 0.6, 0.1, 0.0, 0.0, 0.0, 0.0],  # second, behind column 0
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],  # sixth
+        [0.5, 0.1, 0.2, 0.5, 0.0, 0.5, 0.0, 0.0],  # ties with two others: third
+    ]
+)
+
+
+def test_ranks_can_be_checked_by_eye():
+    groups = torch.arange(4), torch.arange(8)
+    for ranks in (
+        retrieval_ranks(BY_EYE, torch.eye(8), groups),  # a product with unit vectors is itself
+        similarity_ranks(BY_EYE, groups),
+        similarity_ranks(BY_EYE.double(), groups),
+    ):
+        assert ranks.tolist() == [1, 2, 6, 3]
+        assert recall_at_k(ranks, (1, 2, 3, 5, 6)) == {
+            "R@1": 25.0,
+            "R@2": 50.0,
+            "R@3": 75.0,
+            "R@5": 75.0,
+            "R@6": 100.0,
+        }
+
+
+@WAYS
+def test_several_positives_count_by_the_best(rank):
+    # columns 0-1 belong to caption 0, 2-3 to caption 1, and so on
+    captions, pictures = rank(BY_EYE, torch.eye(8), (torch.arange(4), torch.arange(8) // 2))
+    # caption 0: column 0 first. 1: best of columns 2-3 is 0.6, third. 2: 0.6 behind 0.7, 0.8.
+    # 3: columns 6-7 are 0.0 and so is column 4, a tie: five higher, one equal, seventh.
+    assert captions.tolist() == [1, 3, 3, 7]
+    # read downwards: column 0 is best for its caption; column 1 has 0.1 there, 0.7 and 0.2 above
+    # it and a tie: fourth
+    assert pictures.tolist() == [1, 4, 1, 4, 1, 1, 4, 4]
+
+
+def test_tied_positives_do_not_count_against_each_other():
+    groups = torch.tensor([7]), torch.tensor([7, 7, 1])
+    assert similarity_ranks(torch.tensor([[0.5, 0.5, 0.1]]), groups).tolist() == [1]
+    assert similarity_ranks(torch.tensor([[0.5, 0.5, 0.5]]), groups).tolist() == [2]
+
+
+@WAYS
+def test_both_directions_of_one_matrix(rank):
+    square = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]])
+    assert [ranks.tolist() for ranks in rank(square, torch.eye(3))] == [[1, 2, 1], [1, 3, 1]]
+
+
+@WAYS
+@pytest.mark.parametrize("side", [1, 64, 128, None])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+def test_pairs_equal_the_literal_sort_with_ties(rank, n, side):
+    queries, candidates = features(n, seed=0), features(n, seed=1)
+    found = rank(queries, candidates, side=side)
+    assert_literal(found, queries, candidates)
+    ids = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    as_groups = rank(queries, candidates, (ids, ids), side=side)
+    assert all(map(torch.equal, found, as_groups))
+
+
+@WAYS
+@pytest.mark.parametrize("seed", range(12))
+def test_groups_equal_the_literal_sort_with_ties(rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    n_groups = int(torch.randint(1, 90, (), generator=generator))
+
+    def draw(more):
+        every = torch.arange(n_groups)
+        ids = torch.cat([every, torch.randint(n_groups, (more,), generator=generator)])
+        return 10 * ids[torch.randperm(len(ids), generator=generator)] - 7
+
+    groups = draw(100), draw(57)
+    queries = features(len(groups[0]), 5, seed=seed, levels=1)
+    candidates = features(len(groups[1]), 5, seed=seed + 50, levels=1)
+    assert_literal(rank(queries, candidates, groups, side=64), queries, candidates, groups)
+
+
+def test_one_way_takes_candidates_that_are_nobodys():
+    groups = torch.tensor([3, 5] * 20), torch.arange(60) % 8
+    queries, candidates = features(40, seed=0), features(60, seed=1)
+    expected = literal_ranks(queries, candidates, groups)
+    assert torch.equal(retrieval_ranks(queries, candidates, groups), expected)
+    assert torch.equal(similarity_ranks(queries @ candidates.T, groups), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_of_candidates_and_scale_of_queries_do_not_matter(seed):
+    queries, candidates = features(30, seed=seed), features(60, seed=seed + 50)
+    groups = torch.arange(60) % 30
+    ranks = retrieval_ranks(queries, candidates, (torch.arange(30), groups))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    shuffled = retrieval_ranks(4 * queries, candidates[order], (torch.arange(30), groups[order]))
+    assert torch.equal(ranks, shuffled)
+    assert ranks.min() >= 1
+    assert ranks.max() <= 59  # 58 rivals at most: two candidates are positives
+
+
+@pytest.mark.parametrize("d", [96, 128, 512])
+def test_one_way_and_both_ways_round_alike(d):
+    pictures = unit(300, d, seed=d)
+    of = torch.randint(300, (900,), generator=torch.Generator().manual_seed(d))
+    of[:300] = torch.arange(300)
+    texts = unit(900, d, seed=d + 1) * 10 + pictures[of]
+    texts = torch.nn.functional.normalize(texts, dim=-1)
+    groups = of, torch.arange(300)
+    alone = one_way(texts, pictures, groups)
+    assert all(map(torch.equal, both_ranks(texts, pictures, groups, side=128), alone))
+    assert alone[0].unique().numel() > 20
+
+
+@WAYS
+@pytest.mark.parametrize("n", [2, 7, 33, 203])
+def test_a_constant_model_ranks_last_everywhere(rank, n):
+    same = unit(1, 512, seed=n).repeat(n, 1)
+    for side in (64, None):
+        for ranks in rank(same, same, side=side):
+            assert ranks.tolist() == [n] * n
+            for k in (1, 5, 10, 50, 100):
+                assert recall_at_k(ranks, (k,))[f"R@{k}"] == (0 if k < n else 100)
+
+
+@pytest.mark.parametrize("rank", [one_way, both_ranks])
+def test_duplicates_tie_wherever_they_stand(rank):
+    # a duplicate is no positive: it must not lose to the original by rounding
+    x = unit(300, 96)
+    x[299] = x[150] = x[7]
+    for ranks in rank(x, x, side=64):
+        assert ranks[[7, 150, 299]].tolist() == [3, 3, 3]
+        assert ranks.sum() == 297 + 9
+
+
+@pytest.mark.parametrize("rank", [one_way, both_ranks])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_precision_is_compared_in_float32(rank, dtype):
+    # these products need more digits than half precision has
+    queries, candidates = 31 * features(40, 64, seed=4), 33 * features(40, 64, seed=5)
+    assert_literal(rank(queries.to(dtype), candidates.to(dtype)), queries, candidates)
+
+
+@pytest.mark.parametrize("rank", [one_way, both_ranks])
+def test_an_enclosing_autocast_changes_nothing(rank):
+    queries, candidates = features(60, 64, seed=6, levels=99), features(60, 64, seed=7, levels=99)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = rank(queries, candidates)
+    assert_literal(inside, queries, candidates)
+
+
+@WAYS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_non_finite_similarity_is_never_a_hit(rank, bad, grouped):
+    queries = features(200, seed=8).abs() + 1
+    queries[133, 2] = bad
+    groups = (torch.arange(200).flip(0),) * 2 if grouped else None
+    # the first query of the first direction asked, or the first candidate
+    said = r"similarity of query (133 and candidate 0|0 and candidate 133) is"
+    with pytest.raises(ValueError, match=said):
+        rank(queries, features(200, seed=9).abs() + 1, groups, side=64)
+
+
+@WAYS
+def test_large_finite_similarities_are_accepted(rank):
+    # their sum over a row overflows, they do not
+    candidates = torch.full((4, 1), 3e38)
+    assert [r.tolist() for r in rank(torch.ones(4, 1), candidates)] == [[4] * 4] * 2
+
+
+@WAYS
+def test_a_query_without_positive_is_named(rank):
+    x, ids = torch.randn(5, 4), torch.arange(5)
+    with pytest.raises(ValueError, match=r"query 3 \(group 3\) has no positive"):
+        rank(x, x[:3], (ids, ids[:3]))
+    with pytest.raises(ValueError, match=r"query 4 \(group 4\) has no positive"):
+        rank(x[:4], x, (ids[:4], ids))
+    groups = torch.tensor([3, 4, 9, 8]), torch.tensor([3, 4, 5, 5, 3, 4, 5, 5])
+    with pytest.raises(ValueError, match=r"query 2 \(group 9\) has no positive"):
+        retrieval_ranks(BY_EYE, torch.eye(8), groups)
+
+
+@pytest.mark.parametrize("rank", [retrieval_ranks, both_ranks])
+@pytest.mark.parametrize(
+    ("queries", "candidates", "positives", "message"),
+    [
+        (torch.ones(3, 2), torch.ones(4, 2), None, "3 queries and 4 candidates"),
+        (torch.ones(3, 2), torch.ones(3, 5), None, "2 wide and candidates 5"),
+        (torch.ones(0, 2), torch.ones(0, 2), None, "queries have shape"),
+        (torch.ones(3), torch.ones(3), None, "queries have shape"),
+        (torch.ones(3, 2), torch.ones(3, 2), (torch.arange(2), torch.arange(3)), "query_groups"),
+        (torch.ones(3, 2), torch.ones(3, 2), (torch.arange(3), torch.rand(3)), "candidate_groups"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(rank, queries, candidates, positives, message):
+    with pytest.raises(ValueError, match=message):
+        rank(queries, candidates, positives)
+
+
+def test_given_scores_need_a_matrix_and_a_block_a_row():
+    with pytest.raises(ValueError, match=r"similarities have shape \(0, 3\)"):
+        similarity_ranks(torch.ones(0, 3))
+    with pytest.raises(ValueError, match="3 queries and 4 candidates cannot be paired one to one"):
+        similarity_ranks(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="side is 0"):
+        retrieval_ranks(torch.ones(2, 2), torch.ones(2, 2), side=0)
