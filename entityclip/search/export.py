@@ -20,163 +20,14 @@ from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.files import atomic_write_text
 from entityclip.models.clip import Backbone, create_backbone, open_clip
-from entityclip.results import COLUMNS, git_commit, read_rows
+from entityclip.results import COLUMNS, SHIPPED, git_commit, read_rows
 from entityclip.search.encoder import best_of
 
-_OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
-
-
-_SHOWN = ("R@1", "R@5", "R@10", "MedR", "MeanR")
-
-
-_OURS = "Apache-2.0"
-
-
-def stored_metrics(identity: Mapping[str, Any], files: Sequence[Path]) -> pd.DataFrame:
-    """The rows in `files` that measured the model of this identity; none where no file is there."""
-    known = [file for file in files if file.exists() and file.stat().st_size]
-    if not known or "variant" not in identity:
-        return pd.DataFrame(columns=list(COLUMNS))
-    rows = read_rows(*known)
-    wanted = config_hash({k: v for k, v in identity.items() if k not in _OF_THE_RUN})
-    same = (rows["config_hash"] == wanted) & (rows["variant"] == identity["variant"])
-    return rows[same & (rows["seed"] == identity["seed"])].reset_index(drop=True)
-
-
-def model_card(
-    backbone: str, image_size: int | None, meta: Mapping[str, Any], rows: pd.DataFrame
-) -> str:
-    """Markdown with front matter as model hubs read it.
-
-    `meta` is what the checkpoint says of itself; `rows` are those of `stored_metrics`.
-    """
-    identity = meta.get("identity", {})
-    data = _entry(identity.get("dataset"))
-    variant = identity.get("variant") or ("pretraining" if "pairs" in identity else "converted")
-    parts = [
-        _front_matter(identity, data),
-        f"# {backbone}, {variant}, by entityclip\n\n"
-        "A plain CLIP: picture and text tower. What EntityCLIP (arXiv 2410.17810) adds trains the "
-        "towers and is not needed to use them.\n",
-        _usage(backbone, image_size),
-        _data(identity, data),
-        _training(meta),
-        _metrics(rows),
-        _licence(identity, data),
-    ]
-    return "\n".join(parts)
-
-
-def _entry(dataset: str | None) -> Entry | None:
-    return load_manifest().datasets.get(dataset) if dataset else None
-
-
-def _own_work(identity: Mapping[str, Any], data: Entry | None) -> bool:
-    """Whether nobody else's weights or pictures went into the model."""
-    drawn = data is not None and (data.license or "").startswith(_OURS)
-    return drawn and not isinstance(identity.get("start"), str)
-
-
-def _front_matter(identity: Mapping[str, Any], data: Entry | None) -> str:
-    licence = _OURS.lower() if _own_work(identity, data) else "other"
-    return (
-        f"---\nlicense: {licence}\nlibrary_name: open_clip\n"
-        "pipeline_tag: zero-shot-image-classification\ntags: [clip, entityclip]\n---\n"
-    )
-
-
-def _usage(backbone: str, image_size: int | None) -> str:
-    own = (open_clip.get_model_config(backbone) or {}).get("vision_cfg", {}).get("image_size")
-    size = f", force_image_size={image_size}" if image_size not in (None, own) else ""
-    return f"""## Use
-
-```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH/TO/THIS/FOLDER")
-tokenize = open_clip.get_tokenizer("local-dir:PATH/TO/THIS/FOLDER")
-```
-
-or, where open_clip knows the architecture by name:
-`open_clip.create_model("{backbone}", pretrained="PATH/open_clip_model.safetensors"{size})`.
-Embeddings are compared by cosine.
-"""
-
-
-def _data(identity: Mapping[str, Any], data: Entry | None) -> str:
-    name = identity.get("dataset")
-    if name is None:
-        return "## Data\n\nThe weights do not say what they were trained on.\n"
-    lines = [
-        f"## Data\n\n{data.title if data else name}: {data.about if data else 'see its page.'}"
-    ]
-    if data and data.paper:
-        paper = data.paper
-        lines.append(f"{paper.authors}, “{paper.title}”, {paper.venue} {paper.year}, {paper.url}")
-    if data and data.page:
-        lines.append(f"Page: {data.page}")
-    prints = [f"{split} `{identity[f'{split}_data']}`" for split in ("train", "val")
-              if f"{split}_data" in identity]  # fmt: skip
-    if prints:
-        lines.append(f"Fingerprints of the pairs: {', '.join(prints)}")
-    start = identity.get("start")
-    if start is not None:
-        what = f"open_clip's `{start}` weights" if isinstance(start, str) else "random weights, "
-        lines.append(
-            f"Started from {what}" + ("" if isinstance(start, str) else "pretrained first")
-        )
-    return "\n\n".join(lines) + "\n"
-
-
-def _training(meta: Mapping[str, Any]) -> str:
-    identity, best = meta.get("identity", {}), meta.get("best", {})
-    lines = ["## Training\n"]
-    if best.get("epoch"):
-        loss = f"{best['val_loss']:.4f}"
-        lines.append(f"Step {meta['step']}, epoch {best['epoch']}: validation loss {loss}.\n")
-    lines.append(f"Exported by entityclip at commit `{git_commit()}`. All settings:\n")
-    lines.append(f"```json\n{json.dumps(identity, indent=1, ensure_ascii=False)}\n```\n")
-    return "\n".join(lines)
-
-
-def _metrics(rows: pd.DataFrame) -> str:
-    head = "## Measured\n\n"
-    if rows.empty:
-        return f"{head}There are no stored measurements of this model.\n"
-    lines = [
-        "| data | split | direction | metric | value | 95 % interval "
-        "| queries | candidates | commit |",
-        "|---|---|---|---|--:|---|--:|--:|---|",
-    ]
-    for row in rows[rows["metric"].isin(_SHOWN)].to_dict("records"):
-        known = not (pd.isna(row["low"]) or pd.isna(row["high"]))
-        interval = f"{row['low']:.2f} – {row['high']:.2f}" if known else "–"
-        lines.append(
-            f"| {row['dataset']} | {row['split']} | {row['direction'].replace('_', ' ')} "
-            f"| {row['metric']} | {row['value']:.2f} | {interval} "
-            f"| {row['n_queries']} | {row['n_candidates']} | `{row['git_commit'][:8]}` |"
-        )
-    said = "R@K in percent, higher is better; MedR and MeanR are ranks, lower is better. "
-    seed = f"One training seed ({rows['seed'].iloc[0]}); the interval holds test queries only."
-    return f"{head}{said}{seed}\n\n" + "\n".join(lines) + "\n"
-
-
-def _licence(identity: Mapping[str, Any], data: Entry | None) -> str:
-    if _own_work(identity, data):
-        return f"## Licence\n\n{_OURS}, as entityclip's code, data and weights.\n"
-    lines = ["## Licence\n", f"- entityclip's code: {_OURS}"]
-    if data is not None:
-        stated = data.license or "none that could be verified"
-        lines.append(f"- data ({data.title}): {stated}. {data.terms}")
-    start = identity.get("start")
-    origin = f"`{start}`" if isinstance(start, str) else "unknown; see where you got them"
-    if isinstance(start, str) or not identity:
-        lines.append(f"- weights it started from: {origin}; their own licence holds")
-    lines.append("\nWhat you may do with these weights follows from all of them.")
-    return "\n".join(lines) + "\n"
-
-
 WEIGHTS, CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "README.md"
+
+_OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
+_SHOWN = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+_OURS = "Apache-2.0"
 
 
 class ExportError(ValueError):
@@ -233,7 +84,137 @@ def preprocessing(backbone: Backbone) -> dict[str, Any]:
 
 def row_files(checkpoint: Path) -> list[Path]:
     """Where a run's retrieval rows lie: beside its checkpoints, and those the repository ships."""
-    from entityclip.results import SHIPPED
-
     profile = checkpoint.resolve().parent.parent.parent
     return [SHIPPED / profile.name / "retrieval.jsonl", profile / "results" / "retrieval.jsonl"]
+
+
+def stored_metrics(identity: Mapping[str, Any], files: Sequence[Path]) -> pd.DataFrame:
+    """The rows in `files` that measured the model of this identity; none where no file is there."""
+    known = [file for file in files if file.exists() and file.stat().st_size]
+    rows = read_rows(*known) if known else pd.DataFrame(columns=list(COLUMNS))
+    wanted = config_hash({k: v for k, v in identity.items() if k not in _OF_THE_RUN})
+    return rows[rows["config_hash"] == wanted].reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------------ model card
+
+
+def model_card(
+    backbone: str, image_size: int | None, meta: Mapping[str, Any], rows: pd.DataFrame
+) -> str:
+    """Markdown with front matter as model hubs read it.
+
+    `meta` is what the checkpoint says of itself; `rows` are those of `stored_metrics`.
+    """
+    identity = meta.get("identity", {})
+    data = load_manifest().datasets.get(identity.get("dataset"))
+    drawn = data is not None and (data.license or "").startswith(_OURS)
+    own = drawn and not isinstance(identity.get("start"), str)  # nobody else's weights or pictures
+    variant = identity.get("variant") or ("pretraining" if "pairs" in identity else "converted")
+    usual = (open_clip.get_model_config(backbone) or {}).get("vision_cfg", {}).get("image_size")
+    size = f", force_image_size={image_size}" if image_size not in (None, usual) else ""
+    return f"""---
+license: {_OURS.lower() if own else "other"}
+library_name: open_clip
+pipeline_tag: zero-shot-image-classification
+tags: [clip, entityclip]
+---
+
+# {backbone}, {variant}, by entityclip
+
+A plain CLIP: picture and text tower. What EntityCLIP (arXiv 2410.17810) adds trains the towers
+and is not needed to use them.
+
+## Use
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH/TO/THIS/FOLDER")
+tokenize = open_clip.get_tokenizer("local-dir:PATH/TO/THIS/FOLDER")
+```
+
+or, where open_clip knows the architecture by name:
+`open_clip.create_model("{backbone}", pretrained="PATH/open_clip_model.safetensors"{size})`.
+Embeddings are compared by cosine.
+
+## Data
+
+{_about_data(identity, data)}
+
+## Training
+
+{_about_training(meta)}
+
+## Measured
+
+{_measured(rows)}
+
+## Licence
+
+{f"{_OURS}, as entityclip's code, data and weights." if own else _licence(identity, data)}
+"""
+
+
+def _about_data(identity: Mapping[str, Any], data: Entry | None) -> str:
+    if "dataset" not in identity:
+        return "The weights do not say what they were trained on."
+    about = f"{data.title}: {data.about}" if data else f"{identity['dataset']}: see its page."
+    lines = [about]
+    if data and data.paper:
+        paper = data.paper
+        lines.append(f"{paper.authors}, “{paper.title}”, {paper.venue} {paper.year}, {paper.url}")
+    if data and data.page:
+        lines.append(f"Page: {data.page}")
+    splits = [split for split in ("train", "val") if f"{split}_data" in identity]
+    if splits:
+        prints = ", ".join(f"{split} `{identity[f'{split}_data']}`" for split in splits)
+        lines.append(f"Fingerprints of the pairs: {prints}")
+    start = identity.get("start")
+    if start is not None:
+        named = f"open_clip's `{start}` weights" if isinstance(start, str) else None
+        lines.append(f"Started from {named or 'random weights, pretrained first'}")
+    return "\n\n".join(lines)
+
+
+def _about_training(meta: Mapping[str, Any]) -> str:
+    identity, best = meta.get("identity", {}), meta.get("best", {})
+    settings = json.dumps(identity, indent=1, ensure_ascii=False)
+    said = f"Exported by entityclip at commit `{git_commit()}`. All settings:\n\n"
+    said += f"```json\n{settings}\n```"
+    if best.get("epoch"):
+        loss = f"{best['val_loss']:.4f}"
+        said = f"Step {meta['step']}, epoch {best['epoch']}: validation loss {loss}.\n\n{said}"
+    return said
+
+
+def _measured(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "There are no stored measurements of this model."
+    lines = [
+        "R@K in percent, higher is better; MedR and MeanR are ranks, lower is better. One training "
+        f"seed ({rows['seed'].iloc[0]}); the interval holds test queries only.\n",
+        "| data | split | direction | metric | value | 95 % interval "
+        "| queries | candidates | commit |",
+        "|---|---|---|---|--:|---|--:|--:|---|",
+    ]
+    for row in rows[rows["metric"].isin(_SHOWN)].itertuples():
+        interval = "–" if pd.isna(row.low) else f"{row.low:.2f} – {row.high:.2f}"
+        lines.append(
+            f"| {row.dataset} | {row.split} | {row.direction.replace('_', ' ')} | {row.metric} "
+            f"| {row.value:.2f} | {interval} | {row.n_queries} | {row.n_candidates} "
+            f"| `{row.git_commit[:8]}` |"
+        )
+    return "\n".join(lines)
+
+
+def _licence(identity: Mapping[str, Any], data: Entry | None) -> str:
+    lines = [f"- entityclip's code: {_OURS}"]
+    if data is not None:
+        stated = data.license or "none that could be verified"
+        lines.append(f"- data ({data.title}): {stated}. {data.terms}")
+    start = identity.get("start")
+    if isinstance(start, str) or not identity:
+        origin = f"`{start}`" if start else "unknown; see where you got them"
+        lines.append(f"- weights it started from: {origin}; their own licence holds")
+    return "\n".join([*lines, "\nWhat you may do with these weights follows from all of them."])
