@@ -19,7 +19,7 @@ from typing import NamedTuple
 from benchmarks.marked_parts import replace_part, written_part
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
-from entityclip.reproduce.notebook import find_notebooks
+from entityclip.reproduce.plan import find_notebooks
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 REPORT = REPOSITORY / "figures" / "reproduce.json"

@@ -24,7 +24,7 @@ def test_the_redrawing_command_imports_no_statistics_either():
 
 
 def test_running_notebooks_compiles_no_grammar():
-    loaded = loaded_by("import entityclip.reproduce.__main__")
+    loaded = loaded_by("import entityclip.reproduce.chain")
     assert {"nbformat", "jsonschema"} <= loaded
     assert "rfc3987_syntax" not in loaded
 

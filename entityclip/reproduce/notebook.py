@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,142 +22,91 @@ from typing import Any
 import psutil
 
 from entityclip import left_out
-from entityclip.config import Profile, as_dict
+from entityclip.config import as_dict
+from entityclip.reproduce.plan import Plan, find_notebooks
 from entityclip.reproduce.staging import journal_in, promote
 
-# jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
-# addresses here: three seconds, and a notebook has no such field
-with left_out("rfc3987_syntax"):
+with left_out("rfc3987_syntax"):  # as in `plan`
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-
 PACKAGE = Path(__file__).resolve().parent.parent
-
-
 _VERSIONED = ("torch", "open_clip_torch", "numpy", "matplotlib")
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Where one profile's notebooks come from and where their results go."""
-
-    notebooks: Path  # the sources, also the kernels' working directory
-    runs: Path  # the profile's
-    figures: Path  # where promoted figures go
-
-    def staging(self, name: str) -> Path:
-        """The folder the notebook `name` runs in; emptied before each run."""
-        return self.runs / "staging" / name
-
-    def failed(self, name: str) -> Path:
-        """Where the last failed run of `name` is kept."""
-        return self.runs / "failed" / name
-
-    def executed(self, name: str) -> Path:
-        """The last good executed notebook."""
-        return self.runs / "notebooks" / f"{name}.ipynb"
-
-    def done(self, name: str) -> Path:
-        """The record of the last good run."""
-        return self.runs / "done" / f"{name}.json"
-
-    @property
-    def journal(self) -> Path:
-        """What `entityclip.reproduce.staging.recover` undoes a killed promotion by."""
-        return journal_in(self.runs)
-
-
-# ------------------------------------------------------------------------------------ finished work
-
-
-def run_key(notebook: Path, profile: Profile, folders: Folders) -> str:
+def run_key(notebook: Path, plan: Plan) -> str:
     """Hex digest of all that decides a notebook's results; outputs stored in it do not count.
 
     Covers its cells, the resolved settings and seed, the package's sources, the versions that
     matter, and the records of all earlier notebooks: once one of those was rerun, the later ones
     must be too. Raises OSError or ValueError if the notebook cannot be read.
     """
+    versions = dict.fromkeys(_VERSIONED, "absent")
+    for package in _VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     cells = nbformat.read(notebook, as_version=4).cells
+    profile = plan.profile
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in cells],
         "profile": [profile.name, profile.seed, as_dict(profile.settings)],
         "package": {str(p.relative_to(PACKAGE)): _sha256(p) for p in PACKAGE.rglob("*.py")},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions},
         "earlier": {
-            name: _sha256(folders.done(name))
-            for name in (path.stem for path in find_notebooks(folders.notebooks))
-            if name < notebook.stem and folders.done(name).exists()
+            path.stem: _sha256(plan.done(path.stem))
+            for path in find_notebooks(plan.sources)
+            if path.stem < notebook.stem and plan.done(path.stem).exists()
         },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def find_notebooks(folder: Path) -> list[Path]:
-    """The notebooks of the chain, ``NN_name.ipynb``, in the order they run."""
-    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-
-
-def finished_run(name: str, key: str, folders: Folders) -> dict[str, Any] | None:
+def finished_run(name: str, key: str, plan: Plan) -> dict[str, Any] | None:
     """The record of the last good run if it still holds: same key, promoted files unchanged."""
     try:
-        record = json.loads(folders.done(name).read_text(encoding="utf-8"))
-        hashes = [(folders.executed(name), record["notebook"])]
-        hashes += [(folders.figures / figure, h) for figure, h in record["figures"].items()]
+        record = json.loads(plan.done(name).read_text(encoding="utf-8"))
+        hashes = [(plan.executed(name), record["notebook"])]
+        hashes += [(plan.figures / figure, h) for figure, h in record["figures"].items()]
         holds = record["key"] == key and all(_sha256(path) == known for path, known in hashes)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # a missing or damaged record or file: the run is simply done again
     return record if holds else None
 
 
-def _versions() -> dict[str, str]:
-    versions = dict.fromkeys(_VERSIONED, "absent")
-    for package in _VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
-
-
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------- execution
-
-
-class PeakMemory:
-    """Context manager: the peak resident memory of the processes started inside it (`mb`, MiB).
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """Gives what says the peak resident memory of the processes started within, MiB.
 
     The kernel and what it starts are sampled together five times a second; between samples the
     kernel's own high-water mark (Linux) still counts.
     """
+    others = {child.pid for child in psutil.Process().children(recursive=True)}
+    ended, peak = threading.Event(), 0
 
-    def __init__(self) -> None:
-        self.mb = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._others: set[int] = set()
-
-    def __enter__(self) -> PeakMemory:
-        self._others = {child.pid for child in psutil.Process().children(recursive=True)}
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            resident = [0]
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.2):
+            resident = 0
             for child in psutil.Process().children(recursive=True):
-                if child.pid not in self._others:
+                if child.pid not in others:
                     with contextlib.suppress(psutil.Error):  # it may just have ended
-                        resident.append(child.memory_info().rss)
-                        self.mb = max(self.mb, _high_water(child.pid) / 2**20)
-            self.mb = max(self.mb, sum(resident) / 2**20)
+                        resident += child.memory_info().rss
+                        peak = max(peak, _high_water(child.pid))
+            peak = max(peak, resident)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak / 2**20
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _high_water(pid: int) -> int:
@@ -168,30 +117,26 @@ def _high_water(pid: int) -> int:
     return 0
 
 
-def execute(
-    notebook: Path, parameters: dict[str, Any], folders: Folders, timeout: int | None, bar: bool
-) -> Path:
-    """Run a notebook in its emptied staging folder and return that folder.
+def execute(notebook: Path, plan: Plan, *, bar: bool) -> None:
+    """Run a notebook in its emptied staging folder, with ``output_dir`` set to that folder.
 
-    `parameters` are passed on, with ``output_dir`` set to the staging folder; `timeout` is in
-    seconds a cell (None: no limit). Raises what papermill raises: PapermillExecutionError for a
-    failed cell, CellTimeoutError, DeadKernelError.
+    Raises what papermill raises: PapermillExecutionError for a failed cell, CellTimeoutError,
+    DeadKernelError.
     """
-    stage = folders.staging(notebook.stem)
+    stage = plan.staging(notebook.stem)
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     papermill.execute_notebook(
         notebook,
         stage / notebook.name,
-        parameters={**parameters, "output_dir": str(stage)},
+        parameters={**plan.parameters, "output_dir": str(stage)},
         kernel_name="python3",
-        cwd=folders.notebooks,
+        cwd=plan.sources,
         log_output=True,
         progress_bar=bar,
         autosave_cell_every=30,
-        execution_timeout=timeout,
+        execution_timeout=plan.timeout,
     )
-    return stage
 
 
 def failure_reason(error: Exception, executed: Path) -> str:
@@ -215,18 +160,15 @@ def _last_started(executed: Path) -> int | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------- promotion
-
-
 def promote_run(
-    name: str, key: str, folders: Folders, *, seconds: float, peak_mb: float
+    name: str, key: str, plan: Plan, *, seconds: float, peak_mb: float
 ) -> dict[str, Any]:
     """Move a staged run's figures, its notebook and its record to their places, all or none.
 
     Only what lies below ``figures/`` of the staging folder is kept beside the notebook. Returns the
     record. Raises OSError (e.g. a full disk) with the last good files as they were.
     """
-    stage = folders.staging(name)
+    stage = plan.staging(name)
     drawn = stage / "figures"
     figures = {str(p.relative_to(drawn)): p for p in sorted(drawn.rglob("*")) if p.is_file()}
     record = {
@@ -239,25 +181,23 @@ def promote_run(
     }
     staged_record = stage / "done.json"
     staged_record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    promote(
-        [
-            *((path, folders.figures / figure) for figure, path in figures.items()),
-            (stage / f"{name}.ipynb", folders.executed(name)),
-            (staged_record, folders.done(name)),  # last: it vouches for the others
-        ],
-        folders.journal,
-    )
+    pairs = [(path, plan.figures / figure) for figure, path in figures.items()]
+    pairs += [(stage / f"{name}.ipynb", plan.executed(name))]
+    pairs += [(staged_record, plan.done(name))]  # last: it vouches for the others
+    promote(pairs, journal_in(plan.runs))
     shutil.rmtree(stage, ignore_errors=True)
     return record
 
 
-def keep_failed(name: str, folders: Folders) -> Path:
-    """Move a failed run out of staging; returns where its notebook now lies."""
-    stage, kept = folders.staging(name), folders.failed(name)
+def keep_failed(name: str, plan: Plan) -> str:
+    """Move a failed run out of staging; says where its notebook lies, after the reason."""
+    stage, kept = plan.staging(name), plan.failed(name)
+    if not stage.exists():  # it failed before it ran: edited or deleted since the plan was made
+        return ""
     try:
         shutil.rmtree(kept, ignore_errors=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage, kept)
     except OSError:
         kept = stage  # a full disk must not hide why the run failed
-    return kept / f"{name}.ipynb"
+    return f"; see {kept / name}.ipynb"

@@ -10,29 +10,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from entityclip import left_out
 from entityclip.config import SHIPPED_PROFILE, Profile, load_profile, parse_settings
-from entityclip.reproduce.notebook import Folders, find_notebooks
+
+# jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
+# addresses here: three seconds, and a notebook has no such field
+with left_out("rfc3987_syntax"):
+    import nbformat
 
 CELL_TIMEOUTS = {"smoke": 600, "demo": 3600}  # seconds; other profiles train for days: no limit
 
 
 class ReproduceError(ValueError):
-    """The command line, a notebook or another running process keeps the run from starting."""
+    """The command line or a notebook keeps the run from starting."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked command line: what to run, with what, where."""
+    """A checked command line: what to run, with what, and where the results go."""
 
     profile: Profile
     parameters: dict[str, Any]  # passed to each notebook, beside output_dir
     notebooks: list[Path]
-    folders: Folders
-    force: bool
-    timeout: int | None  # seconds a cell
+    sources: Path  # the folder of all notebooks, also the kernels' working directory
+    runs: Path  # the profile's
+    figures: Path  # where promoted figures go
+    force: bool = False
+    timeout: int | None = None  # seconds a cell
     whole: bool = True  # all notebooks but those left out by --skip
+
+    def staging(self, name: str) -> Path:
+        """The folder the notebook `name` runs in; emptied before each run."""
+        return self.runs / "staging" / name
+
+    def failed(self, name: str) -> Path:
+        """Where the last failed run of `name` is kept."""
+        return self.runs / "failed" / name
+
+    def executed(self, name: str) -> Path:
+        """The last good executed notebook."""
+        return self.runs / "notebooks" / f"{name}.ipynb"
+
+    def done(self, name: str) -> Path:
+        """The record of the last good run."""
+        return self.runs / "done" / f"{name}.json"
 
 
 def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> Plan:
@@ -40,23 +61,33 @@ def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> 
 
     Raises ProfileError or ReproduceError naming what is wrong and what there is instead.
     """
-    settings = parse_settings(arguments.set)
-    profile = load_profile(arguments.profile, seed=arguments.seed, settings=settings)
-    if arguments.timeout is not None and arguments.timeout < 0:
-        raise ReproduceError(f"--timeout is {arguments.timeout}; give seconds, or 0 for no limit")
-    timeout = arguments.timeout
-    if timeout is None:
-        timeout = CELL_TIMEOUTS.get(profile.name)
-    parameters = {"profile": profile.name, "seed": arguments.seed, "settings": settings}
+    settings, seed, timeout = parse_settings(arguments.set), arguments.seed, arguments.timeout
+    profile = load_profile(arguments.profile, seed=seed, settings=settings)
+    if timeout is not None and timeout < 0:
+        raise ReproduceError(f"--timeout is {timeout}; give seconds, or 0 for no limit")
+    parameters = {"profile": profile.name, "seed": seed, "settings": settings}
     chosen = select_notebooks(notebooks, arguments.only, arguments.skip)
     for notebook in chosen:
         check_parameters(notebook, {*parameters, "output_dir"})
     runs = profile.runs.resolve()
     # figures/ shows the demo profile as it is shipped, never somebody's variation of it
-    shipped = profile.name == SHIPPED_PROFILE and not settings and arguments.seed is None
-    folders = Folders(notebooks.resolve(), runs, figures.resolve() if shipped else runs / "figures")
-    whole = not arguments.only
-    return Plan(profile, parameters, chosen, folders, arguments.force, timeout or None, whole)
+    shipped = profile.name == SHIPPED_PROFILE and not settings and seed is None
+    return Plan(
+        profile,
+        parameters,
+        chosen,
+        sources=notebooks.resolve(),
+        runs=runs,
+        figures=figures.resolve() if shipped else runs / "figures",
+        force=arguments.force,
+        timeout=(CELL_TIMEOUTS.get(profile.name) if timeout is None else timeout) or None,
+        whole=not arguments.only,
+    )
+
+
+def find_notebooks(folder: Path) -> list[Path]:
+    """The notebooks of the chain, ``NN_name.ipynb``, in the order they run."""
+    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
 def select_notebooks(folder: Path, only: Sequence[str], skip: Sequence[str] = ()) -> list[Path]:

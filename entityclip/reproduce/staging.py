@@ -1,4 +1,4 @@
-"""Files put in place together: all or none, also where the process is killed in the middle."""
+"""Files put in place together, by one process at a time: all or none, also where it is killed."""
 
 from __future__ import annotations
 
@@ -22,41 +22,37 @@ def journal_in(runs: Path) -> Path:
     return runs / "promoting.json"
 
 
-def promote(pairs: Sequence[tuple[Path, Path]], journal: Path | None = None) -> None:
+def promote(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
     """Copy each (source, target) into place in order, all or none, with mode 0644.
 
     Copies are complete beside their targets before the first target changes (the staging folder may
-    be on another disk); if a step fails, targets already replaced get their old content back. A
-    process that is killed in between leaves `journal`, by which `recover` undoes what it did.
+    be on another disk). Whatever stops it half-way, `recover` undoes by the journal what was done:
+    at once after an error, and by the next process where this one was killed.
     """
     targets = [target for _, target in pairs]
-    new, old = ([_beside(target, kind) for target in targets] for kind in ("new", "old"))
-    touched: list[int] = []
     try:
-        for (source, target), copy, backup in zip(pairs, new, old, strict=True):
+        for source, target in pairs:
             target.parent.mkdir(parents=True, exist_ok=True)
-            backup.unlink(missing_ok=True)  # a killed run's leftover is no backup of ours
-            _copy(source, copy)
+            _beside(target, "old").unlink(missing_ok=True)  # a killed run's leftover, no backup
+            _copy(source, _beside(target, "new"))
             if target.exists():
-                _copy(target, backup)
-        if journal is not None:
-            _write_journal(journal, targets)
-        for index, target in enumerate(targets):
-            touched.append(index)  # before, so that a signal in between is undone as well
-            os.replace(new[index], target)
+                _copy(target, _beside(target, "old"))
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with journal.open("w", encoding="utf-8") as file:
+            json.dump([[str(target), target.exists()] for target in targets], file)
+            file.flush()
+            os.fsync(file.fileno())
+        for target in targets:
+            os.replace(_beside(target, "new"), target)
     except BaseException:
-        for index in touched:
-            with contextlib.suppress(OSError):  # go on: restore as many as can be
-                _restore(old[index], targets[index], existed=False)
+        recover(journal)
         raise
     finally:
-        for leftover in (*new, *old, *([] if journal is None else [journal])):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
+        _clear(targets, journal)
 
 
 def recover(journal: Path) -> bool:
-    """Undo a promotion that was killed half-way; whether there was one.
+    """Undo a promotion that was stopped half-way; whether there was one.
 
     One that had come to its last target is finished instead: only its leftovers go.
     """
@@ -68,25 +64,24 @@ def recover(journal: Path) -> bool:
         entries = []  # killed while writing it, before anything was replaced
     targets = [(Path(target), existed) for target, existed in entries]
     undone = bool(targets) and _beside(targets[-1][0], "new").exists()
-    for target, existed in targets:
-        if undone:
-            _restore(_beside(target, "old"), target, existed=existed)
-        for kind in ("new", "old"):
-            _beside(target, kind).unlink(missing_ok=True)
-    journal.unlink()
+    for target, existed in targets if undone else []:
+        with contextlib.suppress(OSError):  # go on: restore as many as can be
+            if _beside(target, "old").exists():
+                os.replace(_beside(target, "old"), target)
+            elif not existed:
+                target.unlink(missing_ok=True)
+    _clear([target for target, _ in targets], journal)
     return undone
+
+
+def _clear(targets: Sequence[Path], journal: Path) -> None:
+    for leftover in (*(_beside(t, kind) for t in targets for kind in ("new", "old")), journal):
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
 
 
 def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}")
-
-
-def _write_journal(journal: Path, targets: Sequence[Path]) -> None:
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("w", encoding="utf-8") as file:
-        json.dump([[str(target), target.exists()] for target in targets], file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -94,24 +89,8 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(0o644)
 
 
-def _restore(backup: Path, target: Path, *, existed: bool) -> None:
-    """Put the backup back; without one, what is new there goes (unless it `existed` before)."""
-    if backup.exists():
-        os.replace(backup, target)
-    elif not existed:
-        target.unlink(missing_ok=True)
-
-
 class InUse(OSError):
     """Another process fills the same folder of runs or of figures."""
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM came. A KeyboardInterrupt, so that asyncio passes it on at once."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 @contextlib.contextmanager
@@ -121,40 +100,40 @@ def alone_with(profile: Profile, figures: Path) -> Iterator[None]:
     Raises InUse if another process holds one.
     """
     runs = profile.runs.resolve()
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise InUse(
-                f"profile {profile.name} is already being run by process {file.read()}; "
-                "wait for it or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        with _holding(figures):
-            if recover(journal_in(runs)):
-                print("undid what a killed run had half put in place", file=sys.stderr)
-            yield
+    lock = runs / ".lock"
+    for folder in (runs, figures):
+        folder.mkdir(parents=True, exist_ok=True)
+    running = f"profile {profile.name} is already being run by process {{}}; wait for it or stop it"
+    # a run with another folder of runs must not promote into the same figures meanwhile
+    filling = f"{figures} is being filled by a run with another ENTITYCLIP_RUNS; wait for it"
+    with _held(lock, running), _held(figures, filling):
+        lock.write_text(str(os.getpid()), encoding="utf-8")
+        if recover(journal_in(runs)):
+            print("undid what a killed run had half put in place", file=sys.stderr)
+        yield
 
 
 @contextlib.contextmanager
-def _holding(figures: Path) -> Iterator[None]:
-    """A run with another folder of runs must not promote into the same figures meanwhile."""
-    figures.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(figures, os.O_RDONLY)
+def _held(path: Path, refused: str) -> Iterator[None]:
+    """Hold a folder, or a file that is made as needed; InUse if another process does."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InUse(
-                f"{figures} is being filled by a run with another ENTITYCLIP_RUNS; wait for it"
-            ) from error
+        except BlockingIOError as error:
+            said = path.read_text(encoding="utf-8") if path.is_file() else ""
+            raise InUse(refused.format(said)) from error
         yield
     finally:
         os.close(descriptor)  # and so unlocks
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM came. A KeyboardInterrupt, so that asyncio passes it on at once."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
 
 
 @contextlib.contextmanager

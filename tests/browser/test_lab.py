@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from entityclip.config import REPOSITORY
-from entityclip.reproduce.notebook import find_notebooks
+from entityclip.reproduce.plan import find_notebooks
 from tests.browser.lab import (
     NOTEBOOKS,
     find_chromium,

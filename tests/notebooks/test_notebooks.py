@@ -14,8 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from nbval.plugin import find_comment_markers
 
 from entityclip.config import REPOSITORY
-from entityclip.reproduce.notebook import find_notebooks
-from entityclip.reproduce.plan import ReproduceError, check_parameters
+from entityclip.reproduce.plan import ReproduceError, check_parameters, find_notebooks
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 SHIPPED = sorted(NOTEBOOKS.glob("*.ipynb"))

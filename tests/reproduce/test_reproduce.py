@@ -14,7 +14,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entityclip.config import load_profile, parse_settings
 from entityclip.reproduce import __main__, notebook
-from entityclip.reproduce.notebook import Folders, run_key
+from entityclip.reproduce import chain as chaining
+from entityclip.reproduce.notebook import run_key
+from entityclip.reproduce.plan import Plan
 from entityclip.reproduce.staging import promote
 
 PARAMETERS = 'profile = "smoke"\nseed = None\noutput_dir = ""\nsettings = {}  # e.g. a=b'
@@ -74,17 +76,16 @@ def ran(monkeypatch):
     """Replace papermill by a copy and a figure; returns the list of notebooks that 'ran'."""
     names = []
 
-    def execute(notebook, parameters, folders, timeout, bar):
+    def execute(notebook, plan, *, bar):
         names.append(notebook.stem)
-        stage = folders.staging(notebook.stem)
+        stage = plan.staging(notebook.stem)
         shutil.rmtree(stage, ignore_errors=True)
         (stage / "figures").mkdir(parents=True)
         shutil.copy(notebook, stage)
         for letter in "ab":
             (stage / "figures" / f"{notebook.stem}_{letter}.csv").write_text(f"{len(names)}")
-        return stage
 
-    monkeypatch.setattr(__main__, "execute", execute)
+    monkeypatch.setattr(chaining, "execute", execute)
     return names
 
 
@@ -294,13 +295,14 @@ def test_stored_outputs_do_not_count(chain, ran):
 
 def test_key_covers_seed_settings_package_and_versions(house, tmp_path, monkeypatch):
     notebook = write_notebook(house.notebooks, "00_a", "1")
-    folders = Folders(house.notebooks, house.runs, house.figures)
     package = tmp_path / "package" / "sub"
     package.mkdir(parents=True)
     (package / "module.py").write_text("a = 1")
 
     def key(**overrides):
-        return run_key(notebook, load_profile("smoke", **overrides), folders)
+        profile = load_profile("smoke", **overrides)
+        plan = Plan(profile, {}, [notebook], house.notebooks, house.runs, house.figures)
+        return run_key(notebook, plan)
 
     keys = [key(), key(seed=5), key(settings={"finetuning": {"epochs": 3}})]
     monkeypatch.setattr(metadata, "version", lambda name: "0")
@@ -387,7 +389,7 @@ def test_first_promotion_that_fails_leaves_nothing(tmp_path):
     blocked.mkdir()
     pairs = [(tmp_path / "new", tmp_path / "out" / "a"), (tmp_path / "absent", blocked / "b")]
     with pytest.raises(FileNotFoundError):
-        promote(pairs)
+        promote(pairs, tmp_path / "journal")
     assert list((tmp_path / "out").iterdir()) == list(blocked.iterdir()) == []
 
 
@@ -402,7 +404,7 @@ def test_leftover_of_a_killed_promotion_is_no_backup(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="Input/output"):
-        promote([(source, target)])
+        promote([(source, target)], tmp_path / "journal")
     assert list(target.parent.iterdir()) == []
 
 

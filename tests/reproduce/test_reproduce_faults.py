@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from entityclip.reproduce import __main__
+from entityclip.reproduce import chain as chaining
 from entityclip.reproduce.staging import promote, recover
 from tests.reproduce.test_reproduce import (  # noqa: F401
     SPOIL,
@@ -120,7 +120,7 @@ def test_killed_while_promoting(chain, ran, monkeypatch, capsys, after):  # noqa
     def broken(*_):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(__main__, "execute", broken)  # so that what is seen was recovered
+    monkeypatch.setattr(chaining, "execute", broken)  # so that what is seen was recovered
     assert chain.main("--profile", "smoke", "--force", "--only", "00_a") == 1
     left = ("staging", ".reproduce.json.")  # the second: killed while writing the report
     found = everything(chain.runs).items()
@@ -230,7 +230,7 @@ def test_no_room_to_start(chain, ran, monkeypatch, capsys):  # noqa: F811
     def full(*_, **__):
         raise OSError(28, "No space left on device", "staging")
 
-    monkeypatch.setattr(__main__, "execute", full)
+    monkeypatch.setattr(chaining, "execute", full)
     assert chain.main("--profile", "smoke", "--force") == 1
     assert "00_a failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
     assert chain.statuses() == {"00_a": "failed", "01_b": "skipped", "02_c": "skipped"}
@@ -242,13 +242,13 @@ def test_no_room_to_start(chain, ran, monkeypatch, capsys):  # noqa: F811
 
 @pytest.mark.parametrize("change", ["torn", "gone"])
 def test_a_notebook_spoilt_during_the_run(chain, ran, monkeypatch, capsys, change):  # noqa: F811
-    real, path = __main__.execute, chain.notebooks / "01_b.ipynb"
+    real, path = chaining.execute, chain.notebooks / "01_b.ipynb"
 
-    def execute(notebook, *rest):
+    def execute(notebook, plan, *, bar):
         path.write_text("{") if change == "torn" else path.unlink()
-        return real(notebook, *rest)
+        real(notebook, plan, bar=bar)
 
-    monkeypatch.setattr(__main__, "execute", execute)
+    monkeypatch.setattr(chaining, "execute", execute)
     assert chain.main("--profile", "smoke", "--force") == 1
     assert chain.statuses() == {"00_a": "done", "01_b": "failed", "02_c": "skipped"}
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "failed" in x]
@@ -258,17 +258,17 @@ def test_a_notebook_spoilt_during_the_run(chain, ran, monkeypatch, capsys, chang
 
 def test_two_folders_of_runs_do_not_share_figures(house, ran, monkeypatch, capsys):  # noqa: F811
     write_notebook(house.notebooks, "00_a", "1")
-    real, codes = __main__.execute, []
+    real, codes = chaining.execute, []
 
-    def meanwhile(*arguments):
+    def meanwhile(*arguments, **options):
         if not codes:
             codes.append(None)
             with monkeypatch.context() as patch:
                 patch.setenv("ENTITYCLIP_RUNS", str(house.runs / "others"))
                 codes[0] = house.main("--profile", "demo")
-        return real(*arguments)
+        real(*arguments, **options)
 
-    monkeypatch.setattr(__main__, "execute", meanwhile)
+    monkeypatch.setattr(chaining, "execute", meanwhile)
     assert house.main("--profile", "demo") == 0
     assert codes == [2]
     assert "is being filled by a run with another ENTITYCLIP_RUNS" in capsys.readouterr().err
