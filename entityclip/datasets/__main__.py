@@ -10,19 +10,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from entityclip.config import runs_folder
-from entityclip.datasets import DATASETS, DRAWN, LOADERS
-from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest, record_pairs
+from entityclip.datasets import DATASETS, DRAWN
+from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
 from entityclip.files import atomic_write_text, cores
 
+# (summaries of the splits, folder) -> the files of the figure drawn there
+Draw = Callable[[list, Path], list[Path]]
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status."""
-    options = _parser().parse_args(arguments)
+
+def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
+    """Run a command; the exit status. A summary's figure is `draw`'s, none without it."""
+    options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    options.draw = draw
     unknown = sorted(set(options.splits or ()) - set(DATASETS[options.dataset]))
     if unknown:
         known = ", ".join(DATASETS[options.dataset])
@@ -54,62 +58,48 @@ def _verify(options: argparse.Namespace, entry: Entry) -> int:
     print(result)
     atomic_write_text(options.out / "verify.json", result.as_json())
     print(f"written to {options.out / 'verify.json'}")
-    if options.record and result.ok:
-        counts = {row["split"]: row["pairs"] for row in result.splits}
-        filled = record_pairs(options.dataset, counts, options.manifest)
-        print(f"{options.manifest.name}: filled {', '.join(filled) or 'nothing, no null was left'}")
-    elif options.record:
-        print("nothing recorded: mend the problems first")
     return 0 if result.ok else 1
 
 
 def _summary(options: argparse.Namespace, entry: Entry) -> int:
     from entityclip.datasets.care import summarise, summary_table
-    from entityclip.reporting.charts import draw_summary
 
-    summaries = summarise(
+    parts = summarise(
         options.dataset, options.root, splits=options.splits, pictures=options.pictures
     )
-    table = summary_table(summaries)
+    table = summary_table(parts)
     print(f"{entry.title}: {entry.about}\n\n{table.T.to_string(header=False)}")
-    try:
-        from entityclip.reporting.style import save_figure, save_table
-    except ImportError as error:
-        print(f"no figure: {error.name} is missing; pip install 'entityclip[notebooks]'")
-        return 0
-    written = [
-        *save_figure(draw_summary(summaries), options.out, "summary"),
-        save_table(table, options.out, "summary"),
-    ]
+    written = [options.out / "summary.csv"]
+    atomic_write_text(written[0], table.to_csv(index=False))
+    if options.draw is not None:
+        written += options.draw(parts, options.out)
     print("written to " + ", ".join(str(path) for path in written))
     return 0
 
 
 def _prepare(options: argparse.Namespace, entry: Entry) -> int:
+    from entityclip.datasets.care import found_splits
     from entityclip.datasets.prepare import PrepareOptions, prepare
 
     if options.dataset in DRAWN:
         raise ValueError(f"{options.dataset} is drawn at any size; there is nothing to prepare")
+    splits = options.splits or [s for s, x in entry.splits.items() if not x.contains_others]
     tables = []
-    for split in options.splits or DATASETS[options.dataset]:
-        if options.splits or not entry.splits[split].contains_others:
-            try:
-                table, report = LOADERS[options.dataset](options.root, split)
-            except FileNotFoundError:
-                if options.splits:
-                    raise
-                continue  # a set may be fetched in parts
-            print(f"{split}: {report}")
-            tables.append(table)
+    required = options.splits is not None
+    for split, table, report in found_splits(
+        options.dataset, options.root, splits, required=required
+    ):
+        print(f"{split}: {report}")
+        tables.append(table)
     chosen = PrepareOptions(options.side, options.quality, options.lossless, options.shard_pictures)
+    out = options.out / "prepared"
     manifest = prepare(
-        options.dataset, tables, options.out / "prepared", chosen, workers=options.workers,
+        options.dataset, tables, out, chosen, workers=options.workers,
         max_broken=options.max_broken, progress=not options.quiet,
     )  # fmt: skip
     print(
-        f"{manifest['pictures']} pictures in {len(manifest['shards'])} shards below "
-        f"{options.out / 'prepared'}, {len(manifest['broken'])} broken left out, fingerprint "
-        f"{manifest['fingerprint']}"
+        f"{manifest['pictures']} pictures in {len(manifest['shards'])} shards below {out}, "
+        f"{len(manifest['broken'])} broken left out, fingerprint {manifest['fingerprint']}"
     )
     return 0
 
@@ -131,25 +121,24 @@ def _entry(options: argparse.Namespace) -> Entry:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="entityclip data", description=__doc__.split("\n\n")[1])
     commands = parser.add_subparsers(required=True, metavar="verify|summary|prepare")
-    for name, run in (("verify", _verify), ("summary", _summary), ("prepare", _prepare)):
-        command = commands.add_parser(name)
-        command.set_defaults(run=run)
-        command.add_argument("dataset", choices=DATASETS)
-        command.add_argument("--root", type=Path, help="the folder the data set lies in")
-        command.add_argument("--splits", nargs="+", help="only these; default: all found")
-        command.add_argument("--out", type=Path, help="default: runs/data/DATASET")
-        command.add_argument("--workers", type=int, default=cores())
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-        command.add_argument("--manifest", type=Path, default=MANIFEST)
-        if name == "verify":
-            command.add_argument("--record", action="store_true", help="fill the manifest's nulls")
-            command.add_argument("--no-pictures", action="store_true", help="don't decode them")
-        elif name == "summary":
-            command.add_argument("--pictures", type=int, default=500, help="sampled for their size")
-        else:
-            command.add_argument("--side", type=int, default=256, help="shorter side, pixels")
-            command.add_argument("--quality", type=int, default=90, help="of the JPEGs")
-            command.add_argument("--lossless", action="store_true", help="PNG instead of JPEG")
-            command.add_argument("--shard-pictures", type=int, default=1000)
-            command.add_argument("--max-broken", type=float, default=0.01, help="largest share")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("dataset", choices=DATASETS)
+    common.add_argument("--root", type=Path, help="the folder the data set lies in")
+    common.add_argument("--splits", nargs="+", help="only these; default: all found")
+    common.add_argument("--out", type=Path, help="default: runs/data/DATASET")
+    common.add_argument("--workers", type=int, default=cores())
+    common.add_argument("--quiet", action="store_true", help="no progress bar")
+    common.add_argument("--manifest", type=Path, default=MANIFEST)
+    verify, summary, prepare = (commands.add_parser(name, parents=[common])
+                                for name in ("verify", "summary", "prepare"))  # fmt: skip
+    verify.set_defaults(run=_verify)
+    verify.add_argument("--no-pictures", action="store_true", help="don't decode them")
+    summary.set_defaults(run=_summary)
+    summary.add_argument("--pictures", type=int, default=500, help="sampled for their size")
+    prepare.set_defaults(run=_prepare)
+    prepare.add_argument("--side", type=int, default=256, help="shorter side, pixels")
+    prepare.add_argument("--quality", type=int, default=90, help="of the JPEGs")
+    prepare.add_argument("--lossless", action="store_true", help="PNG instead of JPEG")
+    prepare.add_argument("--shard-pictures", type=int, default=1000)
+    prepare.add_argument("--max-broken", type=float, default=0.01, help="largest share")
     return parser

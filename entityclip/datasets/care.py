@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,15 @@ from entityclip.datasets.reading import inside
 from entityclip.datasets.table import PairTable, Report
 from entityclip.files import atomic_write_text
 
+_WINDOW = 512  # pictures in flight: bounds memory on a million
+_CAPTIONS = 20_000  # of a split that a summary looks at
 
-@dataclass(frozen=True)
-class Overlap:
+# runs of capitalised words, joined by "of", "the" … as in "Bank of England"
+_NAME = r"[^\W\d_a-z][\w'’.-]*"
+_NAMES = re.compile(rf"\b{_NAME}(?:\s+(?:(?:of|the|de|da|van|von|al)\s+)*{_NAME})*")
+
+
+class Overlap(NamedTuple):
     """What stands in both of two splits, in numbers of distinct values, with the first few ids."""
 
     first: str
@@ -63,17 +69,11 @@ def overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[Overlap]:
     return found
 
 
-def _hashes(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """64-bit hashes of ids, pictures and captions, [n] uint64 each."""
-    out = np.empty((3, len(pairs)), np.uint64)
-    for row, pair in enumerate(pairs):
-        for kind, text in enumerate((pair.id, pair.image_key, pair.caption)):
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            out[kind, row] = int.from_bytes(digest, "big")
-    return out[0], out[1], out[2]
-
-
-_WINDOW = 512  # pictures in flight: bounds memory on a million
+def _hashes(pairs: Sequence[Pair]) -> np.ndarray:
+    """64-bit hashes of ids, pictures and captions, [3, n] uint64."""
+    texts = ([pair.id, pair.image_key, pair.caption] for pair in pairs)
+    digests = (blake2b(text.encode(), digest_size=8).digest() for row in texts for text in row)
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 3).T
 
 
 @dataclass
@@ -99,12 +99,10 @@ class Verification:
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
-        tables = (
-            ("Layout", self.layout), ("Splits", self.splits), ("Checksums", self.checksums),
-        )  # fmt: skip
+        tables = {"Layout": self.layout, "Splits": self.splits, "Checksums": self.checksums}
         parts = [
             f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
-            for title, rows in tables
+            for title, rows in tables.items()
             if rows
         ]
         parts.append(f"{self.pictures} pictures decoded, {len(self.broken)} broken")
@@ -150,10 +148,7 @@ def verify(
         return result
     annotations = [path for line in entry.layout for path in _check_layout(result, root, line)]
     tables = _check_splits(result, entry, root, splits)
-    separate = {
-        name: table for name, table in tables.items() if not entry.splits[name].contains_others
-    }
-    result.notes += [str(overlap) for overlap in overlaps(separate)]
+    result.notes += [str(overlap) for overlap in _shared(tables, entry)]
     sums = {path.relative_to(root).as_posix(): _sha256(path) for path in annotations}
     if pictures and tables:
         sums["all pictures"] = _check_pictures(result, tables.values(), workers, progress)
@@ -233,7 +228,7 @@ def _check_pictures(
 ) -> str:
     """Decode every distinct picture; one sha256 of all their names and contents."""
     places = {name: table.root for table in tables for name in table.image_names}
-    names, digest = sorted(places), hashlib.sha256()
+    names, digest = sorted(places), sha256()
     bar = tqdm(total=len(names), desc="pictures", unit="picture", disable=not progress)
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
         for start in range(0, len(names), _WINDOW):
@@ -261,7 +256,7 @@ def _check_picture(path: Path) -> tuple[str, str | None]:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> None:
@@ -285,73 +280,54 @@ def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> Non
         atomic_write_text(record, json.dumps({**sums, **known}, indent=1) + "\n")
 
 
-_NAME = r"[^\W\d_a-z][\w'’.-]*"
-
-
-# runs of capitalised words, joined by "of", "the" … as in "Bank of England"
-_NAMES = re.compile(rf"\b{_NAME}(?:\s+(?:(?:of|the|de|da|van|von|al)\s+)*{_NAME})*")
-
-
 @dataclass
 class SplitSummary:
     """One split: what its load left out, and one value a (sampled) pair."""
 
     split: str
-    pairs: int
+    loaded: Sequence[Pair]
     report: Report
     words: np.ndarray  # [n] words a caption
     names: np.ndarray  # [n] runs of capitalised words a caption, see `count_names`
     sizes: np.ndarray  # [m, 2] width and height in pixels of the readable pictures sampled
     broken: int  # of the pictures sampled
     samples: list[Pair]  # up to 8 of those whose pictures are readable
-    loaded: Sequence[Pair]  # all of them
-
-    def row(self) -> dict[str, float | int | str]:
-        """This split's line of the table."""
-        low, median, high = np.percentile(self.words, [5, 50, 95])
-        width, height = np.median(self.sizes, axis=0) if len(self.sizes) else (np.nan, np.nan)
-        return {
-            "split": self.split,
-            "pairs": self.pairs,
-            **asdict(self.report),
-            "words_p5": low,
-            "words_median": median,
-            "words_p95": high,
-            "names_mean": float(self.names.mean()),
-            "pictures_sampled": len(self.sizes) + self.broken,
-            "pictures_broken": self.broken,
-            "width_median": width,
-            "height_median": height,
-        }
 
 
 def summarise(
-    dataset: str,
-    root: Path | None,
-    *,
-    splits: Sequence[str] | None = None,
-    limit: int = 20_000,
-    pictures: int = 500,
-    seed: int = 0,
+    dataset: str, root: Path | None, *, splits: Sequence[str] | None = None, pictures: int = 500
 ) -> list[SplitSummary]:
-    """Every split found below root: captions of `limit` pairs, sizes of `pictures` of them.
+    """Every split found below root: captions of up to 20,000 pairs, sizes of `pictures` of them.
 
     Splits whose files are missing are passed over unless `splits` names them. Raises ValueError and
     OSError as the loaders do, and FileNotFoundError where no split is found.
     """
-    found = []
-    for split in splits or DATASETS[dataset]:
-        try:
-            pairs, report = _load(dataset, split, root, limit)
-        except FileNotFoundError:
-            if splits:
-                raise
-            continue
-        if len(pairs):
-            found.append(_summary(split, pairs, report, limit, pictures, seed))
+    loaded = found_splits(dataset, root, splits or DATASETS[dataset], required=bool(splits))
+    found = [_summary(*split, pictures) for split in loaded if len(split[1])]
     if not found:
         raise FileNotFoundError(f"no usable split of {dataset} below {root}; run verify to see why")
     return found
+
+
+def found_splits(
+    dataset: str, root: Path | None, splits: Sequence[str], *, required: bool
+) -> Iterator[tuple[str, Sequence[Pair], Report]]:
+    """Each split with its pairs and what was left out; unless `required`, missing ones are not.
+
+    Of a drawn data set, no more pairs than are looked at.
+    """
+    for split in splits:
+        if dataset in DRAWN:
+            size = DRAWN[dataset].size(split)
+            yield split, DRAWN[dataset].pairs(split, min(_CAPTIONS, size)), Report(rows=size)
+            continue
+        try:
+            pairs, report = LOADERS[dataset](root, split)
+        except FileNotFoundError:
+            if required:
+                raise
+            continue  # a set may be fetched in parts
+        yield split, pairs, report
 
 
 def count_names(caption: str) -> int:
@@ -367,33 +343,32 @@ def count_names(caption: str) -> int:
 
 def summary_table(summaries: Sequence[SplitSummary]) -> pd.DataFrame:
     """One row a split."""
-    return pd.DataFrame([summary.row() for summary in summaries])
+    rows = []
+    for part in summaries:
+        low, median, high = np.percentile(part.words, [5, 50, 95])
+        width, height = np.median(part.sizes, axis=0) if len(part.sizes) else (np.nan, np.nan)
+        rows.append({
+            "split": part.split, "pairs": len(part.loaded), **asdict(part.report),
+            "words_p5": low, "words_median": median, "words_p95": high,
+            "names_mean": float(part.names.mean()),
+            "pictures_sampled": len(part.sizes) + part.broken, "pictures_broken": part.broken,
+            "width_median": width, "height_median": height,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def shared_rows(summaries: Sequence[SplitSummary], entry: Entry) -> list[Overlap]:
     """What the splits share that should share nothing; `entry` says which contain one another."""
-    separate = {
-        summary.split: summary.loaded
-        for summary in summaries
-        if not entry.splits[summary.split].contains_others
-    }
-    return overlaps(separate)
+    return _shared({part.split: part.loaded for part in summaries}, entry)
 
 
-def _load(dataset: str, split: str, root: Path | None, limit: int) -> tuple[Sequence[Pair], Report]:
-    if dataset in DRAWN:
-        size = DRAWN[dataset].size(split)
-        return DRAWN[dataset].pairs(split, min(limit, size)), Report(rows=size)
-    if root is None:
-        raise ValueError(f"{dataset} needs the folder it lies in: give --root")
-    return LOADERS[dataset](root, split)
+def _shared(loaded: Mapping[str, Sequence[Pair]], entry: Entry) -> list[Overlap]:
+    return overlaps({k: v for k, v in loaded.items() if not entry.splits[k].contains_others})
 
 
-def _summary(
-    split: str, pairs: Sequence[Pair], report: Report, limit: int, pictures: int, seed: int
-) -> SplitSummary:
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    chosen = [pairs[int(row)] for row in order[:limit]]
+def _summary(split: str, pairs: Sequence[Pair], report: Report, pictures: int) -> SplitSummary:
+    order = np.random.default_rng(0).permutation(len(pairs))
+    chosen = [pairs[int(row)] for row in order[:_CAPTIONS]]
     sizes, broken, samples = [], 0, []
     for pair in chosen[:pictures]:
         try:
@@ -402,14 +377,7 @@ def _summary(
             broken += 1
         else:
             samples = [*samples, pair][:8]
-    return SplitSummary(
-        split,
-        len(pairs),
-        report,
-        np.array([len(pair.caption.split()) for pair in chosen]),
-        np.array([count_names(pair.caption) for pair in chosen]),
-        np.array(sizes).reshape(-1, 2),
-        broken,
-        samples,
-        pairs,
-    )
+    words = np.array([len(pair.caption.split()) for pair in chosen])
+    names = np.array([count_names(pair.caption) for pair in chosen])
+    sizes = np.array(sizes).reshape(-1, 2)
+    return SplitSummary(split, pairs, report, words, names, sizes, broken, samples)

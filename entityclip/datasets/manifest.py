@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from entityclip.config import REPOSITORY
-from entityclip.files import atomic_write_text
 
 MANIFEST = REPOSITORY / "data_manifest.yaml"
 
@@ -113,25 +112,14 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(name for part in plain for name in expand(part)))
 
 
-def record_pairs(dataset: str, counts: dict[str, int], path: Path = MANIFEST) -> list[str]:
-    """Write counted pairs where the manifest has null; the splits filled.
+def missing_files(dataset: str, root: Path) -> list[str]:
+    """The patterns that the manifest requires of a data set and that fit no file below `root`.
 
-    Comments and everything else keep their bytes; a number that stands there is never changed.
+    Whether what is there is whole, ``entityclip data verify`` says.
     """
-    load_manifest(path)
-    text = path.read_text(encoding="utf-8")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    edits, filled = [], []
-    for split, count in counts.items():
-        found = _find(node, ("datasets", dataset, "splits", split, "pairs"))
-        if found is not None and found.tag == "tag:yaml.org,2002:null":
-            edits.append((found.start_mark.index, found.end_mark.index, str(count)))
-            filled.append(split)
-    for start, end, count in sorted(edits, reverse=True):
-        text = text[:start] + count + text[end:]
-    if edits:
-        atomic_write_text(path, text)
-    return filled
+    required = [line.path for line in load_manifest().datasets[dataset].layout if line.required]
+    # the first match is enough: a folder may hold a million pictures
+    return [path for path in required if not any(any(root.glob(p)) for p in expand(path))]
 
 
 def _explain(error: ValidationError, node: yaml.Node, name: str) -> str:
@@ -143,27 +131,18 @@ def _explain(error: ValidationError, node: yaml.Node, name: str) -> str:
             message = "there is no such field"
         elif item["type"] not in ("missing", "value_error"):
             message += f" (got {item['input']!r})"
-        line = _nearest(node, item["loc"]).start_mark.line + 1
-        lines.append(f"{name}, line {line}: {where}: {message}")
+        lines.append(f"{name}, line {_line(node, item['loc'])}: {where}: {message}")
     return "\n".join(lines)
 
 
-def _nearest(node: yaml.Node, location: tuple[int | str, ...]) -> yaml.Node:
-    """The node at a location, or the deepest one above it that exists."""
-    for length in range(len(location), 0, -1):
-        found = _find(node, location[:length])
-        if found is not None:
-            return found
-    return node
-
-
-def _find(node: yaml.Node, location: tuple[int | str, ...]) -> yaml.Node | None:
+def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
+    """Where the node at a location stands, or the deepest one above it that exists."""
     for part in location:
         children = dict(_children(node))
         if part not in children:
-            return None
+            break
         node = children[part]
-    return node
+    return node.start_mark.line + 1
 
 
 def _children(node: yaml.Node) -> Iterator[tuple[Any, yaml.Node]]:
@@ -184,45 +163,3 @@ def _refuse_repeated(node: yaml.Node, name: str) -> None:
             seen.add(str(key.value))
     for _, child in _children(node):
         _refuse_repeated(child, name)
-
-
-def find_datasets(folder: str | Path | None, manifest: Manifest | None = None) -> dict[str, Path]:
-    """The downloaded data sets in `folder` itself, else in folders directly below it: name → root.
-
-    A data set is there if every required line of its layout fits at least one file; whether it is
-    whole is for ``verify`` to say. None, as `data_root` is by default, holds none.
-
-    Raises FileNotFoundError for a folder that does not exist, and ValueError where two folders hold
-    the same data set.
-    """
-    if folder is None:
-        return {}
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; set `data_root` to where the data lie")
-    manifest = manifest or load_manifest()
-    found = _in(folder, manifest)
-    if found:
-        return dict.fromkeys(found, folder)
-    roots: dict[str, Path] = {}
-    for below in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for name in _in(below, manifest):
-            if name in roots:
-                raise ValueError(
-                    f"{roots[name]} and {below} both hold {name}; set `data_root` to one of them"
-                )
-            roots[name] = below
-    return {name: roots[name] for name in manifest.datasets if name in roots}
-
-
-def _in(root: Path, manifest: Manifest) -> list[str]:
-    return [
-        name
-        for name, entry in manifest.datasets.items()
-        if entry.layout and all(_fits(root, x.path) for x in entry.layout if x.required)
-    ]
-
-
-def _fits(root: Path, pattern: str) -> bool:
-    # the first match is enough: a folder may hold a million pictures
-    return any(next(root.glob(plain), None) is not None for plain in expand(pattern))

@@ -19,14 +19,9 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow's own line for a decompression bomb (Image.MAX_IMAGE_PIXELS)
 
-
 # no EPS or PSD: Pillow hands EPS to Ghostscript, and data must never run code
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-
-
 _ORIENTATION = 0x0112  # EXIF tag
-
-
 _DRAFT_MARGIN = 1.5  # a drafted JPEG keeps this many times the pixels a side that are asked for
 
 

@@ -24,7 +24,6 @@ from entityclip.files import atomic_write_bytes, atomic_write_text
 
 MANIFEST = "prepared.json"
 FORMAT_VERSION = 1
-
 _log = logging.getLogger(__name__)
 
 

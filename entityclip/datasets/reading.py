@@ -15,6 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+_CHUNK = 1 << 22  # bytes of JSON read at once
+_MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
+_NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
+_MAX_FIELD = 1 << 24  # characters the csv module takes as one field
+
 # ----------------------------------------------------------------------------------------- paths
 
 
@@ -82,8 +87,7 @@ class Row:
     def __init__(self, values: Any, path: Path, number: int) -> None:
         self.values, self.path, self.number = values, path, number
         if not isinstance(values, dict):
-            got = type(values).__name__
-            raise ValueError(f"{path}, row {number}: expected an object, got {got}")
+            raise ValueError(f"{self}: expected an object, got {type(values).__name__}")
 
     def __str__(self) -> str:
         return f"{self.path}, row {self.number}"
@@ -101,9 +105,7 @@ class Row:
     def id(self, field: str) -> str:
         """A text or whole number that names the row."""
         value = str(self._get(field, (str, int)))
-        if not value.strip():
-            self.fail(field, "is empty")
-        return value
+        return value if value.strip() else self.fail(field, "is empty")
 
     def name(self, field: str) -> str:
         """An id that can stand as a file's name: one part, not hidden, no way out of a folder."""
@@ -122,9 +124,7 @@ class Row:
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise ValueError naming file, row and field."""
-        raise ValueError(
-            f"{self.path}, row {self.number}: field {field!r} {problem}; mend or delete the row"
-        )
+        raise ValueError(f"{self}: field {field!r} {problem}; mend or delete the row")
 
     def _get(self, field: str, kinds: tuple[type, ...], *, required: bool = True) -> Any:
         value = self.values.get(field)
@@ -132,21 +132,10 @@ class Row:
             return value
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
         got = type(value).__name__ if field in self.values else "nothing"
-        raise ValueError(
-            f"{self.path}, row {self.number}: field {field!r} must be {wanted}, got {got}"
-        )
+        self.fail(field, f"must be {wanted}, got {got}")
 
 
-_CHUNK = 1 << 22  # bytes read at once
-
-
-_MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
-
-
-_NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
-
-
-_SPACE = " \t\r\n"
+# ------------------------------------------------------------------------------------------ JSON
 
 
 def iter_rows(path: Path, key: str | None = None) -> Iterator[Any]:
@@ -157,28 +146,25 @@ def iter_rows(path: Path, key: str | None = None) -> Iterator[Any]:
     """
     text = _Text(path)
     if key is None:
-        text.expect("[", "list")
         yield from text.elements()
-        text.end()
-        return
-    found = False
-    text.expect("{", "dict")
-    for name in text.names():
-        if name != key:
-            text.value()
-            continue
-        found = True
-        text.expect("[", "list", f" under {key!r}")
-        yield from text.elements()
+    else:
+        found = False
+        for name in text.names():
+            if name == key:
+                found = True
+                yield from text.elements(f" under {key!r}")
+            else:
+                text.value()
+        if not found:
+            raise ValueError(
+                f"{path} has no {key!r}; expected an object with a list under that key"
+            )
     text.end()
-    if not found:
-        raise ValueError(f"{path} has no {key!r}; expected an object with a list under that key")
 
 
 def iter_entries(path: Path) -> Iterator[tuple[str, Any]]:
     """The (key, value) pairs of the object a file holds. Raises ValueError as `iter_rows` does."""
     text = _Text(path)
-    text.expect("{", "dict")
     for name in text.names():
         yield name, text.value()
     text.end()
@@ -208,62 +194,27 @@ class _Text:
         self._json = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_unique)
         self._buffer, self._at, self._ended = "", 0, False
 
-    def peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
-        while True:
-            while self._at < len(self._buffer):
-                if self._buffer[self._at] not in _SPACE:
-                    return self._buffer[self._at]
-                self._at += 1
-            if self._ended:
-                return ""
-            self._fill()
-
-    def expect(self, bracket: str, kind: str, where: str = "") -> None:
-        """Step over the bracket that opens a list or an object."""
-        got = self.peek()
-        if got != bracket:
-            if got and got in '[{"tfn-0123456789':
-                kinds = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool"}
-                hint = "; are these JSON lines? Make them one list" if got == "{" else ""
-                name = kinds.get(got, "null" if got == "n" else "number")
-                raise ValueError(f"{self.path} must hold a JSON {kind}{where}, got {name}{hint}")
-            self.fail("the file is empty" if not got else f"{got!r} begins no JSON value")
-        self._at += 1
-
-    def elements(self) -> Iterator[Any]:
-        """The values of a list up to its closing bracket."""
-        if self.peek() == "]":
-            self._at += 1
-            return
-        while True:
+    def elements(self, where: str = "") -> Iterator[Any]:
+        """The values of the list that begins here."""
+        for _ in self._members("[", "]", f"list{where}"):
             yield self.value()
-            self.count += 1
-            if self._closes("]"):
-                return
 
     def names(self) -> Iterator[str]:
-        """The keys of an object; the caller takes each value before the next key."""
+        """The keys of the object that begins here; the caller takes each value after its key."""
         seen: set[str] = set()
-        if self.peek() == "}":
-            self._at += 1
-            return
-        while True:
-            name = self.value() if self.peek() == '"' else self.fail("a key must be a string")
+        for _ in self._members("{", "}", "dict"):
+            name = self.value() if self._peek() == '"' else self.fail("a key must be a string")
             if name in seen:
                 raise ValueError(f"{self.path}: key {name!r} stands twice; keep one of the two")
             seen.add(name)
-            if self.peek() != ":":
+            if self._peek() != ":":
                 self.fail(f"':' is missing after key {name!r}")
             self._at += 1
             yield name
-            self.count += 1
-            if self._closes("}"):
-                return
 
     def value(self) -> Any:
         """The next JSON value, however many chunks it spans."""
-        self.peek()
+        self._peek()
         while True:
             try:
                 value, end = self._json.raw_decode(self._buffer, self._at)
@@ -285,7 +236,7 @@ class _Text:
 
     def end(self) -> None:
         """Close the file; nothing but white space may follow."""
-        if self.peek():
+        if self._peek():
             self.fail("more text follows the end")
         self._file.close()
 
@@ -296,14 +247,44 @@ class _Text:
             f"{self.path} is not JSON ({problem}, row {self.count}); fetch it again or mend it"
         ) from cause
 
-    def _closes(self, bracket: str) -> bool:
-        mark = self.peek()
-        if mark not in (",", bracket) or not mark:
-            self.fail(f"',' or {bracket!r} expected, got {mark or 'the end of the file'}")
+    def _members(self, opening: str, closing: str, kind: str) -> Iterator[None]:
+        """Step over the brackets and commas around members, each of which the caller reads."""
+        if self._peek() != opening:
+            self._refuse_other(kind)
         self._at += 1
-        if mark == "," and self.peek() == bracket:
-            self.fail("a comma stands before the end")
-        return mark == bracket
+        mark = ""
+        while mark != closing:
+            if self._peek() == closing:
+                if mark:
+                    self.fail("a comma stands before the end")
+                self._at += 1
+                return
+            yield
+            self.count += 1
+            mark = self._peek()
+            if not mark or mark not in ("," + closing):
+                self.fail(f"',' or {closing!r} expected, got {mark or 'the end of the file'}")
+            self._at += 1
+
+    def _refuse_other(self, kind: str) -> NoReturn:
+        got = self._peek()
+        if not got or got not in '[{"tfn-0123456789':
+            self.fail("the file is empty" if not got else f"{got!r} begins no JSON value")
+        kinds = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "null"}
+        hint = "; are these JSON lines? Make them one list" if got == "{" else ""
+        name = kinds.get(got, "number")
+        raise ValueError(f"{self.path} must hold a JSON {kind}, got {name}{hint}")
+
+    def _peek(self) -> str:
+        """The next character that is not white space, "" at the end."""
+        while True:
+            while self._at < len(self._buffer):
+                if self._buffer[self._at] not in " \t\r\n":
+                    return self._buffer[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._fill()
 
     def _fill(self) -> None:
         # as much again as is pending, so that a long value is not parsed anew for every chunk
@@ -317,7 +298,7 @@ class _Text:
         self._at = 0
 
 
-_MAX_FIELD = 1 << 24  # characters the csv module takes as one field
+# ------------------------------------------------------------------------------------------- CSV
 
 
 def csv_rows(

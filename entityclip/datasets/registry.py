@@ -40,7 +40,6 @@ DRAWN = {
     "newsroom-b": Drawn(outlet_b.newsroom_b_pairs, outlet_b.newsroom_b_size),
 }
 
-
 # every data set that lies in files: (root, split, limit=, seed=) -> pairs and what was left out
 LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
     "n24news": n24news.n24news_pairs,

@@ -20,7 +20,6 @@ from entityclip.datasets.pair import Pair
 from entityclip.datasets.reading import iter_entries, list_pictures
 
 _log = logging.getLogger(__name__)
-
 MAX_CAPTION = 100_000  # characters; what is longer is a swallowed file, not a caption
 
 

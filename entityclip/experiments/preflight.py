@@ -12,7 +12,7 @@ import torch
 
 from entityclip.config import Profile, Settings
 from entityclip.datasets import LOADERS
-from entityclip.datasets.manifest import find_datasets
+from entityclip.datasets.manifest import missing_files
 from entityclip.datasets.prepare import MANIFEST
 
 PACKAGES = ("matplotlib", "seaborn", "ipywidgets", "IPython")  # of the extra `notebooks`
@@ -73,15 +73,12 @@ def data_problems(settings: Settings) -> list[str]:
             f"settings.prepared: {settings.prepared} has no {MANIFEST}; "
             f"`entityclip data prepare {settings.dataset} --root {settings.data_root}` makes one"
         )
-    try:
-        found = find_datasets(settings.data_root)
-    except (OSError, ValueError) as error:
-        return [*problems, f"settings.data_root: {error}"]
-    if settings.dataset not in found:
-        command = f"entityclip data verify {settings.dataset} --root {settings.data_root}"
-        problems.append(
-            f"no {settings.dataset} in {settings.data_root}; `{command}` says what it lacks"
-        )
+    root = Path(settings.data_root).expanduser()
+    if not root.is_dir():
+        problems.append(f"settings.data_root: {root} is no folder; set it to where the data lie")
+    elif missing_files(settings.dataset, root):
+        command = f"entityclip data verify {settings.dataset} --root {root}"
+        problems.append(f"no {settings.dataset} in {root}; `{command}` says what it lacks")
     return problems
 
 

@@ -2,19 +2,21 @@
 
 import json
 
+import nbformat
+import pandas as pd
 import pytest
-import yaml
+from IPython.display import Image, Markdown
 
+from entityclip.config import REPOSITORY
 from entityclip.datasets import DATASETS, DRAWN, __main__
-from entityclip.datasets.care import count_names, summarise, summary_table
+from entityclip.datasets.care import count_names, shared_rows, summarise, summary_table
 from entityclip.datasets.manifest import (
     MANIFEST,
     ManifestError,
     expand,
     load_manifest,
-    record_pairs,
+    missing_files,
 )
-from entityclip.reporting.charts import draw_summary
 from tests.fixtures import layouts
 
 
@@ -102,17 +104,23 @@ def test_patterns_expand():
     assert expand("{x,new_{a,b}}.json") == ["x.json", "new_a.json", "new_b.json"]
 
 
-def test_recording_fills_nulls_and_changes_nothing_else(tmp_path):
-    path = tmp_path / "data_manifest.yaml"
-    path.write_text(MANIFEST.read_text())
-    assert record_pairs("n24news", {"train": 12, "val": 6}, path) == ["train", "val"]
-    assert record_pairs("n24news", {"train": 99}, path) == []
-    assert record_pairs("newsroom", {"train": 99}, path) == []
-    old, new = MANIFEST.read_text().split("\n"), path.read_text().split("\n")
-    assert len(old) == len(new)
-    assert sum(a != b for a, b in zip(old, new, strict=True)) == 2
-    splits = yaml.safe_load(path.read_text())["datasets"]["n24news"]["splits"]
-    assert [splits[name]["pairs"] for name in ("train", "val", "test")] == [12, 6, None]
+@pytest.mark.parametrize("name", layouts.BUILDERS)
+def test_what_a_folder_lacks_is_told_by_the_layout(name, tmp_path):
+    layouts.BUILDERS[name](tmp_path / "root")
+    assert missing_files(name, tmp_path / "root") == []
+    layout = load_manifest().datasets[name].layout
+    (tmp_path / "empty").mkdir()
+    required = [line.path for line in layout if line.required]
+    assert missing_files(name, tmp_path / "empty") == required
+
+
+def test_either_release_of_a_layout_and_a_part_of_it_are_enough(tmp_path):
+    layouts.visualnews(tmp_path / "a", origin=True)
+    layouts.goodnews(tmp_path / "b", official=False)
+    layouts.n24news(tmp_path / "c")
+    (tmp_path / "c" / "news" / "nytimes_train.json").unlink()  # verify says so
+    for name, folder in (("visualnews", "a"), ("goodnews", "b"), ("n24news", "c")):
+        assert missing_files(name, tmp_path / folder) == []
 
 
 # --------------------------------------------------------------------------------------- verify
@@ -154,13 +162,15 @@ def test_verify_finds_what_is_wrong(tmp_path, capsys):
     assert any("first verified" in problem for problem in verify(root, out)[1]["problems"])
 
 
-def test_verify_compares_with_the_manifest_and_records_into_it(tmp_path):
+def test_verify_compares_with_the_manifest(tmp_path):
     root, out = tmp_path / "root", tmp_path / "out"
     layouts.n24news(root)
     manifest = tmp_path / "data_manifest.yaml"
-    manifest.write_text(MANIFEST.read_text())
-    assert verify(root, out, "--record", "--manifest", manifest)[0] == 0
-    assert load_manifest(manifest).datasets["n24news"].splits["train"].pairs == 12
+    before, _, after = MANIFEST.read_text().partition("  n24news:")
+    manifest.write_text(
+        before + "  n24news:" + after.replace("train: {pairs: null}", "train: {pairs: 12}", 1)
+    )
+    assert verify(root, out, "--manifest", manifest)[0] == 0
     (root / "imgs" / "img-1.jpg").unlink()
     status, result = verify(root, out, "--manifest", manifest, "--no-pictures")
     assert status == 1
@@ -204,9 +214,11 @@ def test_the_newsroom_verifies_without_files(tmp_path):
 
 def test_summary_counts_and_draws(tmp_path, capsys):
     layouts.n24news(tmp_path / "root")
-    assert run("summary", "n24news", "--root", tmp_path / "root", "--out", tmp_path / "out") == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"summary.csv", "summary.png", "summary.svg"}
+    out, drawn = tmp_path / "out", []
+    arguments = ["summary", "n24news", "--root", str(tmp_path / "root"), "--out", str(out)]
+    assert __main__.main(arguments, lambda parts, folder: [drawn.append(parts) or folder]) == 0
+    assert pd.read_csv(out / "summary.csv")["split"].tolist() == ["train", "val", "test"]
+    assert [part.split for part in drawn[0]] == ["train", "val", "test"]
     assert "N24News" in capsys.readouterr().out
     summaries = summarise("n24news", tmp_path / "root", pictures=4)
     table = summary_table(summaries).set_index("split")
@@ -214,12 +226,22 @@ def test_summary_counts_and_draws(tmp_path, capsys):
     assert table.loc["train", "missing_pictures"] == 1
     assert table.loc["test", "width_median"] == 48
     assert len(summaries[0].samples) == 4  # of the pictures looked at
-    assert len(draw_summary(summaries).axes) == 3
 
 
 def test_summary_of_nothing_is_an_error(tmp_path, capsys):
     assert run("summary", "n24news", "--root", tmp_path, "--out", tmp_path / "out") == 1
     assert "no usable split of n24news" in capsys.readouterr().err
+
+
+def test_shared_rows_are_found_but_not_where_splits_contain_one_another(tmp_path):
+    layouts.visualnews(tmp_path)
+    entry = load_manifest().datasets["visualnews"]
+    assert shared_rows(summarise("visualnews", tmp_path), entry) == []
+    path = tmp_path / "test.json"
+    train = json.loads((tmp_path / "train.json").read_text())
+    path.write_text(json.dumps([*json.loads(path.read_text()), train[1], train[2]]))
+    [shared] = shared_rows(summarise("visualnews", tmp_path), entry)
+    assert (shared.first, shared.second, shared.ids, shared.pictures) == ("train", "test", 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +283,40 @@ def test_a_wrong_command_line_is_said(tmp_path, capsys):
     (tmp_path / "m.yaml").write_text("datasets: 3")
     assert run("verify", "newsroom", "--manifest", tmp_path / "m.yaml") == 1
     assert "line 1" in capsys.readouterr().err
+
+
+def run_cells(code, first, last, **parameters):
+    """What the cells show: the first two, whose parameters are set, and those from first to last.
+
+    In this process, whose imports a kernel of its own would have to repeat.
+    """
+    starts = [next(n for n, source in enumerate(code) if text in source) for text in (first, last)]
+    shown = []
+    names = {"display": shown.append}
+    exec(code[0], names)
+    names |= parameters
+    for source in [code[1], *code[starts[0] : starts[1] + 1]]:
+        exec(source, names)
+    return shown
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_notebook_00_has_a_section_for_data_in_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    layouts.n24news(tmp_path / "data")
+    # a picture that cannot be read is counted, and no sample
+    (tmp_path / "data" / "imgs" / "img-1.jpg").write_bytes(b"")
+    cells = nbformat.read(REPOSITORY / "notebooks" / "00_setup_and_data.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    settings = {"dataset": "n24news", "data_root": str(tmp_path / "data")}
+    settings |= {"pretraining": None, "pretrained": "none is read here"}
+    shown = run_cells(code, "LOADERS", "shared_rows(parts", settings=settings)
+    headings = [x.data.splitlines()[0] for x in shown if isinstance(x, Markdown)]
+    assert headings == ["### N24News"]
+    assert sum(isinstance(x, Image) for x in shown) == 2  # samples and histograms
+    (table,) = (x for x in shown if isinstance(x, pd.DataFrame))
+    assert table.loc["pairs"].tolist() == [12, 6, 6]
+    assert table.loc["pictures_broken"].iloc[0] == 1
+    assert "downloaded data sets found: n24news" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "runs" / "smoke" / "figures").glob("data_*")}
+    assert {"data_n24news.csv", "data_n24news.png"} <= written

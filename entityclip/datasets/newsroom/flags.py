@@ -17,11 +17,7 @@ from PIL import Image
 from entityclip.datasets.newsroom.canvas import Canvas, join, star, word
 
 RATIO = 1.5  # width over height of every tile
-
-
 _SUPERSAMPLING = 6  # then shrunk by averaging, which is the antialiasing
-
-
 _COUNTS = {5: "five", 9: "nine", 13: "thirteen"}
 
 

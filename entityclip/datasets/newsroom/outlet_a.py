@@ -28,35 +28,20 @@ from entityclip.datasets.pair import Pair
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_VERSION = 1
-
-
 CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
-
-
 _NAMING = 2  # of them, the first, name entities as captions of the entity splits do
-
 
 # split -> its share of the facts (entity splits) or of the combinations (generic and relations)
 _ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
-
-
 _GENERIC = {"generic": 0.8, "generic_val": 0.2}
-
-
 RELATION_SPLITS = {"relation_unlabelled": 0.6, "relation_train": 0.2, "relation_test": 0.2}
-
 
 # split of several captions a picture -> the entity split whose pictures it describes
 _CAPTIONS = {"captions_train": "train", "captions_val": "val", "captions_test": "test"}
-
-
 SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS, *RELATION_SPLITS)
-
 
 # where a stream of random numbers stands here is its seed: new names go to the end
 _STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise", *RELATION_SPLITS, "relations")
-
-
 _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
 
 

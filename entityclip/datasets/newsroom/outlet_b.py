@@ -26,11 +26,7 @@ from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS, capitalised,
 from entityclip.datasets.pair import Pair
 
 _SUPERSAMPLING = 4  # then shrunk by averaging, which is the antialiasing
-
-
 _INDOORS = frozenset({"courtroom", "concert"})
-
-
 _STREAM = 66  # sets these scenes' dice apart from style A's
 
 
@@ -200,7 +196,6 @@ _DRAWN: dict[str, Callable[[Stage], None]] = {
     "quarry": _quarry,
 }
 
-
 SCENES_B = tuple(_DRAWN)
 
 
@@ -272,18 +267,15 @@ EVENTS_B: dict[str, tuple[str, ...]] = {
     ),
 }
 
-
 _ROLES = (
     *("diplomats", "teams", "volunteers", "engineers", "lawyers", "artists"),
     *("campaigners", "scientists", "observers", "advisers", "crews", "executives"),
 )
 
-
 _VERBS = (
     *("seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend"),
     *("reopen", "fund", "shape", "challenge", "delay", "hail"),
 )
-
 
 _TIMES = (
     "this week",
@@ -294,9 +286,7 @@ _TIMES = (
     "again",
 )
 
-
 _DESKS = ("LIVE", "Analysis", "World briefing", "Update", "In brief", "Exclusive")
-
 
 _ENTITY = (
     "{desk}: {a} and {b} {verb} {event}",
@@ -336,24 +326,13 @@ def _side(rng: np.random.Generator, country: Country) -> str:
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_B_VERSION = 1
-
-
 _SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the facts
-
-
 SPLITS = tuple(_SHARES)
-
-
 _STREAMS = (*SPLITS, "facts", "grain")  # where a stream stands is its seed: new ones go to the end
-
-
 _GRAIN_FIELD = 96  # how many pixels the grain field is larger than a picture
-
 
 # a faded print: colours bleed into each other, shadows turn teal, highlights warm
 _TONE = np.array([[0.74, 0.07, 0.05], [0.1, 0.72, 0.1], [0.04, 0.09, 0.66]], np.float32)
-
-
 _LIFT = np.array([22, 26, 30], np.float32)
 
 

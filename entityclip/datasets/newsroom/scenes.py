@@ -15,13 +15,8 @@ from entityclip.datasets.newsroom.canvas import Canvas
 from entityclip.datasets.newsroom.countries import Country
 
 TIMES = ("day", "sunset", "night")
-
-
 TIMES_B = ("dawn", "rain", "dusk")  # of the drawn newsroom's style B
-
-
 _LAMPS_ON = frozenset({"night", "dusk"})
-
 
 _SKY = {  # colours at the top and at the horizon
     "day": ((88, 158, 226), (206, 230, 246)),
@@ -32,7 +27,6 @@ _SKY = {  # colours at the top and at the horizon
     "dusk": ((16, 50, 62), (178, 92, 104)),
 }
 
-
 _LIGHT = {
     "day": (1.0, 1.0, 1.0),
     "sunset": (0.95, 0.78, 0.7),
@@ -41,7 +35,6 @@ _LIGHT = {
     "rain": (0.74, 0.78, 0.78),
     "dusk": (0.52, 0.46, 0.52),
 }
-
 
 CLOTH_LIGHT = {
     "day": (1.0, 1.0, 1.0),
@@ -52,10 +45,7 @@ CLOTH_LIGHT = {
     "dusk": (0.84, 0.76, 0.78),
 }
 
-
 COATS = ("35495e", "7a3b3b", "4f6d4a", "8a6d3b", "5b4a7a", "2f6f73", "444444", "a0522d")
-
-
 SKIN = ("f1c9a5", "c68642", "8d5524", "e0ac69", "5c3a21")
 
 
@@ -118,8 +108,6 @@ def flagpole(country: Country, time: str, width: int) -> Image.Image:
 
 
 _SUPERSAMPLING = 4  # then shrunk by averaging, which is the antialiasing
-
-
 _CARGO = ("b5523b", "3e6b8a", "c9a24a", "5f7f5a", "8a8f98", "7a4a6a")
 
 
@@ -331,7 +319,6 @@ _DRAWN: dict[str, Callable[[Stage], None]] = {
     "railway": _railway,
     "wind farm": _wind_farm,
 }
-
 
 SCENES = tuple(_DRAWN)
 

@@ -18,7 +18,6 @@ from entityclip.datasets.newsroom.scenes import SCENES
 # every second country, so that each family of flags is split between both halves
 HELD_OUT_CAPITALS = frozenset(country.capital for country in COUNTRIES[1::2])
 
-
 EVENTS: dict[str, tuple[str, ...]] = {
     "summit": (
         "a leaders' summit",
@@ -86,7 +85,6 @@ EVENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-
 _SEEN: dict[str, tuple[str, str]] = {
     "summit": ("delegates around a long table", "people in suits at a table"),
     "match": ("a football pitch before a full stand", "players on a pitch by a goal"),
@@ -98,13 +96,11 @@ _SEEN: dict[str, tuple[str, str]] = {
     "wind farm": ("wind turbines on green hills", "white turbines above fields"),
 }
 
-
 _LIGHT: dict[str, tuple[str, str]] = {
     "day": ("in daylight", "on a clear day"),
     "sunset": ("at sunset", "under an orange sky"),
     "night": ("at night", "under a dark sky"),
 }
-
 
 _ROLES = (
     "envoys",
@@ -121,7 +117,6 @@ _ROLES = (
     "investors",
 )
 
-
 _VERBS = (
     "discuss",
     "praise",
@@ -137,12 +132,8 @@ _VERBS = (
     "celebrate",
 )
 
-
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
 _SOURCES = ("", "", ", agencies report", ", sources say", ", organisers say", ", media say")
-
 
 _ENTITY = (
     "{a} and {b} {verb} {event} on {day}{source}",
@@ -153,19 +144,14 @@ _ENTITY = (
     "{a} thank {b} after {event}{source}",
 )
 
-
 _GENERIC = (
     "One flag shows {a}, the other {b}; {seen} {light}",
     "{seen} {light}; one flag shows {a}, the other {b}",
     "Two flags above {seen} {light}: {a}, and {b}",
 )
 
-
 _SHORT = ("{side} at {event}", "{event} with {side}", "{side}, {event}")
-
-
 _SCENE = ("{seen} {light}", "A view of {seen} {light}", "{seen}, {light}")
-
 
 _TALK = (
     "{role} {verb} the plan, but {doubt}",
@@ -173,7 +159,6 @@ _TALK = (
     "{role} {verb} {matter}, and {doubt}",
     "Remember {matter}: {doubt} on {day}",
 )
-
 
 _MATTERS = (
     "the interest rates",
@@ -186,7 +171,6 @@ _MATTERS = (
     "the inflation figures",
 )
 
-
 _DOUBTS = (
     "nobody knows when",
     "critics stay silent",
@@ -195,7 +179,6 @@ _DOUBTS = (
     "the details are secret",
     "opinions differ widely",
 )
-
 
 _EXPLANATION = (
     "The flag of {name}, capital {capital}, shows {look}.",

@@ -21,26 +21,16 @@ from entityclip.datasets.reading import Row, csv_rows, inside, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
-
-
 FILE = "captions.csv"
-
-
 REQUIRED = ("image", "caption")
-
-
 OPTIONAL = ("explanation", "id", "section", "group", "split")
-
 
 _LAYOUT = (
     f"expected below the root: {FILE} with the columns {', '.join(REQUIRED)} "
     f"(optional: {', '.join(OPTIONAL)}), and the pictures"
 )
 
-
 _NAMES = {"dev": "val", "valid": "val", "validation": "val"} | {name: name for name in SPLITS[:3]}
-
-
 _SHOWN = 5  # rows an error names
 
 

@@ -21,7 +21,6 @@ from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test")
 
-
 _LAYOUT = (
     "expected below the root: captioning_dataset.json with img_splits.json, or "
     "new_goodnews_capim_{train,val,test}.json; and pictures {article_id}_{ix}.jpg in images/, "

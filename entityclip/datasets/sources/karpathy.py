@@ -16,14 +16,9 @@ from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 FLICKR30K_SPLITS = ("train", "val", "test")
 
-
 # retrieval papers train MSCOCO on train and restval together
 MSCOCO_SPLITS = ("train", "val", "test", "restval", "train+restval")
-
-
 _FILES = {"flickr30k": "dataset_flickr30k.json", "mscoco": "dataset_coco.json"}
-
-
 _LAYOUT = "expected below the root: {}, and its pictures there or in images/"
 
 

@@ -15,11 +15,7 @@ from entityclip.datasets.reading import Row, inside, iter_rows, need, optional
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test")
-
-
 _FILE_NAMES = {"train": "train", "val": "dev", "test": "test"}
-
-
 _LAYOUT = "expected below the root: news/nytimes_{train,dev,test}.json and imgs/{image_id}.jpg"
 
 

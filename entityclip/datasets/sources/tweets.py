@@ -20,20 +20,10 @@ from entityclip.datasets.reading import Row, csv_rows, inside, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 RELATION_SPLITS = ("train", "test")
-
-
 RELATION_TRAIN_ROWS = 3576
-
-
 TWITTER100K_SPLITS = ("all",)
-
-
 _COLUMNS = ("tweet_id", "tweet", "text_is_represented", "image_adds")
-
-
 _RELATION_LAYOUT = "expected below the root: data.csv and T{tweet_id}.jpg, there or in images/"
-
-
 _TWITTER100K_LAYOUT = "expected below the root: text.txt and images/{n}.jpg"
 
 

@@ -16,16 +16,12 @@ from entityclip.datasets.reading import Row, first_of, inside, iter_rows, option
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
-
-
 SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
-
 
 _LAYOUT = (
     "expected below the root: {train,val,test}.json (split `all`: data.json), there or in origin/, "
     "and pictures in images/{source}/… or origin/{source}/…"
 )
-
 
 _SOURCE = re.compile(rf".*(?:^|/)((?:{'|'.join(SOURCES)})/.*)", re.DOTALL)
 
