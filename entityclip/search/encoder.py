@@ -95,12 +95,11 @@ class VectorCache:
     def __init__(self, folder: Path | None, width: int) -> None:
         self.folder, self.width = folder, width
         self.signatures: dict[str, str] = {}
-        self._places: dict[str, tuple[int, int]] = {}  # key -> number of its chunk, row
-        self._memory: dict[int, np.ndarray] = {}
-        self._next = 0
+        self._chunks: list[Path | np.ndarray] = []
+        self._places: dict[str, tuple[int, int]] = {}  # key -> place of its chunk, row
         for path in sorted(folder.glob("[0-9]*.safetensors")) if folder else ():
             meta = read_meta(path)
-            self._learn(int(path.stem), meta["keys"], meta["signatures"])
+            self._learn(path, meta["keys"], meta["signatures"])
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -110,33 +109,30 @@ class VectorCache:
 
     def add(self, keys: Sequence[str], vectors: np.ndarray, signatures: Mapping[str, str]) -> None:
         """Keep a chunk: `vectors` [n, width] float32 of n new keys; file signature → key."""
-        number = self._next
-        if self.folder is None:
-            self._memory[number] = vectors
-        else:
+        chunk: Path | np.ndarray = vectors
+        if self.folder:
+            number = int(self._chunks[-1].stem) + 1 if self._chunks else 0
+            chunk = self.folder / f"{number:06d}.safetensors"
             meta = {"keys": list(keys), "signatures": dict(signatures)}
-            write_checkpoint(self._path(number), {"vectors": torch.from_numpy(vectors)}, meta)
-        self._learn(number, keys, signatures)
+            write_checkpoint(chunk, {"vectors": torch.from_numpy(vectors)}, meta)
+        self._learn(chunk, keys, signatures)
 
     def gather(self, keys: Sequence[str]) -> np.ndarray:
         """The vectors [n, width] of some keys, in their order; each chunk is read once."""
         found = np.empty((len(keys), self.width), np.float32)
         places = np.array([self._places[key] for key in keys], np.int64).reshape(-1, 2)
-        for number in np.unique(places[:, 0]).tolist():
-            rows = places[:, 0] == number
-            chunk = self._memory.get(number)
-            if chunk is None:
-                chunk = read_tensors(self._path(number))["vectors"].numpy()
-            found[rows] = chunk[places[rows, 1]]
+        for place in np.unique(places[:, 0]).tolist():
+            rows, chunk = places[:, 0] == place, self._chunks[place]
+            vectors = read_tensors(chunk)["vectors"].numpy() if isinstance(chunk, Path) else chunk
+            found[rows] = vectors[places[rows, 1]]
         return found
 
-    def _learn(self, number: int, keys: Sequence[str], signatures: Mapping[str, str]) -> None:
-        self._places |= {key: (number, row) for row, key in enumerate(keys)}
+    def _learn(
+        self, chunk: Path | np.ndarray, keys: Sequence[str], signatures: Mapping[str, str]
+    ) -> None:
+        self._places |= {key: (len(self._chunks), row) for row, key in enumerate(keys)}
+        self._chunks.append(chunk)
         self.signatures.update(signatures)
-        self._next = number + 1
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.safetensors"
 
 
 class Encoded(NamedTuple):
