@@ -1,304 +1,418 @@
-"""What is redrawn of the main table: recall and ranks, their curves, training, differences.
+"""Every file of figures/: which notebook shows it and, where rows are enough, what draws it.
 
 Nothing here trains or measures; what has no rows yet is said in one line and left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython import get_ipython
-from IPython.display import Markdown, display
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Chart
 
-from entityclip import variants
-from entityclip.config import REPOSITORY
-from entityclip.experiments.chapters import AsCLRuns
-from entityclip.experiments.experiment import Experiment
-from entityclip.reporting import charts, style, tables
-from entityclip.reporting.charts import (
-    plot_confusions,
-    plot_cross_domain,
-    plot_relation_scores,
-    plot_rsum,
-)
-from entityclip.reporting.style import preview, save_figure
-from entityclip.reporting.tables import cross_domain_table, relation_table, stored_curves
-from entityclip.results import ResultsError, chapter_rows, find_rows, stored_rows
+from entityclip.config import REPOSITORY, Profile
+from entityclip.reporting import charts, curves, differences, scores, style, tables
+from entityclip.reporting.markup import Sheet, save_sheet, sheet_markdown
+from entityclip.results import ResultsError, chapter_rows, find_rows
 from entityclip.statistics import difference_table
-from entityclip.variants import ASCL_VARIANTS as ASCL_VARIANTS
-from entityclip.variants import TABLES, VARIANT_LABELS, label
+from entityclip.variants import LEAK, SPLIT_LABELS, TABLES, VARIANT_LABELS, in_order, label
 
-
-@contextmanager
-def skipping(*errors: type[Exception]) -> Iterator[None]:
-    """Print "skipped: …" for a ResultsError, or one of `errors`, instead of raising it.
-
-    Above a function, as ``@skipping()``, what it draws is left out as soon as rows are lacking.
-    """
-    try:
-        yield
-    except (ResultsError, *errors) as error:
-        print(f"skipped: {error}")
-
-
-def show(figure: Figure, folder: Path, name: str, *, save: bool, width: int | None = 440) -> None:
-    """Show a figure, or `save` it as ``<name>.png`` and ``.svg`` and show it `width` pixels wide.
-
-    None: what is saved is not shown, for it has a chapter of its own that shows it. Closes the
-    figure. Outside of a notebook nothing is shown.
-    """
-    drawn = save_figure(figure, folder, name)[0] if save else None
-    if get_ipython() is None or (save and width is None):
-        plt.close(figure)
-        print(f"drawn: {name}.png, {name}.svg" if save else f"not shown: {name}")
-        return
-    display(preview(figure, width=width if save else 680, drawn=drawn))
-
-
-@skipping()
-def draw_table(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
-    """Show a table of variants, text to image, and its differences to the first; `save` both ways.
-
-    Files: ``<table>.csv/.md/.tex`` and ``<table>_differences.csv/.md/.tex/.png/.svg``.
-    """
-    splits = experiment.settings.test_splits
-    for reason in tables.left_out(experiment, table):
-        print(reason)
-    recalls = tables.recall_table(experiment, table, splits=splits)
-    found = tables.differences_to_first(experiment, table, splits=splits)
-    one_way = recalls[recalls["direction"] == "text_to_image"].reset_index(drop=True)
-    display(Markdown(tables.sheet_markdown(tables.retrieval_sheet(one_way))))
-    if save:
-        style.save_table(recalls, figures, table)
-        sheet = tables.retrieval_sheet(recalls)
-        tables.save_sheet(sheet, figures, table, f"Table {table}, recall in percent.")
-    if found.empty:
-        raise ResultsError(f"nothing in table {table} shares a seed with {TABLES[table][0]}")
-    reference = label(TABLES[table][0], VARIANT_LABELS)
-    forest = tables.forest_table(found)
-    figure = charts.plot_forest(forest, f"R@1 minus {reference} (points)")
-    show(figure, figures, f"{table}_differences", save=save)
-    sheet = tables.difference_sheet(forest, reference)
-    if save:
-        style.save_table(found, figures, f"{table}_differences")
-        caption = f"Table {table}: R@1 minus that of {reference}, points, 95 % intervals."
-        tables.save_sheet(sheet, figures, f"{table}_differences", caption)
-    display(*map(Markdown, sheet.notes))
-
-
-@skipping(FileNotFoundError)  # it wants the pairs, and their data may not be here
-def draw_rsum(experiment: Experiment, table: str, figures: Path, *, save: bool) -> None:
-    """Show a table's RSUM with intervals and why rows are missing; `save` as ``<table>_rsum``."""
-    for reason in tables.left_out(experiment, table):
-        print(reason)
-    splits = experiment.settings.test_splits
-    found = tables.rsum_table(experiment, table, splits=splits)
-    print(found.round(1).to_string(index=False))
-    if save:
-        style.save_table(found, figures, f"{table}_rsum")
-
-
-@skipping()
-def draw_doses(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``ablation_mmae_doses``, recall against experts and against λ."""
-    split = experiment.settings.test_splits[0]
-    table = tables.recall_table(experiment, "ablation_mmae", splits=[split])
-    figure = charts.plot_doses(table, split=split)
-    show(figure, figures, "ablation_mmae_doses", save=save)
-
-
-@skipping()
-def draw_leak(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``leak``, how V* and T* agree under wrong explanations."""
-    table = tables.leak_table(tables.leak_rows(experiment))
-    if save:
-        style.save_table(table, figures, "leak")
-    show(charts.plot_leak(table), figures, "leak", save=save)
-    display(*map(Markdown, tables.describe_leak(table)))
-
-
-@skipping()
-def draw_matching(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``matching``, the matching head's accuracy by kind of pair."""
-    table = tables.matching_table(tables.matching_rows(experiment))
-    if save:
-        style.save_table(table, figures, "matching")
-    show(charts.plot_matching(table), figures, "matching", save=save)
-
-
-@skipping()
-def draw_search(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save`, the candidates on validation and the winner on test, if it was measured."""
-    choice = tables.choose_on_validation(experiment)
-    print(choice.round(1).to_string(index=False))
-    if save:
-        style.save_table(choice, figures, "search")
-    chosen, splits = choice["variant"].iloc[0], experiment.settings.test_splits
-    tested = tables.compare_chosen(experiment, chosen, splits=splits)
-    if tested.empty:
-        raise ResultsError(f"{chosen} was not measured on {', '.join(splits)} yet")
-    if save:
-        style.save_table(tested, figures, "search_tested")
-    display(*map(Markdown, tables.describe_differences(tables.forest_table(tested))))
-
+_RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
 
 REPORTED = REPOSITORY / "figures" / "paper_reported.csv"
-
-
 COMPARED = (
     *(("clip", "zero-shot"), ("itr", "clip"), ("ascl", "clip"), ("entityclip", "clip")),
     *(("bridge", "clip"), ("bridge-entityclip", "bridge")),
 )
 
 
-def main_rows(experiment: Experiment) -> pd.DataFrame:
-    """Rows of the main table's variants on the test splits, over all seeds.
+class Drawn(NamedTuple):
+    """What is saved and shown under one name: any of a chart, numbers, a printed table, words."""
 
-    Raises ResultsError, naming the notebook to run, if there are none.
+    chart: Chart | None = None
+    table: pd.DataFrame | None = None
+    sheet: Sheet | None = None
+    caption: str = ""  # of the sheet in LaTeX
+    notes: Sequence[str] = ()
+
+
+class Figure(NamedTuple):
+    """A figure or table: its notebook, its files' kinds, and how rows become it.
+
+    Without `rows` and `draw` it needs a model: its notebook hands over what it drew.
     """
-    rows = stored_rows(experiment, variants=TABLES["main"])
-    return rows[rows["split"].isin(experiment.settings.test_splits)]
+
+    notebook: str
+    kinds: str
+    rows: Callable[[Profile], pd.DataFrame] | None = None
+    draw: Callable[[pd.DataFrame], Drawn] | None = None
+    width: int = 440  # pixels in a notebook
 
 
-@skipping()
-def draw_retrieval_table(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show the main table, the papers' numbers beside it, and RSUM; `save` as ``retrieval``.
+# ------------------------------------------------------------------------------------ rows chosen
 
-    Files: ``retrieval.csv/.md/.tex`` and ``main_rsum.csv``.
-    """
-    table = tables.retrieval_table(main_rows(experiment))
-    reported = tables.reported_values(REPORTED)
+
+def _of(kind: str, table: str) -> Callable[[Profile], pd.DataFrame]:
+    """Rows of a table's variants on the test splits, over all seeds."""
+
+    def choose(profile: Profile) -> pd.DataFrame:
+        rows = find_rows(profile, kind, variants=TABLES[table])
+        return rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
+
+    return choose
+
+
+def _all(kind: str, variants: Sequence[str]) -> Callable[[Profile], pd.DataFrame]:
+    return partial(find_rows, kind=kind, variants=variants)
+
+
+def _chapter(kind: str) -> Callable[[Profile], pd.DataFrame]:
+    return partial(chapter_rows, kind=kind)
+
+
+def _winner(profile: Profile) -> pd.DataFrame:
+    """Ranks on the test splits of what the search chose on validation, and of its rivals after."""
+    choice = tables.choose_on_validation(find_rows(profile, "retrieval", variants=TABLES["search"]))
+    chosen = choice["variant"].iloc[0]
+    ranks = find_rows(profile, "ranks", variants={chosen, *_RIVALS})
+    ranks = ranks[ranks["split"].isin(profile.settings.test_splits)]
+    own = ranks["variant"] == chosen
+    if not own.any():
+        raise ResultsError(f"{chosen} was not measured on the test splits yet")
+    return pd.concat([ranks[own], ranks[~own]], ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------ rows drawn
+
+
+def _retrieval(rows: pd.DataFrame) -> Drawn:
+    """Recall with intervals, the papers' numbers beside ours."""
+    table, reported = tables.retrieval_table(rows), tables.reported_values(REPORTED)
     sheet = tables.retrieval_sheet(table, reported)
-    if save:
-        said = tables.reported_cells(table, reported)
-        style.save_table(table.assign(reported=said), figures, "retrieval")
-        caption = "Retrieval: recall in percent, ranks, 95 % intervals."
-        tables.save_sheet(sheet, figures, "retrieval", caption)
-    display(Markdown(tables.sheet_markdown(sheet)))
-    draw_rsum(experiment, "main", figures, save=save)
+    said = table.assign(reported=tables.reported_cells(table, reported))
+    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
+    return Drawn(charts.plot_retrieval(table), said, sheet, caption, _left_out("main", rows))
 
 
-@skipping()
-def draw_retrieval(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``retrieval``, recall with intervals."""
-    table = tables.retrieval_table(main_rows(experiment))
-    show(charts.plot_retrieval(table), figures, "retrieval", save=save, width=680)
+def _left_out(table: str, rows: pd.DataFrame) -> list[str]:
+    lacking = [name for name in TABLES[table] if name not in set(rows["variant"])]
+    return [f"Without rows, so left out: {', '.join(lacking)}."] if lacking else []
 
 
-@skipping()
-def draw_recall_curves(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``recall_curves``, recall at every K."""
-    figure = charts.plot_recall_curves(main_rows(experiment))
-    show(figure, figures, "recall_curves", save=save, width=680)
+def _recall_curves(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_recall_curves(rows))
 
 
-@skipping()
-def draw_seed_curves(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``seed_curves``, losses over epochs: means and bands over seeds."""
-    curves = stored_curves(experiment, TABLES["main"])
-    if not curves:
-        raise ResultsError("no curves are stored; notebook 03 writes them")
-    table = tables.seed_curves(curves)
-    if save:
-        style.save_table(table, figures, "seed_curves")
-    show(charts.plot_seed_curves(table), figures, "seed_curves", save=save, width=680)
+def _rsum(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=scores.rsum_table(tables.in_label_order(rows), ("split", "variant")))
 
 
-@skipping()
-def draw_differences(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``differences``, the pairs of COMPARED: forest, table, sentences."""
-    ranks = find_rows(experiment, "ranks", variants=TABLES["main"])
-    if ranks.empty:
-        raise ResultsError("no ranks are stored; notebook 04 writes them")
-    ranks = ranks[ranks["split"].isin(experiment.settings.test_splits)]
-    found = difference_table(ranks, COMPARED)
+def _seed_curves(rows: pd.DataFrame) -> Drawn:
+    table = curves.seed_curves(curves.stored_curves(rows))
+    return Drawn(curves.plot_seed_curves(table), table)
+
+
+def _differences(rows: pd.DataFrame) -> Drawn:
+    """The pairs of COMPARED: forest, table, sentences."""
+    found = difference_table(rows, COMPARED)
     found = found.sort_values(["split", "direction"], ascending=[True, False], kind="stable")
-    forest = tables.forest_table(found)
-    if save:
-        style.save_table(found, figures, "differences")
-        caption = "Differences in R@1, points, 95 % intervals."
-        tables.save_sheet(tables.difference_sheet(forest), figures, "differences", caption)
-    figure = charts.plot_forest(forest, "difference in R@1 (points)")
-    show(figure, figures, "differences", save=save, width=560)
-    display(*map(Markdown, tables.describe_differences(forest)))
+    return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
 
 
-@skipping()
-def draw_cross_domain(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``cross_domain``, retrieval of models trained on each drawn domain."""
-    rows = _needed(
-        chapter_rows(experiment.profile, "cross_domain"),
-        "cross-domain rows; notebook 07 writes them",
-    )
-    table = cross_domain_table(rows)
-    if save:
-        style.save_table(table, figures, "cross_domain")
-    show(plot_cross_domain(table), figures, "cross_domain", save=save, width=None)
+def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Drawn:
+    if found.empty:
+        raise ResultsError("nothing shares a seed with what it is compared with")
+    forest = differences.forest_table(found)
+    sheet = differences.difference_sheet(forest, reference)
+    chart = differences.plot_forest(forest, axis)
+    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
 
 
-@skipping()
-def draw_sections(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save`, zero-shot sections: ``sections``, ``section_scores`` and the confusions.
-
-    Confusions and scores are those of the profile's own data set and its first seed.
-    """
-    rows = _needed(
-        chapter_rows(experiment.profile, "sections"), "section rows; notebook 07 writes them"
-    )
-    own = rows[rows["dataset"] == experiment.settings.dataset]
-    own = own[own["seed"] == own["seed"].min()]
-    if save:
-        style.save_table(tables.summary_table(rows), figures, "sections")
-        style.save_table(tables.section_table(own), figures, "section_scores")
-    confusions = tables.confusions(own)
-    show(plot_confusions(confusions), figures, "section_confusion", save=save, width=None)
+def _recalls(table: str, rows: pd.DataFrame) -> Drawn:
+    """Recall of a table's variants, in the table's order."""
+    found = tables.recall_table(rows, TABLES[table])
+    sheet = tables.retrieval_sheet(found)
+    return Drawn(None, found, sheet, f"Table {table}, recall in percent.", _left_out(table, rows))
 
 
-@skipping()
-def draw_relations(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save` as ``itr_relations_f1``, weighted F1 before and after ITR's pretraining."""
-    rows = _needed(
-        chapter_rows(experiment.profile, "relations"), "relation rows; notebook 08 writes them"
-    )
-    if save:
-        style.save_table(relation_table(rows), figures, "itr_relations_f1")
-    show(plot_relation_scores(rows), figures, "itr_relations_f1", save=save, width=None)
+def _to_first(table: str, rows: pd.DataFrame) -> Drawn:
+    """Each variant of a table minus the table's first, paired by query and seed."""
+    first, *others = TABLES[table]
+    found = difference_table(rows, [(other, first) for other in others])
+    reference = label(first, VARIANT_LABELS)
+    axis = f"R@1 minus {reference} (points)"
+    return _apart(found, reference, axis, f"Table {table}: R@1 minus that of {reference}, points")
 
 
-@skipping()
-def draw_ascl(experiment: Experiment, figures: Path, *, save: bool) -> None:
-    """Show, and `save`, AsCL's chapter: against plain contrast, its parts, other ways to ask."""
-    rows = _needed(chapter_rows(experiment.profile, "ascl"), "AsCL rows; notebook 09 writes them")
-    asked = tables.ascl_recall_table(rows)
-    whole = ~asked["split"].str.contains("halves") & ~asked["variant"].str.contains("re-ranked")
-    pair = asked["variant"].isin(["contrastive", "ascl"])
-    parts = asked[whole].reset_index(drop=True)
-    ways = asked[asked["variant"].str.match("(contrastive|ascl)(, re-ranked)?$")].copy()
-    if save:
-        recall = asked[whole & pair].reset_index(drop=True)
-        style.save_table(recall, figures, "ascl_recall")
-        apart = tables.differences(recall, "ascl", "contrastive")
-        style.save_table(apart, figures, "ascl_differences")
-        style.save_table(parts, figures, "ascl_ablation")
-        style.save_table(tables.ascl_over_seeds(ways), figures, "ascl_queries")
-        runs, both = AsCLRuns(experiment), ["contrastive", "ascl"]
-        style.save_table(tables.ascl_rsum_table(runs, both), figures, "ascl_rsum")
-        without = tables.rsum_differences(runs, ASCL_VARIANTS, "ascl")
-        style.save_table(without, figures, "ascl_parts")
-        asks = variants.ASCL_WAYS
-        style.save_table(tables.ascl_rsum_table(runs, both, asks), figures, "ascl_queries_rsum")
-    show(plot_rsum(parts, "One part left out"), figures, "ascl_ablation", save=save, width=None)
+def _doses(rows: pd.DataFrame) -> Drawn:
+    """Recall against experts and against λ."""
+    split = in_order(rows["split"], SPLIT_LABELS)[0]
+    table = tables.recall_table(rows[rows["split"] == split], TABLES["ablation_mmae"])
+    return Drawn(charts.plot_doses(table, split=split))
+
+
+def _leak(rows: pd.DataFrame) -> Drawn:
+    """How V* and T* agree under wrong explanations."""
+    table = scores.leak_table(rows)
+    return Drawn(charts.plot_leak(table), table, notes=scores.describe_leak(table))
+
+
+def _matching(rows: pd.DataFrame) -> Drawn:
+    table = scores.matching_table(rows)
+    return Drawn(charts.plot_matching(table), table)
+
+
+def _search(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=tables.choose_on_validation(rows))
+
+
+def _search_tested(rows: pd.DataFrame) -> Drawn:
+    chosen = rows["variant"].iloc[0]
+    rivals = [name for name in _RIVALS if name != chosen]
+    found = difference_table(rows, [(chosen, rival) for rival in rivals])
+    notes = differences.describe_differences(differences.forest_table(found))
+    return Drawn(table=found, notes=notes)
+
+
+def _cross_domain(rows: pd.DataFrame) -> Drawn:
+    table = tables.cross_domain_table(rows)
+    notes = tables.describe_transfer(table)
+    return Drawn(charts.plot_cross_domain(table), table, notes=notes)
+
+
+def _sections(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=scores.summary_table(rows))
+
+
+def _own(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of section rows those of the first data set, which is the profile's own, and first seed."""
+    own = rows[rows["dataset"] == rows["dataset"].iloc[0]]
+    return own[own["seed"] == own["seed"].min()]
+
+
+def _section_scores(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=scores.section_table(_own(rows)))
+
+
+def _confusions(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_confusions(scores.confusions(_own(rows))))
+
+
+def _relations(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_relation_scores(rows), scores.relation_table(rows))
+
+
+def _plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """AsCL's rows that ask with whole captions and rank once."""
+    halves = rows["split"].str.endswith(", first halves")
+    return rows[~halves & ~rows["variant"].str.endswith(", re-ranked")]
+
+
+def _pair(rows: pd.DataFrame) -> pd.DataFrame:
+    """AsCL's rows of plain contrast and of the whole method, however asked."""
+    return rows[rows["variant"].str.match("(contrastive|ascl)(, re-ranked)?$")]
+
+
+def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["metric"] == "MeanR"]  # beside which the ranks stand
+
+
+def _ascl_recall(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=scores.ascl_recall_table(_plain(_pair(rows))))
+
+
+def _ascl_differences(rows: pd.DataFrame) -> Drawn:
+    table = scores.ascl_recall_table(_plain(_pair(rows)))
+    return Drawn(table=scores.seed_differences(table, "ascl", "contrastive"))
+
+
+def _ascl_rsum(rows: pd.DataFrame) -> Drawn:
+    ranks = _ranked(_plain(_pair(rows)))
+    apart = scores.rsum_differences(ranks, "contrastive")
+    return Drawn(table=scores.rsum_table(ranks), notes=scores.describe_rsum(apart, "contrastive"))
+
+
+def _ascl_ablation(rows: pd.DataFrame) -> Drawn:
+    parts = scores.ascl_recall_table(_plain(rows))
+    return Drawn(charts.plot_rsum(parts, "One part left out"), parts)
+
+
+def _ascl_parts(rows: pd.DataFrame) -> Drawn:
+    without = scores.rsum_differences(_ranked(_plain(rows)), "ascl")
+    return Drawn(table=without, notes=scores.describe_rsum(without, "ascl"))
+
+
+def _ascl_queries(rows: pd.DataFrame) -> Drawn:
+    ways = scores.ascl_recall_table(_pair(rows))
+    table = scores.ascl_over_seeds(ways)
     ways["variant"] += ways["split"].str.replace("^[^,]*", "", regex=True)  # ", first halves"
-    title = "Whole captions, first halves, re-ranked"
-    show(plot_rsum(ways, title), figures, "ascl_queries", save=save, width=None)
+    return Drawn(charts.plot_rsum(ways, "Whole captions, first halves, re-ranked"), table)
 
 
-def _needed(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+def _ascl_queries_rsum(rows: pd.DataFrame) -> Drawn:
+    return Drawn(table=scores.rsum_table(_ranked(_pair(rows))))
+
+
+# -------------------------------------------------------------------------------------- the table
+
+_CHART, _BOTH = "png svg", "csv png svg"
+_PRINTED, _ALL = "csv md tex", "csv md tex png svg"
+_MMAE, _GI_ITM, _CONTROLS = "ablation_mmae", "ablation_gi_itm", "controls"
+
+FIGURES = {
+    "pairs": Figure("00_setup_and_data", _CHART),
+    "generic_pairs": Figure("00_setup_and_data", _CHART),
+    "lengths": Figure("00_setup_and_data", _BOTH),
+    "splits": Figure("00_setup_and_data", "csv"),
+    "explanations": Figure("01_explanations", _CHART),
+    "explanations_served": Figure("01_explanations", _CHART),
+    "explanation_checks": Figure("01_explanations", _BOTH),
+    "explanation_lengths": Figure("01_explanations", _BOTH),
+    "explanation_runs": Figure("01_explanations", "csv"),
+    "pretraining_curves": Figure("03_train", _BOTH),
+    "training_curves": Figure("03_train", _BOTH),
+    "training_runs": Figure("03_train", "csv"),
+    "retrieval_gallery": Figure("04_retrieval", _CHART),
+    "attention_words": Figure("04_retrieval", _BOTH),
+    "attention_patches": Figure("04_retrieval", _BOTH),
+    "gates": Figure("04_retrieval", _BOTH),
+    "embedding_space": Figure("04_retrieval", _BOTH),
+    "embedding_space_numbers": Figure("04_retrieval", "csv"),
+    "ablation_mmae": Figure(
+        "05_ablation_mmae", _PRINTED, _of("retrieval", _MMAE), partial(_recalls, _MMAE)
+    ),
+    "ablation_mmae_differences": Figure(
+        "05_ablation_mmae", _ALL, _of("ranks", _MMAE), partial(_to_first, _MMAE)
+    ),
+    "ablation_mmae_doses": Figure("05_ablation_mmae", _CHART, _of("retrieval", _MMAE), _doses),
+    "leak": Figure("05_ablation_mmae", _BOTH, _all("leak", LEAK), _leak),
+    "ablation_gi_itm": Figure(
+        "06_ablation_gi_itm", _PRINTED, _of("retrieval", _GI_ITM), partial(_recalls, _GI_ITM)
+    ),
+    "ablation_gi_itm_differences": Figure(
+        "06_ablation_gi_itm", _ALL, _of("ranks", _GI_ITM), partial(_to_first, _GI_ITM)
+    ),
+    "matching": Figure("06_ablation_gi_itm", _BOTH, _all("matching", TABLES[_GI_ITM]), _matching),
+    "domains": Figure("07_generalization", _CHART),
+    "cross_domain": Figure("07_generalization", _BOTH, _chapter("cross_domain"), _cross_domain),
+    "sections": Figure("07_generalization", "csv", _chapter("sections"), _sections),
+    "section_scores": Figure("07_generalization", "csv", _chapter("sections"), _section_scores),
+    "section_confusion": Figure("07_generalization", _CHART, _chapter("sections"), _confusions),
+    "itr_relations": Figure("08_itr", _CHART),
+    "itr_relations_f1": Figure("08_itr", _BOTH, _chapter("relations"), _relations),
+    "itr_grad_cam": Figure("08_itr", _CHART),
+    "ascl_samples": Figure("09_ascl", _CHART),
+    "ascl_wrong": Figure("09_ascl", _BOTH),
+    "ascl_recall": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_recall),
+    "ascl_rsum": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_rsum),
+    "ascl_differences": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_differences),
+    "ascl_ablation": Figure("09_ascl", _BOTH, _chapter("ascl"), _ascl_ablation),
+    "ascl_parts": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_parts),
+    "ascl_queries": Figure("09_ascl", _BOTH, _chapter("ascl"), _ascl_queries),
+    "ascl_queries_rsum": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_queries_rsum),
+    "ascl_spaces": Figure("09_ascl", "csv"),
+    "retrieval": Figure("10_tables_and_figures", _ALL, _of("retrieval", "main"), _retrieval, 680),
+    "main_rsum": Figure("10_tables_and_figures", "csv", _of("ranks", "main"), _rsum),
+    "recall_curves": Figure(
+        "10_tables_and_figures", _CHART, _of("retrieval", "main"), _recall_curves, 680
+    ),
+    "seed_curves": Figure(
+        "10_tables_and_figures", _BOTH, _all("curves", TABLES["main"]), _seed_curves, 680
+    ),
+    "differences": Figure("10_tables_and_figures", _ALL, _of("ranks", "main"), _differences, 560),
+    "search_words": Figure("11_search", "csv"),
+    "disagreements": Figure("11_search", "csv"),
+    "query_gates": Figure("11_search", "csv"),
+    "controls": Figure(
+        "12_controls_and_search",
+        _PRINTED,
+        _of("retrieval", _CONTROLS),
+        partial(_recalls, _CONTROLS),
+    ),
+    "controls_differences": Figure(
+        "12_controls_and_search", _ALL, _of("ranks", _CONTROLS), partial(_to_first, _CONTROLS)
+    ),
+    "search": Figure("12_controls_and_search", "csv", _all("retrieval", TABLES["search"]), _search),
+    "search_tested": Figure("12_controls_and_search", "csv", _winner, _search_tested),
+}
+FROM_ROWS = tuple(name for name, figure in FIGURES.items() if figure.draw)
+
+
+# ------------------------------------------------------------------------------ drawn, saved, shown
+
+
+def draw(profile: Profile, name: str, rows: pd.DataFrame | None = None) -> Drawn:
+    """A figure of FROM_ROWS, from its stored rows or from those given.
+
+    Raises ResultsError where there are none.
+    """
+    figure = FIGURES[name]
+    rows = figure.rows(profile) if rows is None else rows
     if rows.empty:
-        raise ResultsError(f"no {what}")
-    return rows
+        raise ResultsError(
+            f"{name} has no rows of profile {profile.name}'s present settings; run the notebooks "
+            f"up to {figure.notebook} first"
+        )
+    return figure.draw(rows)
+
+
+def made_by(name: str) -> str:
+    """The command that makes a figure."""
+    figure = FIGURES[name]
+    return (
+        f"entityclip {f'figures {name}' if figure.draw else f'reproduce --only {figure.notebook}'}"
+    )
+
+
+def save(drawn: Drawn, name: str, folder: Path) -> list[Path]:
+    """Write what was drawn under its name, each file saying what it is `made_by`; the paths.
+
+    Raises ValueError for files that FIGURES does not name.
+    """
+    paths, command = [], made_by(name)
+    if drawn.chart is not None:
+        paths += style.save_figure(drawn.chart, folder, name, command)
+    if drawn.table is not None:
+        paths.append(style.save_table(drawn.table, folder, name, command))
+    if drawn.sheet is not None:
+        paths += save_sheet(drawn.sheet, folder, name, drawn.caption, command)
+    return paths
+
+
+def show(
+    profile: Profile, name: str, folder: Path | None = None, *, rows: pd.DataFrame | None = None,
+    chart: Chart | None = None, table: pd.DataFrame | None = None, **preview: Any,
+) -> None:  # fmt: skip
+    """Show a figure or table in a notebook, and save it where a `folder` is given.
+
+    It is drawn from its stored rows, from those given, or is the `chart` and `table` that the
+    notebook made from a model. What has no rows is said in one line. `preview` goes to
+    `style.preview`. Outside of a notebook nothing is shown.
+    """
+    try:
+        given = chart is not None or table is not None
+        drawn = Drawn(chart, table) if given else draw(profile, name, rows)
+    except ResultsError as error:
+        print(f"skipped: {error}")
+        return
+    paths = save(drawn, name, folder) if folder else []
+    ipython = sys.modules.get("IPython")
+    if ipython is None or ipython.get_ipython() is None:
+        plt.close(drawn.chart)
+        return
+    from IPython.display import Markdown, display
+
+    if drawn.sheet is not None:
+        display(Markdown(sheet_markdown(drawn.sheet)))
+    elif drawn.chart is None and drawn.table is not None:
+        display(drawn.table)
+    if drawn.chart is not None:
+        png = next((path for path in paths if path.suffix == ".png"), None)
+        options = {"width": FIGURES[name].width, "drawn": png} | preview
+        display(style.preview(drawn.chart, **options))
+    display(*map(Markdown, drawn.notes))

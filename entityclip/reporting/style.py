@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,10 @@ from entityclip.files import atomic_write_bytes, atomic_write_text
 from entityclip.variants import VARIANT_LABELS, label
 
 COLUMN, PAGE = 3.5, 7.0  # inches
-
-
 GREY, GREEN, VERMILLION, BLUE = "#6e6e6e", "#009E73", "#D55E00", "#0072B2"
-
-
 HEAT = "Blues"  # of shares: light is none; one hue, so any colour vision ranks it
-
-
 PALETTE = (GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", BLUE)
-
-
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-
-
 # zero-shot CLIP is the grey floor, CLIP the baseline, EntityCLIP the method in question
 _FIXED = {
     "zero-shot": (GREY, "o"),
@@ -51,8 +41,6 @@ _FIXED = {
     "bridge": (GREEN, "s"),
     "bridge-entityclip": ("#CC79A7", "D"),
 }
-
-
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 
 
@@ -81,7 +69,7 @@ def apply_style() -> None:
     )
 
 
-def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
+def marks(variants: list[str]) -> Marks:
     """(colour, marker) of each variant; the three main ones look the same in every figure."""
     used = {_FIXED[v] for v in variants if v in _FIXED}
     shapes = MARKERS[1:]  # the circle is zero-shot's
@@ -99,19 +87,14 @@ def marks(variants: list[str]) -> dict[str, tuple[str, str]]:
     return {v: _FIXED.get(v) or spare[v] for v in variants}
 
 
-def variant_legend(figure: Figure, variants: Marks) -> None:
-    """A legend of the variants below the figure."""
-    lines = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            label=label(variant, VARIANT_LABELS).replace("$", r"\$"),
-        )
-        for variant, (colour, marker) in variants.items()
-    ]
-    columns = legend_columns(len(lines), 4)
+def variant_legend(figure: Figure, variants: Marks, ends: Mapping[str, str] | None = None) -> None:
+    """A legend of the variants below the figure, their names followed by `ends` if given."""
+    most = 3 if ends else 4
+    lines = []
+    for name, (colour, marker) in variants.items():
+        said = label(name, VARIANT_LABELS) + (ends[name] if ends else "")
+        lines.append(Line2D([], [], color=colour, marker=marker, label=said.replace("$", r"\$")))
+    columns = legend_columns(len(lines), most)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns)
 
 
@@ -159,11 +142,13 @@ def wrap(text: str, inches: float, points: float, lines: int, weight: str = "nor
     return "\n".join(wrapped)
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+def save_figure(figure: Figure, folder: str | Path, name: str, made_by: str = "") -> list[Path]:
     """Write ``name.png`` (200 dpi) and ``name.svg`` into `folder`; the paths.
 
-    The same data give the same bytes: no date, no program version, and fixed ids in the SVG.
+    The same data give the same bytes: no date, no program version, and fixed ids in the SVG. Both
+    files say the command that they are `made_by`, as the PNG's comment and the SVG's description.
     """
+    said = made_by or None
     paths = []
     with (
         _laid_out(figure, 200),
@@ -171,8 +156,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     ):
         # the canvases themselves: `savefig` would draw once more before each, for the layout's sake
         for kind, canvas, metadata in (
-            ("png", FigureCanvasAgg, {"Software": None}),
-            ("svg", FigureCanvasSVG, {"Date": None, "Creator": None}),
+            ("png", FigureCanvasAgg, {"Software": None, "Comment": said}),
+            ("svg", FigureCanvasSVG, {"Date": None, "Creator": None, "Description": said}),
         ):
             buffer = io.BytesIO()
             getattr(canvas(figure), f"print_{kind}")(buffer, metadata=metadata)
@@ -246,8 +231,19 @@ def describe_axes(figure: Figure) -> str:
     return "; ".join(" ".join(part.split()) for part in parts)
 
 
-def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
-    """Write ``name.csv`` into `folder` (six significant digits, LF, unknown values blank)."""
+def save_table(table: pd.DataFrame, folder: str | Path, name: str, made_by: str = "") -> Path:
+    """Write ``name.csv`` into `folder` (six significant digits, LF, unknown values blank).
+
+    Its first line is a comment, the command that it is `made_by`; `read_table` passes over it.
+    """
     path = Path(folder) / f"{name}.csv"
-    atomic_write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    atomic_write_text(path, f"# {made_by}\n{text}" if made_by else text)
     return path
+
+
+def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
+    """What `save_table` wrote, with or without its comment, by ``pandas.read_csv``."""
+    with Path(path).open(encoding="utf-8") as file:
+        commented = file.read(2) == "# "
+    return pd.read_csv(path, skiprows=int(commented), **options)

@@ -1,25 +1,23 @@
-"""Redraw every table and figure that needs no model: ``entityclip figures``.
+"""Redraw tables and figures that need no model: ``entityclip figures [NAME ...]``.
 
-They are those of notebook 10, drawn from stored rows by several processes at once and shown to
-nobody. All are put in place together when all are drawn, or none.
+They are drawn from stored rows by several processes at once and shown to nobody. All are put in
+place together when all are drawn, or none.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import difflib
 import gc
-import io
 import multiprocessing
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -27,48 +25,25 @@ from entityclip import left_out
 from entityclip.config import REPOSITORY, SHIPPED_PROFILE, Profile, ProfileError, load_profile
 from entityclip.files import cores
 from entityclip.reproduce.staging import InUse, Stopped, alone_with, journal_in, promote, stoppable
+from entityclip.results import ResultsError
 
 # seaborn would import them for densities, dendrograms and sliders, none of which are drawn here:
 # a second and a half
 with left_out("scipy.stats", "scipy.cluster", "ipywidgets"):
-    from entityclip.experiments.experiment import Experiment
     from entityclip.reporting import catalogue
     from entityclip.reporting.style import apply_style
-
-
-Draw = Callable[..., None]  # (experiment, figures=, save=)
-
-
-# what takes longest first, so that all processes end at about the same time
-STEPS: dict[str, Draw] = {
-    "ablation_mmae": partial(catalogue.draw_table, table="ablation_mmae"),
-    "cross_domain": catalogue.draw_cross_domain,
-    "relations": catalogue.draw_relations,
-    "ascl": catalogue.draw_ascl,
-    "seed_curves": catalogue.draw_seed_curves,
-    "differences": catalogue.draw_differences,
-    "sections": catalogue.draw_sections,
-    "controls": partial(catalogue.draw_table, table="controls"),
-    "ablation_gi_itm": partial(catalogue.draw_table, table="ablation_gi_itm"),
-    "retrieval_table": catalogue.draw_retrieval_table,
-    "retrieval": catalogue.draw_retrieval,
-    "recall_curves": catalogue.draw_recall_curves,
-    "doses": catalogue.draw_doses,
-    "search": catalogue.draw_search,
-    "matching": catalogue.draw_matching,
-    "leak": catalogue.draw_leak,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: all drawn; 1: a step failed and nothing was changed; 2: refused; 130, 143: stopped by SIGINT,
-    SIGTERM.
+    0: all drawn; 1: a figure failed and nothing was changed; 2: refused; 130, 143: stopped by
+    SIGINT, SIGTERM.
     """
     parser = argparse.ArgumentParser(
         prog="entityclip figures", description=__doc__.split("\n\n")[1]
     )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a file's stem; none: all figures")
     parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
     parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
     parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
@@ -76,13 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = min(cores(), 4) if options.workers is None else options.workers
     if workers < 1:
         parser.error(f"--workers is {workers}; at least one process must draw")
+    for name in options.names:
+        if problem := _problem(name):
+            parser.error(problem)
     try:
         profile = load_profile(options.profile)
         shipped = profile.name == SHIPPED_PROFILE
         home = REPOSITORY / "figures" if shipped else profile.figures()
         figures = (options.figures or home).resolve()
         with stoppable(), alone_with(profile, figures):
-            return redraw(profile, figures, workers=workers)
+            return redraw(profile, figures, options.names or catalogue.FROM_ROWS, workers=workers)
     except (ProfileError, InUse, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,29 +69,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.signum
 
 
-def redraw(
-    profile: Profile, figures: Path, *, workers: int, steps: Mapping[str, Draw] = STEPS
-) -> int:
-    """Draw `steps` in `workers` processes and put their files into `figures`; 0, or 1 if one fails.
+def _problem(name: str) -> str | None:
+    """What keeps a figure from being drawn here, or None."""
+    if name in catalogue.FIGURES:
+        need = f"{name} needs a model; run `{catalogue.made_by(name)}`"
+        return None if catalogue.FIGURES[name].draw else need
+    close = difflib.get_close_matches(name, catalogue.FIGURES, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"no figure {name!r}; {hint}there are {', '.join(catalogue.FROM_ROWS)}"
 
-    Each says in a line how long it took, and what it skipped for want of rows.
+
+def redraw(profile: Profile, figures: Path, names: Sequence[str], *, workers: int) -> int:
+    """Draw figures in `workers` processes and put their files into `figures`; 0, or 1 if one fails.
+
+    Each says in a line how long it took, and whether it was skipped for want of rows.
     """
-    start = time.monotonic()
+    start, failed = time.monotonic(), False
     stage = profile.runs / "staging" / "redraw"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    taken = context.Value("i", 0)
-    drawing = [
-        context.Process(target=_draw, args=(profile, stage, steps, taken))
-        for _ in range(min(workers, len(steps)))
-    ]
-    for process in drawing:
-        process.start()
-    for process in drawing:
-        process.join()
-    if any(process.exitcode for process in drawing):
+    # what has most files first, so that all processes end at about the same time
+    names = sorted(names, key=lambda name: len(catalogue.FIGURES[name].kinds), reverse=True)
+    with ProcessPoolExecutor(min(workers, len(names)), context, initializer=_begin) as pool:
+        drawing = {name: pool.submit(_draw, profile, name, stage) for name in names}
+        for name, drawn in drawing.items():
+            try:
+                print(drawn.result(), flush=True)
+            except Exception as error:  # the other figures' errors are worth knowing too
+                failed = True
+                print(f"{name} failed:", *traceback.format_exception(error), file=sys.stderr)
+    if failed:
         print(f"failed: {figures} stays as it was", file=sys.stderr)
         return 1
     files = sorted(path for path in stage.rglob("*") if path.is_file())
@@ -123,36 +110,21 @@ def redraw(
     return 0
 
 
-def _draw(profile: Profile, folder: Path, steps: Mapping[str, Draw], taken: Any) -> None:
-    """Draw the first step that nobody has `taken` (a shared count) yet, until none is left.
-
-    Exits with 1 after the last step if any has failed.
-    """
+def _begin() -> None:
+    """Make a process ready to draw."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's: it stops its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # a few figures leave little behind, and looking for it takes a tenth of the time
     mpl.use("agg")
     apply_style()
-    experiment, failed = Experiment(profile, progress=False), False
-    while step := _take(steps, taken):
-        name, draw = step
-        start, said = time.monotonic(), io.StringIO()
-        try:
-            with contextlib.redirect_stdout(said):
-                draw(experiment, figures=folder, save=True)
-        except Exception:  # the other steps' errors are worth knowing too
-            failed = True
-            print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            continue
-        skipped = [line for line in said.getvalue().splitlines() if line.startswith("skipped")]
-        took = f"{name}: {time.monotonic() - start:.1f} s"
-        print("\n".join([took, *(f"  {line}" for line in skipped)]), flush=True)
-    if failed:
-        sys.exit(1)
 
 
-def _take(steps: Mapping[str, Draw], taken: Any) -> tuple[str, Draw] | None:
-    with taken.get_lock():
-        at = taken.value
-        taken.value += 1
-    return list(steps.items())[at] if at < len(steps) else None
+def _draw(profile: Profile, name: str, folder: Path) -> str:
+    """Draw a figure into a folder; what there is to say of it."""
+    start = time.monotonic()
+    try:
+        catalogue.save(catalogue.draw(profile, name), name, folder)
+    except ResultsError as error:
+        return f"{name}: skipped: {error}"
+    mpl.pyplot.close("all")
+    return f"{name}: {time.monotonic() - start:.1f} s"

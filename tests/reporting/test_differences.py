@@ -7,16 +7,15 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from entityclip.reporting.charts import plot_forest
-from entityclip.reporting.style import save_figure
-from entityclip.reporting.tables import (
+from entityclip.reporting.differences import (
     COLUMNS,
-    Cell,
     describe_differences,
     difference_sheet,
-    sheet_latex,
+    plot_forest,
 )
-from tests.reporting.test_sheets import check_latex
+from entityclip.reporting.markup import Cell, sheet_latex
+from entityclip.reporting.style import save_figure
+from tests.reporting.test_markup import check_latex
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 NAN = float("nan")

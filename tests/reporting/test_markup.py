@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from entityclip.config import REPOSITORY
-from entityclip.reporting.tables import (
+from entityclip.reporting.markup import (
     Cell,
     Sheet,
     latex,
     number_cell,
-    reported_cells,
-    reported_values,
-    retrieval_markdown,
-    retrieval_sheet,
-    retrieval_table,
     save_sheet,
     sheet_latex,
     sheet_markdown,
     standings,
 )
-from entityclip.results import ResultsError
-from entityclip.variants import (
-    DIRECTION_LABELS as DIRECTIONS,
-)
-from entityclip.variants import (
-    SPLIT_LABELS as SPLITS,
-)
-from entityclip.variants import (
-    VARIANT_LABELS as VARIANTS,
-)
-from tests.reporting.test_report import make_rows
+from entityclip.reporting.tables import retrieval_markdown, retrieval_sheet, retrieval_table
+from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS
+from tests.reporting.samples import make_rows
 
 FIGURES = REPOSITORY / "figures"
 
@@ -186,7 +171,7 @@ def test_the_shipped_tables_in_latex_would_compile(name):
     check_latex((FIGURES / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("names", [VARIANTS, SPLITS, DIRECTIONS])
+@pytest.mark.parametrize("names", [VARIANT_LABELS, SPLIT_LABELS, DIRECTION_LABELS])
 def test_latex_sets_every_name_that_tables_use(names):
     assert all(latex(name).isascii() for name in names.values())
 
@@ -245,41 +230,3 @@ def test_plain_markdown_has_the_same_cells_without_marks():
 )
 def test_intervals_as_printed(arguments, over_seeds, expected):
     assert number_cell(*arguments, over_seeds=over_seeds) == expected
-
-
-def test_reported_values_stand_beside_their_own_data_only(tmp_path):
-    path = tmp_path / "paper_reported.csv"
-    path.write_text(
-        "paper,table,row,column,value\n"
-        "P,2,clip,newsroom test text_to_image R@1,12.5\n"
-        "P,2,clip,newsroom test text_to_image R@5,30\n"
-        "P,2,clip,n24news test text_to_image R@1,99\n"
-        "P,2,entityclip,newsroom test text_to_image R@1,\n"
-    )
-    table, reported = retrieval_table(make_rows()), reported_values(path)
-    said = reported_cells(table, reported)
-    assert said[table["variant"] == "clip"].tolist() == ["R@1 12.5, R@5 30", "", "", ""]
-    assert (said[table["variant"] != "clip"] == "").all()
-    sheet = retrieval_sheet(table, reported)
-    assert sheet.header[-1] == "Reported"
-    assert [row[-1] for row in sheet.blocks[0]] == ["", "R@1 12.5, R@5 30", ""]
-    empty = retrieval_sheet(table, reported_values(tmp_path / "none.csv"))
-    assert {row[-1] for block in empty.blocks for row in block} == {""}
-
-
-def test_two_sources_of_one_reported_value_are_refused(tmp_path):
-    path = tmp_path / "paper_reported.csv"
-    line = "clip,newsroom test text_to_image R@1"
-    path.write_text(f"paper,table,row,column,value\nP,2,{line},1\nQ,7,{line},2\n")
-    with pytest.raises(ResultsError, match="two reported values for clip, newsroom test"):
-        reported_cells(retrieval_table(make_rows()), reported_values(path))
-
-
-def test_the_shipped_file_of_reported_values_holds_none():
-    from entityclip.config import REPOSITORY
-
-    values = reported_values(REPOSITORY / "figures" / "paper_reported.csv")
-    assert (REPOSITORY / "figures" / "paper_reported.csv").exists()
-    assert values.empty
-    said = reported_cells(pd.DataFrame(retrieval_table(make_rows())), values)
-    assert not np.any(said != "")

@@ -1,4 +1,4 @@
-"""Figures of a model's insides and of several seeds: that they show the numbers they are given."""
+"""Figures of what a model looks at: that they show the numbers they are given."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from PIL import Image
 
 from entityclip.evaluation.inspection import plane
 from entityclip.evaluation.retrieval import Embeddings
-from entityclip.reporting.charts import gate_table, plot_gates, plot_seed_curves, plot_space
-from entityclip.reporting.pictures import (
+from entityclip.reporting.inspection import (
     ReadPair,
     SeenPicture,
+    gate_table,
+    plot_gates,
     plot_patch_attention,
+    plot_space,
     plot_word_attention,
 )
 from entityclip.reporting.style import HEAT, save_figure
-from entityclip.reporting.tables import seed_curves
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 WHITE = Image.new("RGB", (64, 64), "white")
@@ -200,58 +201,3 @@ def test_a_crowded_space_shows_some_pairs_and_few_colours():
     assert legend[2:] == [*(f"section {i}" for i in range(6)), "others"]
     with pytest.raises(ValueError, match="no planes"):
         plot_space({})
-
-
-# ------------------------------------------------------------------------------------ seed curves
-
-
-def make_log(level, epochs=3):
-    """Two steps an epoch; validation at twice the training's mean."""
-    steps = [
-        {"step": 2 * e + s, "epoch": e, "vtc": level / e + s} for e in range(1, epochs + 1)
-        for s in (0, 1)
-    ]  # fmt: skip
-    validations = [{"epoch": e, "val_vtc": 2 * level / e} for e in range(1, epochs + 1)]
-    return pd.DataFrame(steps), pd.DataFrame(validations)
-
-
-def test_seed_curves_are_means_with_the_least_and_the_greatest_seed():
-    curves = seed_curves({"clip": [make_log(1.0), make_log(2.0), make_log(6.0)]})
-    training = curves[curves["phase"] == "training"]
-    assert training["epoch"].tolist() == [1, 2, 3]
-    first = training.iloc[0]
-    assert (first["low"], first["mean"], first["high"]) == (1.5, 3.5, 6.5)
-    assert first["seeds"] == 3
-    last = curves[curves["phase"] == "validation"].iloc[-1]
-    assert (last["low"], last["mean"], last["high"]) == pytest.approx((2 / 3, 2, 4))
-
-
-def test_an_epoch_that_a_seed_lacks_is_left_out():
-    curves = seed_curves({"clip": [make_log(1.0, 3), make_log(2.0, 2)]})
-    assert curves.groupby("phase")["epoch"].max().tolist() == [2, 2]
-
-
-def test_a_run_before_its_first_validation_has_training_only():
-    steps, _ = make_log(1.0)
-    curves = seed_curves({"clip": [(steps, pd.DataFrame({"epoch": [], "val_loss": []}))]})
-    assert set(curves["phase"]) == {"training"}
-    plot_seed_curves(curves)
-
-
-def test_seed_curves_draw_their_band():
-    curves = seed_curves({"clip": [make_log(1.0), make_log(3.0)], "entityclip": [make_log(2.0)]})
-    figure = plot_seed_curves(curves)
-    training = curves[(curves["phase"] == "training") & (curves["variant"] == "clip")]
-    line = next(line for line in figure.axes[0].lines if line.get_marker() == "s")
-    np.testing.assert_allclose(line.get_ydata(), training["mean"])
-    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == (training["low"].min(), training["high"].max())
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["CLIP, fine-tuned (2 seeds)", "EntityCLIP (1 seed)"]
-
-
-def test_seed_curves_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="no 'itm' in the logs of clip"):
-        seed_curves({"clip": [make_log(1.0)]}, "itm")
-    with pytest.raises(ValueError, match="logs of nothing"):
-        seed_curves({})

@@ -1,0 +1,164 @@
+"""Losses over a training: one run's steps, and the bands of several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from entityclip.reporting.charts import panels
+from entityclip.reporting.style import marks, variant_legend
+from entityclip.results import Log, read_log
+from entityclip.variants import CURVE_SPLITS, VARIANT_LABELS, in_order
+
+_PHASES = {"training": "Training (mean of each epoch)", "validation": "Validation"}
+TERMS = {"vtc": "VTC", "vtc_moe": "VTC of the experts", "itm": "GI-ITM"}
+
+
+def stored_curves(rows: pd.DataFrame) -> dict[str, list[Log]]:
+    """Rows of kind "curves" as a (training, validation) pair a seed, by variant."""
+    found: dict[str, list[Log]] = {}
+    epochs = rows["metric"].str.extract(r"epoch (\d+)$", expand=False).astype(int)
+    rows = rows[["variant", "seed", "split", "value"]].assign(epoch=epochs)
+    for (variant, _), run in rows.groupby(["variant", "seed"], sort=True):
+        parts = [
+            run[run["split"] == split].rename(columns={"value": column})[["epoch", column]]
+            for split, column in CURVE_SPLITS.items()
+        ]
+        steps, validations = (part.sort_values("epoch", ignore_index=True) for part in parts)
+        found.setdefault(str(variant), []).append((steps, validations))
+    return found
+
+
+def seed_curves(logs: Mapping[str, Sequence[Log | str | Path]], term: str = "vtc") -> pd.DataFrame:
+    """One loss term by epoch over the seeds of each variant; `logs` holds a log a seed.
+
+    Columns: `variant`, `phase` ("training": mean over the epoch's steps, or "validation"), `epoch`,
+    `seeds`, `mean`, `low` and `high` (least and greatest seed). An epoch that a seed has not
+    reached is left out, so that every point is over all seeds. Raises ValueError for no logs and
+    for a log without the term.
+    """
+    tables = []
+    for variant, seeds in logs.items():
+        read = [_read(log) for log in seeds]
+        if not read or any(term not in steps for steps, _ in read):
+            raise ValueError(f"no {term!r} in the logs of {variant}")
+        for phase in _PHASES:
+            by_seed = pd.concat([_by_epoch(log, phase, term) for log in read], axis=1).dropna()
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "variant": variant,
+                        "phase": phase,
+                        "epoch": by_seed.index.astype(int),
+                        "seeds": by_seed.shape[1],
+                        "mean": by_seed.mean(axis=1).to_numpy(),
+                        "low": by_seed.min(axis=1).to_numpy(),
+                        "high": by_seed.max(axis=1).to_numpy(),
+                    }
+                )
+            )
+    if not tables:
+        raise ValueError(f"no {term!r} in the logs of nothing")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _by_epoch(log: Log, phase: str, term: str) -> pd.Series:
+    steps, validations = log
+    if phase == "training":
+        return steps.groupby("epoch")[term].mean()
+    if f"val_{term}" not in validations:  # killed before its first validation
+        return pd.Series(dtype=float)
+    return validations.groupby("epoch")[f"val_{term}"].last()
+
+
+def plot_seed_curves(curves: pd.DataFrame, name: str = "VTC") -> Figure:
+    """Mean line and least-to-greatest band over seeds of each variant, from `seed_curves`.
+
+    `name` is the term's, as the axis should say it. Raises ValueError for an empty table.
+    """
+    if curves.empty:
+        raise ValueError("nothing to show: no curves")
+    variants = marks(in_order(curves["variant"], VARIANT_LABELS))
+    figure, (axes,) = panels(1, 2, 2.7, sharex=True)
+    for axis, (phase, title) in zip(axes, _PHASES.items(), strict=True):
+        for variant, (colour, marker) in variants.items():
+            rows = curves[(curves["variant"] == variant) & (curves["phase"] == phase)]
+            band = {"color": colour, "alpha": 0.18, "linewidth": 0}
+            axis.fill_between(rows["epoch"], rows["low"], rows["high"], **band)
+            axis.plot(rows["epoch"], rows["mean"], color=colour, marker=marker)
+        _name_axis(axis, title, "epoch")
+    axes[0].set_ylabel(name)
+    seeds = curves.groupby("variant")["seeds"].first()
+    ends = {v: " (1 seed)" if seeds[v] == 1 else f" ({seeds[v]} seeds)" for v in variants}
+    variant_legend(figure, variants, ends)
+    return figure
+
+
+def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc") -> Figure:
+    """One loss term in training and in validation, and the other terms where a log has any.
+
+    `logs` holds `read_log`, or the log's path, by variant. `term` is what all variants share and so
+    may be compared. Training shows each step faintly and a running median; a ring marks the epoch
+    whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
+    logs and for a log without the term.
+    """
+    read = {name: _read(log) for name, log in logs.items()}
+    lacking = [name for name, (steps, _) in read.items() if term not in steps]
+    if lacking or not read:
+        raise ValueError(f"no {term!r} in the logs of {', '.join(lacking) or 'nothing'}")
+    variants = marks(in_order(pd.Series(list(read)), VARIANT_LABELS))
+    others = [n for n in TERMS if n != term and any(n in steps for steps, _ in read.values())]
+    dashes = dict(zip(others, ("-", "--"), strict=False))
+    figure, (axes,) = panels(1, 3 if others else 2, 2.7)
+    for variant, (colour, marker) in variants.items():
+        steps, validations = read[variant]
+        axes[0].plot(steps["step"], steps[term], color=colour, alpha=0.25, linewidth=0.6)
+        axes[0].plot(steps["step"], _smooth(steps[term]), color=colour)
+        _validation(axes[1], validations, term, colour, marker)
+        for name, style in dashes.items():
+            if name in steps:
+                axes[2].plot(steps["step"], _smooth(steps[name]), color=colour, linestyle=style)
+    axes[0].set_ylabel(TERMS.get(term, term))
+    _name_axis(axes[0], "Training", "step")
+    _name_axis(axes[1], "Validation (ring: kept)", "epoch")
+    if others:
+        _name_axis(axes[2], "Further terms, training", "step")
+        handles = [
+            Line2D([], [], color="0.3", linestyle=style, label=TERMS[name])
+            for name, style in dashes.items()
+        ]
+        axes[2].legend(handles=handles, loc="upper right")
+    variant_legend(figure, variants)
+    return figure
+
+
+def _validation(axis: Axes, rows: pd.DataFrame, term: str, colour: str, marker: str) -> None:
+    if rows.empty:
+        return
+    name = f"val_{term}" if f"val_{term}" in rows else "val_loss"
+    axis.plot(rows["epoch"], rows[name], color=colour, marker=marker)
+    kept = rows.loc[rows["val_loss"].idxmin()]
+    ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": colour}
+    axis.plot(kept["epoch"], kept[name], marker="o", **ring)
+
+
+def _name_axis(axis: Axes, title: str, steps: str) -> None:
+    axis.set_title(title, loc="left")
+    axis.set_xlabel(steps)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def _read(log: Log | str | Path) -> Log:
+    return log if isinstance(log, tuple) else read_log(log)
+
+
+def _smooth(values: pd.Series) -> pd.Series:
+    # a median: one bad batch should not look like a trend
+    window = max(1, len(values) // 25)
+    return values.rolling(window, center=True, min_periods=1).median()

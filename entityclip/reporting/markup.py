@@ -1,0 +1,183 @@
+"""A printed table, and how Markdown and LaTeX write it: what stands out, what is escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from entityclip.files import atomic_write_text
+
+Mark = Literal["", "best", "second"]
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "%_&$#{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "…": r"\dots{}",
+    "λ": r"$\lambda$",
+    "η": r"$\eta$",
+}
+# never enlarged
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
+class Cell(NamedTuple):
+    """A number as printed, its interval ("± 0.4" or "[1.2, 3.4]") and whether it stands out."""
+
+    text: str = ""
+    interval: str = ""
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A printed table: `header`, then blocks of rows, a rule between two blocks.
+
+    The first `names` columns are words, left-aligned; the others numbers. `notes` are sentences for
+    below the table.
+    """
+
+    header: Sequence[str]
+    blocks: Sequence[Sequence[Sequence[Cell | str]]]
+    names: int
+    notes: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        for row in (row for block in self.blocks for row in block):
+            if len(row) != len(self.header):
+                raise ValueError(f"{len(row)} cells below {len(self.header)} headings: {row}")
+
+
+def standings(values: Sequence[float], *, higher_is_better: bool = True) -> list[Mark]:
+    """Which of some values, as printed, are "best" and which "second".
+
+    Equal values share their mark; second is the next other value. A blank (NaN) has none, and where
+    all are equal, or there is only one, nothing stands out.
+    """
+    known = sorted({v for v in values if not np.isnan(v)}, reverse=higher_is_better)
+    if len(known) < 2:
+        return [""] * len(values)
+    places: dict[float, Mark] = {known[0]: "best", known[1]: "second"}
+    return [places.get(value, "") for value in values]
+
+
+def sheet_markdown(sheet: Sheet) -> str:
+    """The table in Markdown: best bold, second underlined; notes as paragraphs below."""
+    dashes = ["---" if i < sheet.names else "--:" for i in range(len(sheet.header))]
+    lines = [list(sheet.header), dashes]
+    lines += [[_markdown(cell) for cell in row] for block in sheet.blocks for row in block]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "".join(f"\n{note}\n" for note in sheet.notes)
+
+
+def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
+    r"""A ``table`` environment for ``\usepackage{booktabs,graphicx}``.
+
+    The best is bold, the second underlined. Names that a whole block shares stand once, above it; a
+    table wider than the line is shrunk to it. All words are escaped, so names may hold %, _, & and
+    $. Notes stand below the table.
+    """
+    shared = _shared_names(sheet)
+    columns = "l" * (sheet.names - shared) + "r" * (len(sheet.header) - sheet.names)
+    lines = [r"\begin{table}", r"\centering"]
+    if caption:
+        lines.append(rf"\caption{{{latex(caption)}}}")
+    if label and caption:  # a label points at its caption's number
+        lines.append(rf"\label{{{label}}}")
+    lines += [_FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [_row(map(latex, sheet.header[shared:])), r"\midrule"]
+    for number, block in enumerate(sheet.blocks):
+        lines += [r"\midrule"] if number else []
+        if shared and block:
+            above = ", ".join(_latex_cell(name) for name in block[0][:shared])
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{above}}}}} \\")
+        lines += [_row(map(_latex_cell, row[shared:])) for row in block]
+    lines += [r"\bottomrule", r"\end{tabular}%", "}"]
+    notes = (latex(re.sub(r"(?<!\w)-(?=\d)", "−", note)) for note in sheet.notes)
+    lines += [rf"\par\smallskip{{\footnotesize\raggedright {note}\par}}" for note in notes]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _shared_names(sheet: Sheet) -> int:
+    """How many leading names every block's rows have in common, the last name never among them."""
+    for place in range(max(sheet.names - 1, 0)):
+        if any(len({row[place] for row in block}) > 1 for block in sheet.blocks):
+            return place
+    return max(sheet.names - 1, 0)
+
+
+def save_sheet(
+    sheet: Sheet, folder: str | Path, name: str, caption: str = "", made_by: str = ""
+) -> list[Path]:
+    """Write ``name.md`` and ``name.tex`` into `folder`, each below a comment `made_by`; the paths.
+
+    LaTeX's label is the name with hyphens, below "tab:".
+    """
+    texts = {
+        "md": ("<!-- {} -->\n", sheet_markdown(sheet)),
+        "tex": ("% {}\n", sheet_latex(sheet, caption, f"tab:{name.replace('_', '-')}")),
+    }
+    paths = []
+    for kind, (comment, text) in texts.items():
+        paths.append(Path(folder) / f"{name}.{kind}")
+        atomic_write_text(paths[-1], (comment.format(made_by) if made_by else "") + text)
+    return paths
+
+
+def latex(text: str) -> str:
+    """Text that LaTeX sets as it stands."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _row(cells: Iterable[str]) -> str:
+    line = " & ".join(cells)
+    # LaTeX reads a "[" or "*" that follows \\ as belonging to it, even on the next line
+    return (f"{{}}{line}" if line.startswith(("[", "*")) else line) + r" \\"
+
+
+def _markdown(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return cell.replace("|", "\\|")
+    text = {"best": f"**{cell.text}**", "second": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text)
+    return f"{text} {cell.interval}".rstrip()
+
+
+def _latex_cell(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return latex(cell)
+    marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}.get(cell.mark, "%s")
+    text = marked % _latex_number(cell.text)
+    return f"{text} {{\\scriptsize {_latex_number(cell.interval)}}}" if cell.interval else text
+
+
+def _latex_number(text: str) -> str:
+    return latex(text.replace("-", "−"))  # a minus, where LaTeX would set a hyphen
+
+
+def number_cell(
+    value: float, low: float, high: float, mark: Mark = "", *, over_seeds: bool, sign: str = ""
+) -> Cell:
+    """A value to one decimal with its interval: "± half" if it is symmetric and over seeds.
+
+    `sign` "+" shows a difference's sign. NaN gives an empty cell, or one without interval.
+    """
+    if np.isnan(value):
+        return Cell()
+    text = f"{value:{sign}.1f}"
+    if np.isnan(low):
+        return Cell(text, mark=mark)
+    if over_seeds and np.isclose(high - value, value - low):
+        return Cell(text, f"± {high - value:.1f}", mark)
+    return Cell(text, f"[{low:{sign}.1f}, {high:{sign}.1f}]", mark)

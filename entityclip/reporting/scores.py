@@ -1,0 +1,266 @@
+"""What a model scores, as tables: RSUM, F1 of relations and of sections, shares by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from entityclip.results import ResultsError
+from entityclip.statistics import (
+    DIRECTIONS,
+    Retrieval,
+    mean_over_seeds,
+    over_seeds,
+    rsum,
+    rsum_difference,
+    rsum_numbers,
+    verdict,
+)
+from entityclip.variants import BEFORE, CONDITIONS, MATCHING, VARIANT_LABELS, label
+
+SUMMARY = ("accuracy", "macro_f1")  # then one "f1/<section>" a section; all in percent
+
+
+# -------------------------------------------------------------------------------------------- RSUM
+
+
+def retrievals(ranks: pd.DataFrame) -> dict[int, Retrieval]:
+    """Stored ranks of one variant on one split, by seed, of the seeds that have both directions.
+
+    Which captions share a picture stands in the rows; where nothing does, each has its own.
+    """
+    found = {}
+    for seed, rows in ranks.groupby("seed"):
+        by_direction = {row["direction"]: row for row in rows.to_dict("records")}
+        if set(by_direction) == set(DIRECTIONS):
+            of_texts, of_pictures = (by_direction[d]["ranks"] for d in DIRECTIONS)
+            found[int(seed)] = Retrieval(
+                np.array(of_texts), np.array(of_pictures), _image_of(by_direction[DIRECTIONS[0]])
+            )
+    return found
+
+
+def _image_of(row: Mapping[str, Any]) -> np.ndarray:
+    """The picture row of each caption."""
+    shown = next((row[n] for n in ("image_of", "clusters") if isinstance(row.get(n), list)), None)
+    return np.arange(len(row["ranks"])) if shown is None else np.array(shown)
+
+
+def rsum_table(ranks: pd.DataFrame, by: Sequence[str] = ("variant", "split")) -> pd.DataFrame:
+    """RSUM over seeds with its 95 % interval over pictures and seeds, from stored ranks.
+
+    A row a value of the columns `by`, in the rows' order; then RSUM, low, high and seeds.
+    """
+    return pd.DataFrame(
+        dict(zip(by, names, strict=True)) | rsum_numbers(list(retrievals(group).values()))
+        for names, group in ranks.groupby(list(by), sort=False)
+    )
+
+
+def rsum_differences(ranks: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """RSUM of each variant of stored ranks, and minus the `reference`'s with its 95 % interval.
+
+    Over the seeds that both have, paired by seed and picture; `difference` is NaN for the reference
+    itself. Columns variant, seeds, RSUM, difference, low, high.
+    """
+    found = []
+    by_variant = {name: retrievals(group) for name, group in ranks.groupby("variant", sort=False)}
+    base = by_variant.get(reference, {})
+    for variant, own in by_variant.items():
+        shared = [seed for seed in own if seed in base]
+        if not shared:
+            continue
+        first, second = ([of[seed] for seed in shared] for of in (own, base))
+        apart = (np.nan,) * 3 if variant == reference else rsum_difference(first, second)
+        row = {"variant": variant, "seeds": len(shared), "RSUM": rsum_numbers(first)["RSUM"]}
+        found.append(row | dict(zip(("difference", "low", "high"), apart, strict=True)))
+    return pd.DataFrame(found, columns=["variant", "seeds", "RSUM", "difference", "low", "high"])
+
+
+def describe_rsum(table: pd.DataFrame, reference: str) -> list[str]:
+    """`rsum_differences` in sentences, one a variant that the reference is compared with."""
+    return [
+        f"{row.variant} is {verdict(row.low, row.high)} {reference} by RSUM (difference "
+        f"{row.difference:+.1f}, 95 % interval {row.low:+.1f} to {row.high:+.1f}, "
+        f"{row.seeds} seeds)"
+        for row in table.itertuples()
+        if row.variant != reference
+    ]
+
+
+def ascl_recall_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """R@1, R@5, R@10 both ways and RSUM: a row a variant, split and seed, in percent."""
+    shown = rows[rows["metric"].isin(["R@1", "R@5", "R@10"])]
+    found = []
+    for (variant, split, seed), part in shown.groupby(["variant", "split", "seed"], sort=False):
+        metrics = {d: dict(zip(p["metric"], p["value"], strict=True))
+                   for d in DIRECTIONS  # whatever was stored first
+                   if len(p := part[part["direction"] == d])}  # fmt: skip
+        row = {"variant": variant, "split": split, "seed": seed}
+        for direction, values in metrics.items():
+            row |= {f"{direction} {name}": value for name, value in values.items()}
+        found.append(row | {"RSUM": rsum(metrics)})
+    return pd.DataFrame(found)
+
+
+def ascl_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest over seeds of each column of `recall_table`, one a row."""
+    long = table.melt(["variant", "split", "seed"], var_name="metric")
+    found = long.groupby(["variant", "split", "metric"], sort=False)["value"]
+    return found.agg(["mean", "min", "max", "count"]).reset_index()
+
+
+def seed_differences(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """`first` minus `second` of each split and seed, column by column of `recall_table`.
+
+    Runs are paired by seed: they saw the same batches. Raises ValueError if a seed lacks one.
+    """
+    a, b = (
+        table[table["variant"] == name].set_index(["split", "seed"]).drop(columns="variant")
+        for name in (first, second)
+    )
+    if a.empty or set(a.index) != set(b.index):
+        raise ValueError(f"{first} and {second} were not measured on the same splits and seeds")
+    return (a - b.loc[a.index]).reset_index()
+
+
+# -------------------------------------------------------------------------------- classifications
+
+
+def relation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Weighted F1 by protocol, variant and label: mean over seeds and gain over no ITR.
+
+    `value` is the mean over `seeds` seeds; `gain` the mean of the seed-by-seed difference from the
+    start weights, `gain_low` to `gain_high` its 95 % t interval over the seeds (NaN for one seed).
+    The interval holds the luck of ITR's seed, not that of the pairs judged.
+    """
+    keys = ["protocol", "variant", "label"]
+    table = []
+    for (protocol, variant, kind), group in rows.groupby(keys, sort=False):
+        before = rows[
+            (rows["variant"] == BEFORE) & (rows["protocol"] == protocol) & (rows["label"] == kind)
+        ]
+        gains = group.set_index("seed")["value"].sub(before.set_index("seed")["value"]).dropna()
+        gain, low, high = mean_over_seeds(gains)
+        table.append(
+            {
+                "protocol": protocol, "variant": variant, "label": kind,
+                "value": group["value"].mean(), "gain": gain, "gain_low": low,
+                "gain_high": high, "seeds": len(group),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def confusions(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each variant's confusion matrix from stored rows of one seed and split: counts, true × found.
+
+    Raises ValueError where a variant has several, which no one matrix stands for.
+    """
+    whole = rows[rows["metric"] == "accuracy"]
+    repeated = sorted(set(whole.loc[whole.duplicated("variant"), "variant"]))
+    if repeated:
+        raise ValueError(
+            f"several confusion matrices of {', '.join(repeated)}; choose one seed and split"
+        )
+    return {
+        row["variant"]: pd.DataFrame(row["confusion"], row["sections"], row["sections"])
+        for _, row in whole.iterrows()
+    }
+
+
+def section_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a (variant, section) of one seed and split: pairs, precision, recall and F1 in percent.
+
+    F1 with its interval is the stored one; precision is blank for a section never predicted.
+    """
+    f1 = rows[rows["metric"].str.startswith("f1/")].set_index(["variant", "metric"])
+    table = []
+    for variant, counts in confusions(rows).items():
+        for name in counts.index:
+            hits, true, found = counts.loc[name, name], counts.loc[name].sum(), counts[name].sum()
+            of_f1 = f1.loc[(variant, f"f1/{name}")]
+            table.append(
+                {
+                    "variant": variant,
+                    "section": name,
+                    "pairs": true,
+                    "precision": 100 * hits / found if found else np.nan,
+                    "recall": 100 * hits / true,
+                    **{"f1": of_f1["value"], "f1_low": of_f1["low"], "f1_high": of_f1["high"]},
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a (dataset, variant) of one split: accuracy and macro-F1 with 95 % intervals.
+
+    Of several `seeds` means, with Student's t over seeds; of one its own, over queries. Beside them
+    the accuracy of `guessing` uniformly and of always saying the commonest section, `majority`,
+    which no macro-F1 rewards.
+    """
+    table = []
+    shown = rows[rows["metric"].isin(SUMMARY)]
+    for (dataset, variant), group in shown.groupby(["dataset", "variant"], sort=False):
+        line = {"dataset": dataset, "variant": variant, "seeds": group["seed"].nunique()}
+        line["sections"] = group["n_candidates"].iloc[0]
+        line["guessing"] = 100 / line["sections"]
+        confusion = group.loc[group["metric"] == "accuracy", "confusion"].iloc[0]
+        true = np.array(confusion).sum(1)
+        line["majority"] = 100 * true.max() / true.sum()
+        for metric in SUMMARY:
+            value, low, high = over_seeds(group[group["metric"] == metric])
+            line |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+        table.append(line)
+    return pd.DataFrame(table)
+
+
+def leak_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """R@1 between V* and T* by what each side reads: a row a variant, direction and condition.
+
+    `rows` are stored rows of kind "leak". Columns `variant`, `split`, `direction`, `reads`,
+    `value`, `low`, `high`, `seeds`, `chance`; intervals as in `retrieval_table`.
+    """
+    return _by_kind(rows, "R@1, ", list(CONDITIONS))
+
+
+def describe_leak(table: pd.DataFrame, direction: str = "text_to_image") -> list[str]:
+    """A sentence a variant: what survives the same wrong explanation, and two different ones."""
+    sentences = []
+    for variant, rows in table[table["direction"] == direction].groupby("variant", sort=False):
+        value = rows.set_index("reads")["value"]
+        sentences.append(
+            f"{label(variant, VARIANT_LABELS)}: R@1 between V* and T* is {value['own']:.1f} with "
+            f"the own explanation, {value['same wrong']:.1f} when both read the same wrong one, "
+            f"{value['two different wrong']:.1f} when they read different wrong ones "
+            f"(chance {rows['chance'].iloc[0]:.2f})."
+        )
+    return sentences
+
+
+def matching_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of the matching head by kind of pair, columns as `leak_table`; chance is 50 %."""
+    return _by_kind(rows, "accuracy, ", list(MATCHING)).assign(chance=50.0)
+
+
+def _by_kind(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFrame:
+    lines = []
+    keys = ["variant", "split", "direction"]
+    for names, group in rows.groupby(keys, sort=False):
+        for kind in kinds:
+            of_kind = group[group["metric"] == prefix + kind]
+            if of_kind.empty:
+                continue
+            value, low, high = over_seeds(of_kind)
+            lines.append(
+                dict(zip(keys, names, strict=True))
+                | {"reads": kind, "value": value, "low": low, "high": high}
+                | {"seeds": len(of_kind), "chance": 100 / of_kind["n_candidates"].iloc[0]}
+            )
+    if not lines:
+        raise ResultsError(f"no rows whose metric starts with {prefix!r}")
+    return pd.DataFrame(lines)

@@ -1,0 +1,85 @@
+"""Charts show the values of their tables, with their intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from entityclip.reporting.charts import plot_lengths, plot_recall_curves, plot_retrieval
+from entityclip.reporting.style import marks, save_figure
+from entityclip.reporting.tables import retrieval_table
+from tests.reporting.samples import LEVELS, make_rows
+
+pytestmark = pytest.mark.usefixtures("figure_style")
+
+
+def drawn(axis):
+    """{colour: (x, y) of the line with markers} of an axis."""
+    return {
+        to_hex(line.get_color()): line.get_xydata().T
+        for line in axis.lines
+        if line.get_marker() not in ("None", "", None)
+    }
+
+
+def test_plot_retrieval_draws_each_value_with_its_interval():
+    figure = plot_retrieval(retrieval_table(make_rows()))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "Test, text → image",
+        "Long tail, text → image",
+        "Test, image → text",
+        "Long tail, image → text",
+    ]
+    axis, colours = figure.axes[0], marks(list(LEVELS))
+    for variant, level in LEVELS.items():
+        np.testing.assert_allclose(
+            drawn(axis)[colours[variant][0].lower()][1], [level, level + 1, level + 2]
+        )
+    segments = [segment[:, 1] for lines in axis.collections for segment in lines.get_segments()]
+    assert [64.5, 65.5] in [list(ends) for ends in segments]
+    assert {text.get_text() for text in axis.texts} >= {"70.0", "65.0", "1.0"}
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["CLIP, zero-shot", "CLIP, fine-tuned", "EntityCLIP"]
+
+
+def test_a_missing_value_is_not_drawn():
+    rows = make_rows(splits=["test"])
+    table = retrieval_table(rows[~((rows["variant"] == "clip") & (rows["metric"] == "R@5"))])
+    axis = plot_retrieval(table).axes[0]
+    values = drawn(axis)[marks(list(LEVELS))["clip"][0].lower()][1]
+    assert np.isnan(values).tolist() == [False, True, False]
+    assert "71.0" not in {text.get_text() for text in axis.texts}
+
+
+def test_many_variants_and_dollar_signs_are_drawn(tmp_path):
+    variants = {f"variant_{i} $x^$": float(i) for i in range(14)}
+    assert len(set(marks(list(variants)).values())) == 14
+    save_figure(plot_retrieval(retrieval_table(make_rows(variants))), tmp_path, "many")
+    save_figure(plot_recall_curves(make_rows(variants)), tmp_path, "curves")
+
+
+def test_plot_recall_curves_draws_recall_against_k():
+    figure = plot_recall_curves(make_rows(), "image_to_text")
+    assert len(figure.axes) == 2
+    x, y = drawn(figure.axes[0])[marks(list(LEVELS))["clip"][0].lower()]
+    assert x.tolist() == [1, 5, 10, 50, 100]
+    assert y.tolist() == [70, 71, 72, 73, 74]
+    assert figure.axes[0].get_title(loc="left") == "Test, image → text"
+
+
+def test_a_figure_of_two_datasets_or_of_nothing_is_refused():
+    rows = make_rows()
+    both = pd.concat([rows, rows.assign(dataset="n24news")], ignore_index=True)
+    with pytest.raises(ValueError, match="one dataset; the table has n24news, newsroom"):
+        plot_retrieval(retrieval_table(both))
+    with pytest.raises(ValueError, match="the table has no rows"):
+        plot_retrieval(retrieval_table(rows).iloc[:0])
+
+
+def test_plot_lengths_counts_every_text_once():
+    lengths = {"caption": [5, 5, 9, 20], "explanation": [70, 100, 150]}
+    figure = plot_lengths(lengths, limit=77)
+    counted = [sum(bar.get_height() for bar in bars) for bars in figure.axes[0].containers]
+    assert counted == [4, 3]
+    dashed = [line.get_xdata()[0] for line in figure.axes[0].lines]
+    assert dashed == [77]

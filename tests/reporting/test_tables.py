@@ -1,0 +1,204 @@
+"""Tables of recall from rows, the papers' numbers beside them, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from entityclip.config import REPOSITORY
+from entityclip.reporting.tables import (
+    reported_cells,
+    reported_values,
+    retrieval_markdown,
+    retrieval_sheet,
+    retrieval_table,
+)
+from entityclip.results import ResultsError
+from tests.reporting.samples import make_rows
+
+
+def cell(table, variant, split="test", direction="text_to_image"):
+    (row,) = table[
+        (table["variant"] == variant)
+        & (table["split"] == split)
+        & (table["direction"] == direction)
+    ].to_dict("records")
+    return row
+
+
+def test_table_holds_the_rows_values_in_the_houses_order():
+    shuffled = make_rows().sample(frac=1, random_state=0)
+    table = retrieval_table(shuffled)
+    assert table["split"].tolist() == ["test"] * 6 + ["test_longtail"] * 6
+    assert table["direction"].tolist()[:6] == ["text_to_image"] * 3 + ["image_to_text"] * 3
+    assert table["variant"].tolist()[:3] == ["zero-shot", "clip", "entityclip"]
+    row = cell(table, "clip")
+    assert (row["R@1"], row["R@1_low"], row["R@1_high"]) == (70, 69.5, 70.5)
+    assert (row["R@5"], row["MedR"], row["MeanR"]) == (71, 75, 76)
+    assert (row["seeds"], row["n_queries"], row["n_candidates"]) == (1, 400, 300)
+    assert row["interval"] == "bootstrap over queries"
+
+
+def test_an_unknown_variant_comes_last_under_its_own_name():
+    table = retrieval_table(make_rows({"other": 90, "entityclip": 65, "ablation": 5}))
+    assert table["variant"].tolist()[:3] == ["entityclip", "ablation", "other"]
+    assert "| other |" in retrieval_markdown(table)
+
+
+def test_a_row_that_is_gone_leaves_exactly_its_cell_blank():
+    rows = make_rows()
+    gone = rows[
+        (rows["variant"] == "clip")
+        & (rows["split"] == "test")
+        & (rows["direction"] == "text_to_image")
+        & (rows["metric"] == "R@5")
+    ]
+    assert len(gone) == 1
+    before, after = retrieval_table(rows), retrieval_table(rows.drop(gone.index))
+    changed = before.ne(after) & ~(before.isna() & after.isna())
+    assert changed.to_numpy().sum() == 3
+    assert np.isnan([cell(after, "clip")[f"R@5{end}"] for end in ("", "_low", "_high")]).all()
+    assert "| 70.0 [69.5, 70.5] |  | 72.0" in retrieval_markdown(after)
+
+
+def test_several_seeds_are_averaged_with_students_interval():
+    row = cell(retrieval_table(make_rows(seeds=(0, 1, 2))), "clip")
+    assert (row["seeds"], row["interval"]) == (3, "t over seeds")
+    assert row["R@1"] == pytest.approx(71)
+    half = 4.302653 * 1 / 3**0.5  # t with 2 degrees of freedom, standard deviation 1
+    assert row["R@1_low"] == pytest.approx(71 - half, abs=1e-3)
+    assert row["R@1_high"] == pytest.approx(71 + half, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [
+        (1, 12.7062),
+        (5, 2.5706),
+        (9, 2.2622),
+        (10, 2.2281),
+        (15, 2.1314),
+        (30, 2.0423),
+        (500, 1.9647),
+    ],
+)
+def test_students_quantiles_are_the_tables(degrees, expected):
+    seeds = range(degrees + 1)
+    rows = make_rows({"clip": 50.0}, ["test"], seeds)
+    rows["value"] = 50 + 0.01 * rows["seed"]
+    spread = np.std(0.01 * np.array(seeds), ddof=1) / len(seeds) ** 0.5
+    row = cell(retrieval_table(rows), "clip")
+    assert (row["R@1_high"] - row["R@1"]) / spread == pytest.approx(expected, abs=5e-4)
+
+
+def test_an_interval_over_seeds_stays_within_what_a_metric_can_be():
+    rows = make_rows({"clip": 98.0}, seeds=(0, 1))
+    row = cell(retrieval_table(rows), "clip")
+    assert row["R@1_high"] == 100
+    rows["value"] -= 97
+    assert cell(retrieval_table(rows), "clip")["R@1_low"] == 0
+    assert cell(retrieval_table(rows), "clip")["MedR_low"] == 1
+
+
+def test_a_metric_that_one_seed_lacks_is_blank():
+    rows = make_rows(seeds=(0, 1))
+    table = retrieval_table(rows[(rows["seed"] == 0) | (rows["metric"] != "R@1")])
+    row = cell(table, "clip")
+    assert row["seeds"] == 2
+    assert np.isnan(row["R@1"])
+    assert row["R@5"] == pytest.approx(71.5)
+
+
+def test_rows_of_different_data_are_never_set_side_by_side():
+    rows = make_rows()
+    other = make_rows({"entityclip": 99}, data_fingerprint="other data")
+    mixed = pd.concat([rows[rows["variant"] != "entityclip"], other], ignore_index=True)
+    with pytest.raises(ResultsError, match=r"newsroom/test .*data of test: .*; other data: entity"):
+        retrieval_table(mixed)
+
+
+def test_rows_of_different_settings_are_never_averaged():
+    changed = make_rows({"clip": 99}, seeds=(1,), config={"lr": 2.0}, config_hash="changed")
+    with pytest.raises(ResultsError, match=r"rows of clip .* \(config_hash changed, clip0\)"):
+        retrieval_table(pd.concat([make_rows(), changed], ignore_index=True))
+    again = make_rows({"clip": 99}, config={"lr": 2.0}, config_hash="changed")  # the same seed
+    with pytest.raises(ResultsError, match="different settings"):
+        retrieval_table(pd.concat([make_rows(), again], ignore_index=True))
+
+
+def test_markdown_shows_values_with_their_intervals():
+    rows = make_rows({"clip": 76.7, "a|b": 1.0}, ["test"])
+    rows.loc[rows["metric"] == "MeanR", ["low", "high"]] = np.nan
+    lines = retrieval_markdown(retrieval_table(rows)).splitlines()
+    assert lines[0] == "| Split | Direction | Variant | R@1 | R@5 | R@10 | MedR | MeanR |"
+    assert lines[2] == (
+        "| Test | text → image | CLIP, fine-tuned | 76.7 [76.2, 77.2] | 77.7 [77.2, 78.2] "
+        "| 78.7 [78.2, 79.2] | 81.7 [81.2, 82.2] | 82.7 |"
+    )
+    assert "| a\\|b |" in lines[3]
+    two = pd.concat([rows, rows.assign(dataset="n24news")], ignore_index=True)
+    assert retrieval_markdown(retrieval_table(two)).startswith("| Dataset | Split |")
+
+
+def test_reported_values_are_read_with_their_places(tmp_path):
+    path = tmp_path / "reported.csv"
+    assert reported_values(path).empty
+    assert list(reported_values(path)) == ["paper", "table", "row", "column", "value"]
+    path.write_text("paper,table,row,column,value\nP,1,CLIP,R@1,12.5\nP,1,CLIP,R@5,\n")
+    values = reported_values(path)
+    assert values["value"].tolist()[0] == 12.5
+    assert np.isnan(values["value"].tolist()[1])  # unknown stays unknown
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("P,,CLIP,R@1,1", "line 3: the value lacks its paper, table"),
+        ("P,1,CLIP,R@5,about 3", "line 3: the value is no finite number"),
+        ("P,1,CLIP,R@5,inf", "line 3: the value is no finite number"),
+        ("P,1,CLIP,R@1,2", "line 3: the value stands there twice"),
+    ],
+)
+def test_a_reported_value_without_source_is_refused(tmp_path, line, message):
+    path = tmp_path / "reported.csv"
+    path.write_text(f"paper,table,row,column,value\nP,1,CLIP,R@1,12.5\n{line}\n")
+    with pytest.raises(ResultsError, match=message):
+        reported_values(path)
+    path.write_text("paper,value\nP,1\n")
+    with pytest.raises(ResultsError, match="columns are"):
+        reported_values(path)
+
+
+def test_reported_values_stand_beside_their_own_data_only(tmp_path):
+    path = tmp_path / "paper_reported.csv"
+    path.write_text(
+        "paper,table,row,column,value\n"
+        "P,2,clip,newsroom test text_to_image R@1,12.5\n"
+        "P,2,clip,newsroom test text_to_image R@5,30\n"
+        "P,2,clip,n24news test text_to_image R@1,99\n"
+        "P,2,entityclip,newsroom test text_to_image R@1,\n"
+    )
+    table, reported = retrieval_table(make_rows()), reported_values(path)
+    said = reported_cells(table, reported)
+    assert said[table["variant"] == "clip"].tolist() == ["R@1 12.5, R@5 30", "", "", ""]
+    assert (said[table["variant"] != "clip"] == "").all()
+    sheet = retrieval_sheet(table, reported)
+    assert sheet.header[-1] == "Reported"
+    assert [row[-1] for row in sheet.blocks[0]] == ["", "R@1 12.5, R@5 30", ""]
+    empty = retrieval_sheet(table, reported_values(tmp_path / "none.csv"))
+    assert {row[-1] for block in empty.blocks for row in block} == {""}
+
+
+def test_two_sources_of_one_reported_value_are_refused(tmp_path):
+    path = tmp_path / "paper_reported.csv"
+    line = "clip,newsroom test text_to_image R@1"
+    path.write_text(f"paper,table,row,column,value\nP,2,{line},1\nQ,7,{line},2\n")
+    with pytest.raises(ResultsError, match="two reported values for clip, newsroom test"):
+        reported_cells(retrieval_table(make_rows()), reported_values(path))
+
+
+def test_the_shipped_file_of_reported_values_holds_none():
+    values = reported_values(REPOSITORY / "figures" / "paper_reported.csv")
+    assert (REPOSITORY / "figures" / "paper_reported.csv").exists()
+    assert values.empty
+    said = reported_cells(pd.DataFrame(retrieval_table(make_rows())), values)
+    assert not np.any(said != "")
