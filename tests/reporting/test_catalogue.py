@@ -1,0 +1,112 @@
+"""Every file of figures/ is named once, with its notebook; what draws it says what it lacks."""
+
+import re
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from entityclip.config import REPOSITORY, load_profile
+from entityclip.reporting import catalogue
+from entityclip.reporting.catalogue import FIGURES, FROM_ROWS, Drawn, draw, made_by, save, show
+from entityclip.results import ResultsError
+from tests.reporting.samples import make_rows
+
+pytestmark = pytest.mark.usefixtures("figure_style")
+SOURCE = (REPOSITORY / "entityclip" / "reporting" / "catalogue.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    return load_profile("smoke")
+
+
+def test_each_file_of_figures_is_named_on_one_line_and_says_what_made_it(committed_figures):
+    others = {"reproduce.json", "paper_reported.csv"}
+    files = [p for p in committed_figures.iterdir() if p.is_file() and p.name not in others]
+    assert len(files) > 100
+    for path in files:
+        assert len(re.findall(rf'^    "{path.stem}": Figure\(', SOURCE, re.MULTILINE)) == 1
+        assert path.suffix[1:] in FIGURES[path.stem].kinds.split()
+        assert made_by(path.stem).encode() in path.read_bytes()[:4000], path.name
+
+
+def test_each_figure_stands_with_a_notebook_that_shows_it():
+    for name, figure in FIGURES.items():
+        notebook = REPOSITORY / "notebooks" / f"{figure.notebook}.ipynb"
+        assert f'\\"{name}\\"' in notebook.read_text(encoding="utf-8"), name
+        assert (figure.rows is None) == (figure.draw is None)
+    ten = (REPOSITORY / "notebooks" / "10_tables_and_figures.ipynb").read_text(encoding="utf-8")
+    assert [n for n in FROM_ROWS if f'\\"{n}\\"' not in ten and not n.startswith("ascl")] == []
+
+
+def test_what_has_no_rows_is_said_in_a_line(smoke, tmp_path, capsys):
+    for name in FROM_ROWS:
+        with pytest.raises(ResultsError):
+            draw(smoke, name)
+        show(smoke, name, tmp_path / "figures")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(FROM_ROWS)
+    assert all(line.startswith("skipped: ") for line in said)
+    assert (
+        "leak has no rows of profile smoke's present settings; run the notebooks up to 05"
+        in (said[FROM_ROWS.index("leak")])
+    )
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_figure_is_saved_whole_or_not_at_all_as_its_folder_says(smoke, tmp_path, capsys):
+    rows = make_rows(splits=("test",))
+    show(smoke, "retrieval", rows=rows)
+    assert not list(tmp_path.glob("*.*"))
+    show(smoke, "retrieval", tmp_path, rows=rows)
+    kinds = sorted(path.suffix[1:] for path in tmp_path.glob("retrieval.*"))
+    assert kinds == sorted(FIGURES["retrieval"].kinds.split())
+    assert plt.get_fignums() == []
+    drawn = draw(smoke, "retrieval", rows)
+    assert drawn.notes == ["Without rows, so left out: itr, ascl, bridge, bridge-entityclip."]
+
+
+def test_what_a_notebook_drew_is_saved_under_its_command(smoke, tmp_path):
+    table = pd.DataFrame({"pair": ["a"], "weight": [0.5]})
+    show(smoke, "gates", tmp_path, chart=plt.figure(), table=table)
+    assert made_by("gates") == "entityclip reproduce --only 04_retrieval"
+    for kind in FIGURES["gates"].kinds.split():
+        assert made_by("gates").encode() in (tmp_path / f"gates.{kind}").read_bytes()
+    with pytest.raises(KeyError, match="gaits"):
+        save(Drawn(table=table), "gaits", tmp_path)
+
+
+def test_a_notebook_shows_sheet_chart_and_words_and_a_bare_table(smoke, monkeypatch):
+    import IPython
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace())
+    monkeypatch.setattr(IPython.display, "display", lambda *parts: shown.extend(parts))
+    show(smoke, "retrieval", rows=make_rows(splits=("test",)))
+    assert [type(part).__name__ for part in shown] == ["Markdown", "Image", "Markdown"]
+    shown.clear()
+    show(smoke, "gates", table=pd.DataFrame({"weight": [0.5]}))
+    assert [type(part).__name__ for part in shown] == ["DataFrame"]
+    assert plt.get_fignums() == []
+
+
+def test_the_searchs_winner_is_compared_with_what_it_did_not_choose(monkeypatch):
+    ranks = pd.DataFrame(
+        {
+            "variant": variant, "dataset": "newsroom", "split": "test", "direction": direction,
+            "seed": 0, "data_fingerprint": "d", "clusters": None, "ranks": [1, 2, number],
+        }
+        for number, variant in enumerate(("bridge", "clip", "entityclip"), start=1)
+        for direction in ("text_to_image", "image_to_text")
+    )  # fmt: skip
+    drawn = catalogue.FIGURES["search_tested"].draw(ranks)
+    assert drawn.table["variant"].unique().tolist() == [
+        "bridge minus clip", "bridge minus entityclip",
+    ]  # fmt: skip
+    assert np.isclose(drawn.table["value"], 100 / 3).all()
+    assert len(drawn.notes) == 2
