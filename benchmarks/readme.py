@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 
-import pandas as pd
-
 from benchmarks.marked_parts import replace_part
 from benchmarks.readme_findings import FIGURES, SPACE, ablations, chapters, difference_cell
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
+from entityclip.reporting.style import read_table
 from entityclip.variants import (
     DIRECTION_LABELS as DIRECTIONS,
 )
@@ -75,7 +74,7 @@ MAP = {
 
 def results() -> str:
     """The main table, text to image, and its differences."""
-    table = pd.read_csv(FIGURES / "retrieval.csv")
+    table = read_table(FIGURES / "retrieval.csv")
     one_way = table[table["direction"] == "text_to_image"]
     lines = ["| Split | Variant | Seeds | R@1 | R@10 | MeanR |",
              "|---|---|--:|--:|--:|--:|"]  # fmt: skip
@@ -95,7 +94,7 @@ def controls() -> str:
 
 def differences(name: str) -> str:
     """A table of differences: a line a comparison, a column a split and direction."""
-    rows = pd.read_csv(FIGURES / f"{name}.csv")
+    rows = read_table(FIGURES / f"{name}.csv")
     places = [(split, way) for split in SPLITS for way in DIRECTIONS]
     places = [p for p in places if p in set(zip(rows["split"], rows["direction"], strict=True))]
     heads = [f"{label(s, SPLITS)}, {DIRECTIONS[way].replace(' ', SPACE)}" for s, way in places]
@@ -112,7 +111,7 @@ def differences(name: str) -> str:
 
 def leak() -> str:
     """Retrieval between V* and T*, text to image, by the explanation that they read at test."""
-    table = pd.read_csv(FIGURES / "leak.csv")
+    table = read_table(FIGURES / "leak.csv")
     table = table[table["direction"] == "text_to_image"]
     reads = {"own": "its own", "same wrong": "the same wrong one",
              "two different wrong": "two different wrong ones"}  # fmt: skip

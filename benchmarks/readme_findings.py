@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from entityclip.config import REPOSITORY
+from entityclip.reporting.style import read_table
 from entityclip.variants import (
     DIRECTION_LABELS as DIRECTIONS,
 )
@@ -28,7 +29,7 @@ def ablations() -> str:
     tables = {"ablation_gi_itm": "Ablation of GI-ITM", "ablation_mmae": "Ablation of MMAE"}
     lines = []
     for name, title in tables.items():
-        rows = pd.read_csv(FIGURES / f"{name}_differences.csv")
+        rows = read_table(FIGURES / f"{name}_differences.csv")
         apart = rows[(rows["low"] > 0) | (rows["high"] < 0)]
         seeds = "–".join(str(n) for n in sorted(set(rows["seeds"])))
         found = [
@@ -50,7 +51,7 @@ def chapters() -> str:
 
 
 def _cross_domain() -> str:
-    rows = pd.read_csv(FIGURES / "cross_domain.csv")
+    rows = read_table(FIGURES / "cross_domain.csv")
     rows = rows[(rows["trained_on"] == "newsroom") & (rows["direction"] == "text_to_image")]
     parts = []
     for variant, group in rows.groupby("variant", sort=False):
@@ -63,7 +64,7 @@ def _cross_domain() -> str:
 
 
 def _relations() -> str:
-    rows = pd.read_csv(FIGURES / "itr_relations_f1.csv")
+    rows = read_table(FIGURES / "itr_relations_f1.csv")
     rows = rows[(rows["label"] == "combined") & (rows["variant"] != "CLIP")]
     rows = rows.drop(columns="value").rename(columns=lambda name: _GAIN.get(name, name))
     shown = rows[rows["protocol"] == "linear probe"]
@@ -82,7 +83,7 @@ def _relations() -> str:
 
 def _rsum() -> str:
     rows = pd.concat(
-        [pd.read_csv(FIGURES / f"{name}.csv") for name in ("ascl_rsum", "ascl_queries_rsum")]
+        [read_table(FIGURES / f"{name}.csv") for name in ("ascl_rsum", "ascl_queries_rsum")]
     )
     rows = rows[rows["split"] == "captions_test"].drop_duplicates("variant").set_index("variant")
     names = {"contrastive": "plain contrast", "ascl": "AsCL", "ascl, re-ranked": "re-ranked"}
@@ -91,7 +92,7 @@ def _rsum() -> str:
         for key, name in names.items()
         for row in [rows.loc[key]]
     ]
-    parts = pd.read_csv(FIGURES / "ascl_parts.csv").rename(columns={"difference": "value"})
+    parts = read_table(FIGURES / "ascl_parts.csv").rename(columns={"difference": "value"})
     left_out = [
         f"{row['variant'].removeprefix('ascl, ')} {difference_cell(row)}"
         for _, row in parts[parts["variant"].str.startswith("ascl, ")].iterrows()
@@ -104,8 +105,8 @@ def _rsum() -> str:
 
 
 def _search() -> str:
-    rows = pd.read_csv(FIGURES / "search.csv")
-    tested = pd.read_csv(FIGURES / "search_tested.csv")
+    rows = read_table(FIGURES / "search.csv")
+    tested = read_table(FIGURES / "search_tested.csv")
     best, second = (f"{label(row['variant'], VARIANTS)} {row['R@1']:.1f}"
                     for _, row in rows.head(2).iterrows())  # fmt: skip
     close = int((rows["R@1"] > rows["R@1"].iloc[0] - 1).sum()) - 1

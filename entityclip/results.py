@@ -158,7 +158,7 @@ def _device_name(device: torch.device | str) -> str:
     return f"CPU {name}, {torch.get_num_threads()} threads"
 
 
-_HEAD, _COLUMNS = "shared", ("config", "versions")
+_HEAD, _COLUMNS = "shared", ("config", "versions", "image_of")
 
 
 def pack(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def pack(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shared: dict[str, dict[str, Any]] = {name: {} for name in _COLUMNS}
     packed = []
     for row in rows:
-        hashes = {name: config_hash(row[name]) for name in _COLUMNS}
+        hashes = {n: config_hash(row[n]) for n in _COLUMNS if row.get(n) is not None}
         for name, key in hashes.items():
             shared[name][key] = row[name]
         packed.append({**row, **hashes})

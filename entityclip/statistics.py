@@ -124,6 +124,26 @@ class Retrieval:
         return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
 
 
+def retrievals(rank_rows: pd.DataFrame) -> dict[int, Retrieval]:
+    """Stored ranks of one variant on one split, by seed, of the seeds that have both directions.
+
+    `image_of` is the rows' own or, in those that lack it, their `clusters`; without either, each
+    caption has a picture of its own, in the captions' order.
+    """
+    found = {}
+    for seed, rows in rank_rows.groupby("seed"):
+        by_direction = {row["direction"]: row for row in rows.to_dict("records")}
+        if set(by_direction) == set(DIRECTIONS):
+            texts, pictures = (by_direction[direction] for direction in DIRECTIONS)
+            known = (texts.get(name) for name in ("image_of", "clusters"))
+            image_of = next((ids for ids in known if isinstance(ids, list)), None)
+            image_of = range(len(texts["ranks"])) if image_of is None else image_of
+            found[int(seed)] = Retrieval(
+                *map(np.array, (texts["ranks"], pictures["ranks"], image_of))
+            )
+    return found
+
+
 # -------------------------------------------------------------------------------- the bootstrap
 
 

@@ -30,8 +30,8 @@ from entityclip.experiments.measure import (
 from entityclip.experiments.sweep import measure_variant, ship_rows, sweep
 from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.reporting import tables
-from entityclip.reporting.tables import stored_curves
+from entityclip.reporting import catalogue
+from entityclip.reporting.curves import stored_curves
 from entityclip.results import find_rows, read_log, read_rows, rows_of
 from entityclip.statistics import difference_table, recall_at_k
 from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
@@ -174,7 +174,7 @@ def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch)
     kept = {p.parent.name.split("-seed")[0] for p in runs.rglob("best.safetensors")}
     assert kept == {"pretraining", "entityclip"}
 
-    curves = stored_curves(both[0], ["zero-shot", "entityclip", "shuffled-explanations"])
+    curves = stored_curves(find_rows(both[0].profile, "curves"))
     assert {name: len(seeds) for name, seeds in curves.items()} == {
         "entityclip": 2,
         "shuffled-explanations": 2,
@@ -297,12 +297,12 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
     for found in (rows, ranks):
         seeds = found.groupby("variant")["seed"].unique().map(sorted).to_dict()
         assert seeds == {name: [0, 1] for name in names}
-    table = tables.recall_table(both[0], "main", splits=["test"])
+    table = catalogue.draw(both[0].profile, "retrieval").table
     assert set(table["variant"]) == set(names)
     assert (table["seeds"] == 2).all()
     shown = difference_table(ranks, [("itr", "clip"), ("ascl", "clip")])
     assert (shown["seeds"] == 2).all()
-    sums = tables.rsum_table(both[0], "main", splits=["test"]).set_index("variant")
+    sums = catalogue.draw(both[0].profile, "main_rsum").table.set_index("variant")
     recalls = rows[rows["metric"].isin(["R@1", "R@5", "R@10"]) & (rows["split"] == "test")]
     for name in names:
         mean = recalls[recalls["variant"] == name].groupby("seed")["value"].sum().mean()
@@ -325,7 +325,7 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
 def test_what_a_profile_lacks_is_left_out_with_the_reason(runs, caplog):
     files = {"dataset": "n24news", "data_root": "/nowhere", "explanation_source": "own"}
     base = experiment(**files, itr=None)
-    reasons = dict(line.split(" is left out: ") for line in tables.left_out(base, "main"))
+    reasons = {name: why for name in TABLES["main"] if (why := base.lacks(name))}
     assert set(reasons) == {"itr", "ascl"}
     assert "no `itr` block" in reasons["itr"]
     assert "n24news has one caption a picture and AsCL's richer text joins two" in reasons["ascl"]

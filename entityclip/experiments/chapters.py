@@ -52,7 +52,7 @@ from entityclip.evaluation.retrieval import (
     similarities,
 )
 from entityclip.experiments.experiment import Experiment, ITRRuns, device
-from entityclip.experiments.measure import rank_rows, seed_retrievals
+from entityclip.experiments.measure import rank_rows
 from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, create_backbone, load_clip_weights
@@ -225,27 +225,6 @@ class AsCLRuns:
         """Stored rows of these runs under the present settings; none leaves an empty frame."""
         wanted = itertools.product(variants, list(seeds), list(ways))
         return self._read([self._measured(*key) for key in wanted])
-
-    def retrievals(
-        self,
-        variant: str,
-        seeds: Iterable[int],
-        way: Measured = Measured(),  # noqa: B008
-    ) -> list[Retrieval]:
-        """Stored ranks of a variant on the test split, one a seed that has them."""
-        return list(self.by_seed(variant, seeds, way).values())
-
-    def by_seed(
-        self,
-        variant: str,
-        seeds: Iterable[int],
-        way: Measured = Measured(),  # noqa: B008
-    ) -> dict[int, Retrieval]:
-        """`retrievals` by their seed."""
-        rows = self.rows([variant], seeds, [way])
-        if rows.empty:
-            return {}
-        return seed_retrievals(rows[rows["metric"] == "MeanR"], self.pairs("test"))
 
     def _stored(self, variant: str, seed: int, way: Measured) -> bool:
         return self._read([self._measured(variant, seed, way)])["ranks"].notna().any()

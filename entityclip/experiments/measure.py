@@ -8,19 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from entityclip.datasets.dataset import key63
-from entityclip.datasets.pair import Pair
 from entityclip.evaluation.probes import _batches, mixed_embeddings
 from entityclip.evaluation.ranks import retrieval_ranks
 from entityclip.evaluation.retrieval import (
     as_retrieval,
-    distinct_pictures,
     evaluate_embeddings,
     evaluate_retrieval,
     evaluate_similarity,
@@ -38,7 +33,7 @@ from entityclip.results import (
     row_files,
     rows_of,
 )
-from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k
+from entityclip.statistics import Retrieval, bootstrap_interval, recall_at_k, retrievals
 from entityclip.training.run_folder import RECORD
 from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, Method, find_variant
 
@@ -245,27 +240,7 @@ def stored_ranks(
     rows = rows[rows["split"] == split]
     if rows.empty:
         return None
-    return seed_retrievals(rows, experiment.pairs(split)).get(experiment.seed)
-
-
-def seed_retrievals(rank_rows: pd.DataFrame, pairs: Sequence[Pair]) -> dict[int, Retrieval]:
-    """Stored ranks of one variant on one split, whose pairs these are, by seed."""
-    shown = image_of(pairs)
-    by_seed = {
-        int(seed): {row["direction"]: row["ranks"] for _, row in rows.iterrows()}
-        for seed, rows in rank_rows.groupby("seed")
-    }
-    return {
-        seed: Retrieval(*(np.array(ranks[d]) for d in DIRECTIONS), shown)
-        for seed, ranks in by_seed.items()
-        if set(ranks) == set(DIRECTIONS)
-    }
-
-
-def image_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
-    """The picture row of each caption [N], as evaluation numbers pictures."""
-    keys = torch.tensor([key63(pair.image_key) for pair in pairs])
-    return distinct_pictures(keys)[0].numpy()
+    return retrievals(rows).get(experiment.seed)
 
 
 def measure_pretraining(experiment: Experiment) -> Retrieval:
@@ -302,15 +277,19 @@ def evaluate(
 
 
 def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
-    """The mean rank of each direction, beside it every query's rank and, if shared, its picture."""
+    """The mean rank of each direction, beside it every query's rank.
+
+    `image_of` has each caption's picture, `clusters` the same where some share one.
+    """
     out = []
     for row in rows:
         if row["metric"] == "MeanR":
-            clusters = retrieval.clusters(row["direction"])
-            shared = clusters is not None and len(np.unique(clusters)) < len(clusters)
+            pictures = retrieval.clusters(row["direction"])
+            pictures = None if pictures is None else pictures.tolist()
+            shared = pictures is not None and len(set(pictures)) < len(pictures)
             ranks = retrieval.ranks(row["direction"]).tolist()
-            pictures = clusters.tolist() if shared else None
-            out.append({**row, "ranks": ranks, "clusters": pictures})
+            clusters = pictures if shared else None
+            out.append({**row, "ranks": ranks, "clusters": clusters, "image_of": pictures})
     return out
 
 

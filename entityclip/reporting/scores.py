@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,9 @@ import pandas as pd
 from entityclip.results import ResultsError
 from entityclip.statistics import (
     DIRECTIONS,
-    Retrieval,
     mean_over_seeds,
     over_seeds,
+    retrievals,
     rsum,
     rsum_difference,
     rsum_numbers,
@@ -25,28 +24,6 @@ SUMMARY = ("accuracy", "macro_f1")  # then one "f1/<section>" a section; all in 
 
 
 # -------------------------------------------------------------------------------------------- RSUM
-
-
-def retrievals(ranks: pd.DataFrame) -> dict[int, Retrieval]:
-    """Stored ranks of one variant on one split, by seed, of the seeds that have both directions.
-
-    Which captions share a picture stands in the rows; where nothing does, each has its own.
-    """
-    found = {}
-    for seed, rows in ranks.groupby("seed"):
-        by_direction = {row["direction"]: row for row in rows.to_dict("records")}
-        if set(by_direction) == set(DIRECTIONS):
-            of_texts, of_pictures = (by_direction[d]["ranks"] for d in DIRECTIONS)
-            found[int(seed)] = Retrieval(
-                np.array(of_texts), np.array(of_pictures), _image_of(by_direction[DIRECTIONS[0]])
-            )
-    return found
-
-
-def _image_of(row: Mapping[str, Any]) -> np.ndarray:
-    """The picture row of each caption."""
-    shown = next((row[n] for n in ("image_of", "clusters") if isinstance(row.get(n), list)), None)
-    return np.arange(len(row["ranks"])) if shown is None else np.array(shown)
 
 
 def rsum_table(ranks: pd.DataFrame, by: Sequence[str] = ("variant", "split")) -> pd.DataFrame:

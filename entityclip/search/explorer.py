@@ -25,10 +25,9 @@ from entityclip.evaluation.retrieval import RankedPictures
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure
 from entityclip.models.entityclip import EntityCLIP
+from entityclip.reporting.inspection import plot_word_attention, read_pairs
 from entityclip.reporting.pictures import (
     plot_retrieval_gallery,
-    plot_word_attention,
-    read_pairs,
     show_picture,
 )
 from entityclip.reporting.style import GREEN, GREY, PAGE, preview, wrap

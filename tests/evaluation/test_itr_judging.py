@@ -29,8 +29,8 @@ from entityclip.experiments.chapters import RelationStudy
 from entityclip.experiments.experiment import Experiment
 from entityclip.models.clip import create_backbone
 from entityclip.reporting import charts
-from entityclip.reporting.pictures import plot_cams
-from entityclip.reporting.tables import relation_table
+from entityclip.reporting.inspection import plot_cams
+from entityclip.reporting.scores import relation_table
 from entityclip.results import CLASSIFICATION, ResultsError, append_rows, read_rows
 from entityclip.variants import BEFORE, PROTOCOLS
 

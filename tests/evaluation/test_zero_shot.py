@@ -20,7 +20,7 @@ from entityclip.evaluation.sections import (
 )
 from entityclip.experiments.measure import measure_sections
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.reporting.tables import SUMMARY, confusions, section_table, summary_table
+from entityclip.reporting.scores import SUMMARY, confusions, section_table, summary_table
 from entityclip.results import ResultsError, measurement_rows, read_rows
 from entityclip.statistics import as_clusters, resample_weights
 from tests.experiments.test_experiments import experiment, runs  # noqa: F401 - a fixture

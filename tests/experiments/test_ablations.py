@@ -13,7 +13,7 @@ from entityclip.config import load_profile
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.experiments import sweep
 from entityclip.experiments.experiment import Experiment
-from entityclip.reporting import charts, tables
+from entityclip.reporting import catalogue, charts, differences, scores, tables
 from entityclip.results import ResultsError, append_rows, measurement_rows, provenance
 from entityclip.variants import CONDITIONS, MATCHING, TABLES, VARIANTS
 from entityclip.variants import VARIANT_LABELS as LABELS
@@ -67,7 +67,7 @@ def test_recall_table_keeps_the_tables_order_and_splits(experiment):
     for name in reversed(TABLES["ablation_gi_itm"]):
         for split in ("val", "test"):
             store(experiment, name, split, 40.0)
-    table = tables.recall_table(experiment, "ablation_gi_itm", splits=["test"])
+    table = catalogue.draw(experiment.profile, "ablation_gi_itm").table
     assert set(table["split"]) == {"test"}
     shown = table[table["direction"] == "text_to_image"]["variant"].tolist()
     assert shown == list(TABLES["ablation_gi_itm"])
@@ -76,14 +76,14 @@ def test_recall_table_keeps_the_tables_order_and_splits(experiment):
 def test_differences_to_the_first_and_their_forest(experiment):
     store(experiment, "entityclip", "test", 12.5)
     store(experiment, "no-matching", "test", 25.0, [1, 1, 3, 4, 5, 6, 7, 8])
-    found = tables.differences_to_first(experiment, "ablation_gi_itm", splits=["test"])
+    found = catalogue.draw(experiment.profile, "ablation_gi_itm_differences").table
     assert found["variant"].unique().tolist() == ["no-matching minus entityclip"]
     assert found["value"].tolist() == [12.5, 12.5]
-    forest = tables.forest_table(found)
+    forest = differences.forest_table(found)
     assert forest["label"].unique().tolist() == ["No matching"]
-    assert len(charts.plot_forest(forest).axes) == 1
+    assert len(differences.plot_forest(forest).axes) == 1
     several = pd.concat([found, found.assign(second="clip")])
-    assert f"No matching − {LABELS['clip']}" in tables.forest_table(several)["label"].tolist()
+    assert f"No matching − {LABELS['clip']}" in differences.forest_table(several)["label"].tolist()
 
 
 def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
@@ -92,15 +92,15 @@ def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
         with pytest.raises(
             ResultsError, match=f"still lacks runs of {lacking}$" if number else None
         ):
-            tables.choose_on_validation(experiment)
+            catalogue.draw(experiment.profile, "search")
         store(experiment, name, "val", 10.0 + number)
         store(experiment, name, "test", 90.0 - number)
-    choice = tables.choose_on_validation(experiment)
+    choice = catalogue.draw(experiment.profile, "search").table
     assert choice["variant"].iloc[0] == TABLES["search"][-1]
     assert choice["R@1"].is_monotonic_decreasing
     other = sweep.seed_experiments(experiment, "search")[1]
     store(other, "bridge", "val", 99.0)  # a seed that the others lack gives no advantage
-    pd.testing.assert_frame_equal(tables.choose_on_validation(experiment), choice)
+    pd.testing.assert_frame_equal(catalogue.draw(experiment.profile, "search").table, choice)
 
 
 def test_the_search_never_measures_its_own_candidates_on_test():
@@ -118,7 +118,7 @@ def test_the_search_never_measures_its_own_candidates_on_test():
 
 
 def test_describe_variants_says_what_changes(experiment):
-    table = tables.describe_variants(experiment, "controls").set_index("variant")
+    table = tables.describe_variants("controls").set_index("variant")
     assert table.loc["entityclip", "changes"] == ""
     assert table.loc["shuffled-explanations", "changes"] == "explanations=shuffled"
     assert "bridge=1.0" in table.loc["bridge", "changes"]
@@ -136,24 +136,24 @@ def probe_rows(prefix, kinds, variants=("entityclip", "crossed"), seeds=(0, 1)):
 
 
 def test_leak_table_means_over_seeds_and_says_chance():
-    table = tables.leak_table(probe_rows("R@1, ", CONDITIONS))
+    table = scores.leak_table(probe_rows("R@1, ", CONDITIONS))
     assert len(table) == 2 * len(CONDITIONS)
     row = table.iloc[1]
     assert (row["reads"], row["value"], row["seeds"]) == ("same wrong", 10.5, 2)
     assert row["chance"] == 0.25
     assert table["low"].iloc[0] == 0.0  # t over 0 and 1 reaches further than a share can
-    one = tables.leak_table(probe_rows("R@1, ", CONDITIONS, seeds=(0,)))
+    one = scores.leak_table(probe_rows("R@1, ", CONDITIONS, seeds=(0,)))
     assert (one["low"].iloc[0], one["high"].iloc[0]) == (0.0, 100.0)
-    said = tables.describe_leak(table)
+    said = scores.describe_leak(table)
     assert len(said) == 2
     assert "is 0.5 with the own explanation, 10.5 when both read the same wrong one" in said[0]
     assert len(charts.plot_leak(table).axes) == 1
     with pytest.raises(ResultsError, match="no rows whose metric"):
-        tables.leak_table(probe_rows("other, ", CONDITIONS))
+        scores.leak_table(probe_rows("other, ", CONDITIONS))
 
 
 def test_matching_table_and_figure():
-    table = tables.matching_table(probe_rows("accuracy, ", MATCHING))
+    table = scores.matching_table(probe_rows("accuracy, ", MATCHING))
     assert table["reads"].tolist() == [*MATCHING, *MATCHING]
     assert set(table["chance"]) == {50.0}
     assert len(charts.plot_matching(table).axes) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -11,7 +10,8 @@ from entityclip.experiments.chapters import ship_chapters
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure_sections
 from entityclip.reporting import catalogue
-from entityclip.reporting.tables import summary_table
+from entityclip.reporting.scores import summary_table
+from entityclip.reporting.style import read_table
 from entityclip.results import chapter_rows
 from tests.experiments.test_experiments import experiment
 
@@ -45,10 +45,10 @@ def test_sections_are_shipped_and_redrawn_where_nothing_was_trained(places, monk
     other_data = measure_sections(experiment(test_pairs=6), ["zero-shot"], train=False)
     assert other_data.empty
     assert chapter_rows(experiment(image_size=32).profile, "sections").empty  # other settings
-    catalogue.draw_sections(experiment(), folder, save=True)
-    plt.close("all")
+    for name in ("sections", "section_confusion"):
+        catalogue.show(experiment().profile, name, folder)
     assert (folder / "section_confusion.png").exists()
-    assert pd.read_csv(folder / "sections.csv")["variant"].tolist() == ["zero-shot"]
+    assert read_table(folder / "sections.csv")["variant"].tolist() == ["zero-shot"]
 
 
 def test_what_has_no_rows_is_said_and_left_out(places, capsys):
@@ -56,13 +56,8 @@ def test_what_has_no_rows_is_said_and_left_out(places, capsys):
     base = experiment(itr=None, ascl=None)
     for kind in ("cross_domain", "sections", "relations", "ascl"):
         assert chapter_rows(base.profile, kind).empty
-    for draw in (
-        catalogue.draw_cross_domain,
-        catalogue.draw_sections,
-        catalogue.draw_relations,
-        catalogue.draw_ascl,
-    ):
-        draw(base, folder, save=True)
+    for name in ("cross_domain", "sections", "itr_relations_f1", "ascl_rsum"):
+        catalogue.show(base.profile, name, folder)
     assert capsys.readouterr().out.count("skipped") == 4
     assert not [*folder.rglob("*.csv"), *folder.rglob("*.png")]
     assert ship_chapters(base) == {}
