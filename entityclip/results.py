@@ -170,7 +170,7 @@ def pack(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name, key in hashes.items():
             shared[name][key] = row[name]
         packed.append({**row, **hashes})
-    return [{_HEAD: shared}, *packed]
+    return [{_HEAD: {name: values for name, values in shared.items() if values}}, *packed]
 
 
 def shared_values(line: Any) -> dict[str, dict[str, Any]] | None:
