@@ -51,7 +51,7 @@ class Figure(NamedTuple):
     kinds: str
     rows: Callable[[Profile], pd.DataFrame] | None = None
     draw: Callable[[pd.DataFrame], Drawn] | None = None
-    width: int = 440  # pixels in a notebook
+    width: int = 560  # pixels in a notebook
 
 
 # ------------------------------------------------------------------------------------ rows chosen
@@ -181,8 +181,7 @@ def _search_tested(rows: pd.DataFrame) -> Drawn:
 
 def _cross_domain(rows: pd.DataFrame) -> Drawn:
     table = tables.cross_domain_table(rows)
-    notes = tables.describe_transfer(table)
-    return Drawn(charts.plot_cross_domain(table), table, notes=notes)
+    return Drawn(charts.plot_cross_domain(table), table)
 
 
 def _sections(rows: pd.DataFrame) -> Drawn:
@@ -267,19 +266,19 @@ _MMAE, _GI_ITM, _CONTROLS = "ablation_mmae", "ablation_gi_itm", "controls"
 FIGURES = {
     "pairs": Figure("00_setup_and_data", _CHART),
     "generic_pairs": Figure("00_setup_and_data", _CHART),
-    "lengths": Figure("00_setup_and_data", _BOTH),
+    "lengths": Figure("00_setup_and_data", _BOTH, width=360),
     "splits": Figure("00_setup_and_data", "csv"),
-    "explanations": Figure("01_explanations", _CHART),
+    "explanations": Figure("01_explanations", _CHART, width=620),
     "explanations_served": Figure("01_explanations", _CHART),
     "explanation_checks": Figure("01_explanations", _BOTH),
-    "explanation_lengths": Figure("01_explanations", _BOTH),
+    "explanation_lengths": Figure("01_explanations", _BOTH, width=360),
     "explanation_runs": Figure("01_explanations", "csv"),
     "pretraining_curves": Figure("03_train", _BOTH),
     "training_curves": Figure("03_train", _BOTH),
     "training_runs": Figure("03_train", "csv"),
     "retrieval_gallery": Figure("04_retrieval", _CHART),
-    "attention_words": Figure("04_retrieval", _BOTH),
-    "attention_patches": Figure("04_retrieval", _BOTH),
+    "attention_words": Figure("04_retrieval", _BOTH, width=600),
+    "attention_patches": Figure("04_retrieval", _BOTH, width=600),
     "gates": Figure("04_retrieval", _BOTH),
     "embedding_space": Figure("04_retrieval", _BOTH),
     "embedding_space_numbers": Figure("04_retrieval", "csv"),
@@ -307,7 +306,7 @@ FIGURES = {
     "itr_relations_f1": Figure("08_itr", _BOTH, _chapter("relations"), _relations),
     "itr_grad_cam": Figure("08_itr", _CHART),
     "ascl_samples": Figure("09_ascl", _CHART),
-    "ascl_wrong": Figure("09_ascl", _BOTH),
+    "ascl_wrong": Figure("09_ascl", _BOTH, width=360),
     "ascl_recall": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_recall),
     "ascl_rsum": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_rsum),
     "ascl_differences": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_differences),
@@ -324,7 +323,7 @@ FIGURES = {
     "seed_curves": Figure(
         "10_tables_and_figures", _BOTH, _all("curves", TABLES["main"]), _seed_curves, 680
     ),
-    "differences": Figure("10_tables_and_figures", _ALL, _of("ranks", "main"), _differences, 560),
+    "differences": Figure("10_tables_and_figures", _ALL, _of("ranks", "main"), _differences),
     "search_words": Figure("11_search", "csv"),
     "disagreements": Figure("11_search", "csv"),
     "query_gates": Figure("11_search", "csv"),
@@ -403,14 +402,15 @@ def show(
     paths = save(drawn, name, folder) if folder else []
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
-        plt.close(drawn.chart)
+        if drawn.chart is not None:
+            plt.close(drawn.chart)
         return
     from IPython.display import Markdown, display
 
     if drawn.sheet is not None:
         display(Markdown(sheet_markdown(drawn.sheet)))
     elif drawn.chart is None and drawn.table is not None:
-        display(drawn.table)
+        display(drawn.table.round(2))
     if drawn.chart is not None:
         png = next((path for path in paths if path.suffix == ".png"), None)
         options = {"width": FIGURES[name].width, "drawn": png} | preview
