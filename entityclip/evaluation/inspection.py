@@ -7,6 +7,7 @@ training's own: folded queries on normalised tokens, `ExpertGroup.attention`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,13 +67,10 @@ def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttenti
     trim = not model.config.sees_padding
     image = model.backbone.image_tokens(batch.images)
     text, explanation = model.backbone.texts_tokens(batch.captions, batch.explanations, trim=trim)
-    valid = explanation.valid if trim else None
+    read = normalize_tokens(explanation.tokens), explanation.valid if trim else None
     of_text = mmae.explanation if mmae.explanation_text is None else mmae.explanation_text
     return ExplanationAttention(
-        *(
-            _attention(group, side, normalize_tokens(explanation.tokens), valid)
-            for group, side in ((mmae.explanation, image), (of_text, text))
-        )
+        _attention(mmae.explanation, image, *read), _attention(of_text, text, *read)
     )
 
 
@@ -102,8 +100,12 @@ def gate_weights(model: EntityCLIP, batches: Iterable[Batch]) -> pd.DataFrame:
     frames = []
     for batch in batches:
         moved = batch.to(model.device)
-        for gate, weights in _gates(model, moved).items():
-            table = pd.DataFrame(weights.float().cpu().numpy(), columns=names[gate])
+        image = model.backbone.encode_image(moved.images)
+        text = model.backbone.encode_text(moved.captions)
+        features = {"image": image, "text": text, "fusion": torch.cat([image, text], dim=-1)}
+        for gate, module in _gate_modules(model).items():
+            weights = module.weights(features[gate]).float().cpu().numpy()
+            table = pd.DataFrame(weights, columns=names[gate])
             table = table.assign(pair=batch.ids, gate=gate)
             frames.append(table.melt(["pair", "gate"], var_name="expert", value_name="weight"))
     if not frames:
@@ -118,17 +120,11 @@ def expert_names(model: EntityCLIP) -> dict[str, list[str]]:
     """
     if model.mmae is None:
         raise ValueError("this model has no experts: it is plain CLIP")
-    config = model.config
-
-    def numbered(name: str, count: int, end: str = "") -> list[str]:
-        return [f"{name} {i + 1}{end}" for i in range(count)]
-
-    image, text = numbered("image", config.image_experts), numbered("text", config.text_experts)
-    explanation = numbered("explanation", config.explanation_experts)
-    of_both = [
-        *numbered("explanation", config.explanation_experts, " from image"),
-        *numbered("explanation", config.explanation_experts, " from text"),
-    ]
+    image, text, explanation = (
+        [f"{name} {i + 1}" for i in range(getattr(model.config, f"{name}_experts"))]
+        for name in ("image", "text", "explanation")
+    )
+    of_both = [f"{name} from {side}" for side in ("image", "text") for name in explanation]
     names = {
         "image": [*image, *explanation],
         "text": [*text, *explanation],
@@ -178,9 +174,9 @@ def word_table(backbone: Backbone, batch: Batch, attention: ExplanationAttention
     for row, pair in enumerate(batch.ids):
         words = token_words(backbone, batch.explanations[row])
         sides = [word_weights(words, side[row].mean(dim=(0, 1))).cpu() for side in attention]
-        names = {"place": range(len(words)), "word": [word.text for word in words]}
-        weights = dict(zip(("from_image", "from_text"), map(Tensor.numpy, sides), strict=True))
-        parts.append(pd.DataFrame({"pair": pair} | names | weights))
+        columns = {"pair": pair, "place": range(len(words)), "word": [w.text for w in words]}
+        columns |= {"from_image": sides[0].numpy(), "from_text": sides[1].numpy()}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -206,13 +202,6 @@ def _attention(group: ExpertGroup, side: Tokens, keys: Tensor, valid: Tensor | N
     """Weights [B, n, heads, L] of a group's experts, asked by each side's pooled row."""
     folded = group.fold_query(normalize_tokens(side.pooled))
     return group.attention(folded, keys, valid).unflatten(1, (group.n, group.heads))
-
-
-def _gates(model: EntityCLIP, batch: Batch) -> dict[str, Tensor]:
-    image = model.backbone.encode_image(batch.images)
-    text = model.backbone.encode_text(batch.captions)
-    features = {"image": image, "text": text, "fusion": torch.cat([image, text], dim=-1)}
-    return {name: gate.weights(features[name]) for name, gate in _gate_modules(model).items()}
 
 
 def _gate_modules(model: EntityCLIP) -> dict[str, Gate]:
@@ -329,44 +318,29 @@ def grad_cams(backbone: Backbone, images: Tensor, texts: Tensor) -> NDArray[np.f
         from pytorch_grad_cam import GradCAM
     except ImportError as error:
         raise ImportError("Grad-CAM needs grad-cam; pip install 'entityclip[notebooks]'") from error
+    transformer = backbone.clip.visual.transformer
+
+    def as_grid(tokens: Tensor) -> Tensor:
+        """The patch tokens of [N, 1 + P, C] as pictures [N, C, rows, columns]; CLS has no place."""
+        tokens = tokens if transformer.batch_first else tokens.transpose(0, 1)
+        grid = backbone.clip.visual.grid_size
+        return tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)
+
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
         targets = F.normalize(backbone.encode_text(texts), dim=-1)
-    layer = backbone.clip.visual.transformer.resblocks[-1].ln_1
+    layers = [transformer.resblocks[-1].ln_1]
     try:
         # enable_grad: GradCAM differentiates whatever mode the caller is in
         with (
             torch.enable_grad(),
-            GradCAM(_Pictures(backbone), [layer], reshape_transform=_as_grid(backbone)) as cam,
+            GradCAM(_Pictures(backbone), layers, reshape_transform=as_grid) as cam,
         ):
-            return cam(images, [_Similarity(target) for target in targets])
+            return cam(images, [partial(torch.matmul, target) for target in targets])
     finally:
         backbone.zero_grad(set_to_none=True)
         backbone.train(was_training)
-
-
-class _Similarity:
-    """Grad-CAM's target: the cosine of a picture's embedding [d] with a text's."""
-
-    def __init__(self, text: Tensor):
-        self.text = text
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image @ self.text
-
-
-def _as_grid(backbone: Backbone):
-    """The patch tokens of [N, 1 + P, C] as pictures [N, C, rows, columns]; CLS has no place."""
-    visual = backbone.clip.visual
-    rows, columns = visual.grid_size
-
-    def reshape(tokens: Tensor) -> Tensor:
-        if not visual.transformer.batch_first:
-            tokens = tokens.transpose(0, 1)
-        return tokens[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-
-    return reshape
 
 
 _KINDS = ("as written", "says more", "says less")
@@ -405,22 +379,13 @@ def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.Data
     similarity = model.fusion.paired(image, true)
     found = []
     for number, kind in enumerate(WRONG_KINDS):
-        kinds = torch.full_like(at, number)
-
-        def change(embeddings: torch.Tensor, kinds: torch.Tensor = kinds) -> torch.Tensor:
-            return wrong_embeddings(
-                embeddings, words, noise=config.noise, dropout=config.dropout,
-                cutoff=config.cutoff, kinds=kinds,
-            )  # fmt: skip
-
+        change = partial(
+            wrong_embeddings, words=words, noise=config.noise, dropout=config.dropout,
+            cutoff=config.cutoff, kinds=torch.full_like(at, number),
+        )  # fmt: skip
         tokens = model.backbone.text_tokens(batch.captions, change=change)
         wrong = model.fusion.paired(image, model.fusion.text_side(tokens, words))
-        found.append(
-            {
-                "kind": kind,
-                "true": similarity.mean().item(),
-                "wrong": wrong.mean().item(),
-                "left out, %": 100 * (wrong > similarity).float().mean().item(),
-            }
-        )
+        left_out = 100 * (wrong > similarity).float().mean().item()
+        means = {"true": similarity.mean().item(), "wrong": wrong.mean().item()}
+        found.append({"kind": kind} | means | {"left out, %": left_out})
     return pd.DataFrame(found)

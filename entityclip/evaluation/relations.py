@@ -16,6 +16,7 @@ from entityclip.config import ClassifierConfig
 from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.sources.tweets import relation_labels
+from entityclip.evaluation.retrieval import evaluating
 from entityclip.evaluation.sections import class_counts
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
@@ -84,20 +85,16 @@ PROBE_C = 0.25  # inverse strength of the probe's L2 penalty, the authors'
 _STEPS = 2000  # at most, of the probe's solver
 
 
-@torch.inference_mode()
 def pair_embeddings(
     backbone: Backbone, dataset: PairDataset, *, batch_size: int = 256
 ) -> NDArray[np.float32]:
     """Text and image embeddings of each pair, as the towers give them, concatenated [N, 2d]."""
-    device = backbone.device
-    was_training = backbone.training
-    backbone.eval()
     found = []
-    for batch in DataLoader(dataset, batch_size, collate_fn=dataset.collate):
-        batch = batch.to(device)
-        sides = backbone.encode_text(batch.captions), backbone.encode_image(batch.images)
-        found.append(torch.cat(sides, dim=-1).float().cpu())
-    backbone.train(was_training)
+    with evaluating(backbone) as device:
+        for batch in DataLoader(dataset, batch_size, collate_fn=dataset.collate):
+            batch = batch.to(device)
+            sides = backbone.encode_text(batch.captions), backbone.encode_image(batch.images)
+            found.append(torch.cat(sides, dim=-1).float().cpu())
     return torch.cat(found).numpy()
 
 

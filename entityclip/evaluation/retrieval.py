@@ -7,16 +7,17 @@ picture is one candidate however many captions it has.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from entityclip.datasets.dataset import ImageTextDataset, PairDataset, whole_batch
+from entityclip.datasets.dataset import PairDataset, whole_batch
 from entityclip.datasets.pair import data_fingerprint
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.files import progress_bar
@@ -40,6 +41,18 @@ class Embeddings:
     first: Tensor
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """The model in evaluation mode, with no gradients; gives the device of its CLIP."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield getattr(model, "backbone", model).device
+    finally:
+        model.train(was_training)
+
+
 def distinct_pictures(image_keys: Tensor) -> tuple[Tensor, Tensor]:
     """Number the pictures of N pairs: each pair's picture [N], and each picture's first pair [M].
 
@@ -51,44 +64,43 @@ def distinct_pictures(image_keys: Tensor) -> tuple[Tensor, Tensor]:
     return image_of, first
 
 
-@torch.inference_mode()
 def encode_pairs(
-    model: EntityCLIP, dataset: PairDataset | ImageTextDataset, *, batch_size: int = 256,
-    workers: int = 0, progress: bool = True,
-) -> Embeddings:  # fmt: skip
+    model: EntityCLIP,
+    dataset: PairDataset,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: bool = True,
+) -> Embeddings:
     """Embed every caption and every distinct picture of `dataset` on the model's device.
 
     Raises ImageError naming pair and file for a picture that cannot be read: leaving a candidate
     out would change every number.
     """
-    device = model.backbone.device
-    was_training = model.training
-    model.eval()
     image_of, first = distinct_pictures(dataset.image_keys)
-    loader = DataLoader(
-        dataset, batch_size, collate_fn=dataset.collate, num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )  # fmt: skip
     seen = torch.zeros(len(dataset), dtype=torch.bool)
     seen[first] = True
     texts, images, start = [], [], 0
-    for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
-        batch = whole_batch(batch)
-        new = seen[start : start + len(batch)]
-        start += len(batch)
-        texts.append(model.encode_text(batch.captions.to(device)).float())
-        if new.any():
-            images.append(model.encode_image(batch.images[new].to(device)).float())
-    model.train(was_training)
-    # pictures were encoded in order of first appearance, `first` is in order of key
-    order = first.argsort().argsort()
-    return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
+    with evaluating(model) as device:
+        loader = DataLoader(
+            dataset, batch_size, collate_fn=dataset.collate, num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )  # fmt: skip
+        for batch in progress_bar(loader, desc="encode", show=progress, leave=False):
+            batch = whole_batch(batch)
+            new = seen[start : start + len(batch)]
+            start += len(batch)
+            texts.append(model.encode_text(batch.captions.to(device)).float())
+            if new.any():
+                images.append(model.encode_image(batch.images[new].to(device)).float())
+        # pictures were encoded in order of first appearance, `first` is in order of key
+        order = first.argsort().argsort()
+        return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
 
 
 def retrieve(embeddings: Embeddings) -> Retrieval:
     """Rank all pictures for each caption and all captions for each picture."""
-    pictures = torch.arange(len(embeddings.images))
-    groups = embeddings.image_of, pictures
+    groups = embeddings.image_of, torch.arange(len(embeddings.images))
     ranks = both_ranks(embeddings.texts, embeddings.images, groups)
     return as_retrieval(*ranks, embeddings.image_of)
 
@@ -99,11 +111,7 @@ def as_retrieval(text_to_image: Tensor, image_to_text: Tensor, image_of: Tensor)
 
 
 def evaluate_embeddings(
-    model: EntityCLIP,
-    dataset: PairDataset | ImageTextDataset,
-    *,
-    workers: int = 0,
-    progress: bool = True,
+    model: EntityCLIP, dataset: PairDataset, *, workers: int = 0, progress: bool = True
 ) -> Retrieval:
     """Ranks by the cosine of the two towers' embeddings."""
     return retrieve(encode_pairs(model, dataset, workers=workers, progress=progress))
@@ -111,7 +119,7 @@ def evaluate_embeddings(
 
 def evaluate_retrieval(
     model: EntityCLIP,
-    dataset: PairDataset | ImageTextDataset,
+    dataset: PairDataset,
     *,
     variant: str,
     dataset_name: str,
@@ -158,21 +166,13 @@ def result_rows(
     rows: list[Row] = []
     for direction, metrics in retrieval.metrics().items():
         intervals = bootstrap_interval(
-            retrieval.ranks(direction),
-            n_resamples=bootstrap,
-            seed=origin["seed"],
+            retrieval.ranks(direction), n_resamples=bootstrap, seed=origin["seed"],
             clusters=retrieval.clusters(direction),
-        )
+        )  # fmt: skip
         rows += measurement_rows(
-            metrics,
-            intervals,
-            variant=variant,
-            dataset=dataset_name,
-            split=split,
-            direction=direction,
-            provenance=origin,
-            **retrieval.sizes(direction),
-        )
+            metrics, intervals, variant=variant, dataset=dataset_name, split=split,
+            direction=direction, provenance=origin, **retrieval.sizes(direction),
+        )  # fmt: skip
     return rows
 
 
@@ -188,7 +188,7 @@ class RankedPictures(NamedTuple):
 
 @torch.inference_mode()
 def best_pictures(
-    dataset: PairDataset | ImageTextDataset,
+    dataset: PairDataset,
     embeddings: Embeddings,
     ranks: Tensor,
     queries: Sequence[int],
@@ -213,10 +213,9 @@ def best_pictures(
     return found
 
 
-@torch.inference_mode()
 def similarities(
     model: AsCL,
-    dataset: PairDataset | ImageTextDataset,
+    dataset: PairDataset,
     *,
     short_queries: bool = False,
     batch_size: int = 64,
@@ -229,60 +228,57 @@ def similarities(
     once. Both returned tensors lie on the CPU. Raises ImageError naming pair and file for a picture
     that cannot be read.
     """
-    device = model.backbone.device
-    was_training = model.training
-    model.eval()
     image_of, first = distinct_pictures(dataset.image_keys)
     loader = DataLoader(
         dataset, batch_sampler=[rows.tolist() for rows in first.split(batch_size)],
         collate_fn=dataset.collate, num_workers=workers,
     )  # fmt: skip
-    sides = [model.image_side(whole_batch(batch).images.to(device)) for batch in loader]
-    images = Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
     found = torch.empty(len(first), len(dataset))
-    starts = range(0, len(dataset), batch_size)
-    for start in progress_bar(starts, desc="similarity", show=progress, leave=False):
-        text = dataset.captions[start : start + batch_size]
-        if short_queries:
-            text = poorer_text(text, model.backbone.eot(text))
-        columns = model.similarity(images, model.text_side(text.to(device)))
-        found[:, start : start + batch_size] = columns.cpu()
-    model.train(was_training)
+    with evaluating(model) as device:
+        sides = [model.image_side(whole_batch(batch).images.to(device)) for batch in loader]
+        images = Side(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+        starts = range(0, len(dataset), batch_size)
+        for start in progress_bar(starts, desc="similarity", show=progress, leave=False):
+            text = dataset.captions[start : start + batch_size]
+            if short_queries:
+                text = poorer_text(text, model.backbone.eot(text))
+            columns = model.similarity(images, model.text_side(text.to(device)))
+            found[:, start : start + batch_size] = columns.cpu()
     return found, image_of
 
 
 def evaluate_similarity(
-    model: AsCL, dataset: PairDataset | ImageTextDataset, *, workers: int = 0, progress: bool = True
+    model: AsCL, dataset: PairDataset, *, workers: int = 0, progress: bool = True
 ) -> Retrieval:
-    """Ranks by S(I, T) of a model's own fusion: `evaluation.evaluate_embeddings` for AsCL."""
+    """Ranks by S(I, T) of a model's own fusion: `evaluate_embeddings` for AsCL."""
     return retrieve_ascl(*similarities(model, dataset, workers=workers, progress=progress))
 
 
 def retrieve_ascl(similarity: Tensor, image_of: Tensor) -> Retrieval:
     """Ranks both ways of similarities [M, N]; `image_of` [N] is each caption's picture."""
-    pictures = torch.arange(len(similarity))
-    return as_retrieval(
-        similarity_ranks(similarity.T, (image_of, pictures)),
-        similarity_ranks(similarity, (pictures, image_of)),
-        image_of,
-    )
+    return _retrieve_by(similarity.T, similarity, image_of)
 
 
 def retrieve_reranked(
     similarity: Tensor, image_of: Tensor, *, k_text: int = 15, k_image: int = 20
 ) -> Retrieval:
-    """`retrieve` after each query's top `k_text` captions or `k_image` pictures are reordered.
+    """`retrieve_ascl` after each query's top `k_text` captions or `k_image` pictures are reordered.
 
     A candidate of the top moves by the rank that it gives the query back, and by its old rank where
     that is equal; the others stay behind in their order.
     """
-    pictures = torch.arange(len(similarity))
     of_pictures, of_texts = positions(similarity), positions(similarity.T)  # [M, N], [N, M]
     to_text = _reordered(of_pictures, of_texts.T, k_text)
     to_image = _reordered(of_texts, of_pictures.T, k_image)
+    return _retrieve_by(-to_image, -to_text, image_of)
+
+
+def _retrieve_by(of_texts: Tensor, of_pictures: Tensor, image_of: Tensor) -> Retrieval:
+    """Ranks by scores that captions [N, M] and pictures [M, N] give each other."""
+    pictures = torch.arange(len(of_pictures))
     return as_retrieval(
-        similarity_ranks(-to_image, (image_of, pictures)),
-        similarity_ranks(-to_text, (pictures, image_of)),
+        similarity_ranks(of_texts, (image_of, pictures)),
+        similarity_ranks(of_pictures, (pictures, image_of)),
         image_of,
     )
 

@@ -19,28 +19,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entityclip.datasets.dataset import ImageTextDataset, PairDataset
+from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair, data_fingerprint
-from entityclip.evaluation.retrieval import encode_pairs
+from entityclip.evaluation.retrieval import encode_pairs, evaluating
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import Row, measurement_rows, provenance
+from entityclip.results import measurement_rows, provenance
 from entityclip.statistics import interval
 from entityclip.variants import TEMPLATES
 
 DIRECTION = "image_to_section"
 
 
-class SectionRow(Row):
-    """A measurement of classification; "accuracy" rows carry the whole confusion matrix."""
-
-    sections: list[str] | None
-    confusion: list[list[int]] | None  # pairs of a true section (row) put into a section (column)
-
-
-# ------------------------------------------------------------------------------- classification
-
-
-@torch.inference_mode()
 def section_embeddings(
     model: EntityCLIP, sections: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
@@ -52,12 +41,9 @@ def section_embeddings(
     lacking = [template for template in templates if "{section}" not in template]
     if lacking or not templates:
         raise ValueError(f"a prompt template needs {{section}} in it; got {list(templates)}")
-    device = model.backbone.device
-    was_training = model.training
-    model.eval()
     prompts = [template.format(section=name) for name in sections for template in templates]
-    embedded = model.encode_text(model.backbone.tokenize(prompts).to(device)).float()
-    model.train(was_training)
+    with evaluating(model) as device:
+        embedded = model.encode_text(model.backbone.tokenize(prompts).to(device)).float()
     return F.normalize(embedded.view(len(sections), len(templates), -1).mean(1), dim=-1)
 
 
@@ -134,7 +120,7 @@ class SectionResult:
 
 def classify_sections(
     model: EntityCLIP,
-    dataset: PairDataset | ImageTextDataset,
+    dataset: PairDataset,
     *,
     templates: Sequence[str] = TEMPLATES,
     progress: bool = True,
@@ -170,12 +156,9 @@ def section_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
     return names
 
 
-# ---------------------------------------------------------------------------------- measurement
-
-
 def evaluate_sections(
     model: EntityCLIP,
-    dataset: PairDataset | ImageTextDataset,
+    dataset: PairDataset,
     *,
     variant: str,
     dataset_name: str,
@@ -185,32 +168,24 @@ def evaluate_sections(
     templates: Sequence[str] = TEMPLATES,
     bootstrap: int = 1000,
     progress: bool = True,
-) -> tuple[SectionResult, list[SectionRow]]:
+) -> tuple[SectionResult, list[dict[str, Any]]]:
     """Classify one split and make its result rows, a row a metric.
 
-    `n_queries` counts pairs, `n_candidates` sections. Raises ValueError as `classify_sections`.
+    `n_queries` counts pairs, `n_candidates` sections. The row of "accuracy" carries `sections` and
+    the whole `confusion` matrix, those of other metrics None. Raises ValueError as
+    `classify_sections`.
     """
     start = time.perf_counter()
     result = classify_sections(model, dataset, templates=templates, progress=progress)
+    origin = provenance(
+        config=config, seed=seed, data_fingerprint=data_fingerprint(dataset.pairs),
+        device=model.backbone.device, wall_time_s=time.perf_counter() - start,
+    )  # fmt: skip
     rows = measurement_rows(
-        result.metrics(),
-        result.intervals(bootstrap, seed),
-        variant=variant,
-        dataset=dataset_name,
-        split=split,
-        direction=DIRECTION,
-        n_queries=len(result.truth),
-        n_candidates=len(result.sections),
-        provenance=provenance(
-            config=config,
-            seed=seed,
-            data_fingerprint=data_fingerprint(dataset.pairs),
-            device=model.backbone.device,
-            wall_time_s=time.perf_counter() - start,
-        ),
-    )
+        result.metrics(), result.intervals(bootstrap, seed), variant=variant, dataset=dataset_name,
+        split=split, direction=DIRECTION, n_queries=len(result.truth),
+        n_candidates=len(result.sections), provenance=origin,
+    )  # fmt: skip
     whole = {"sections": list(result.sections), "confusion": result.confusion().tolist()}
     nothing = dict.fromkeys(whole)
-    return result, [
-        SectionRow(**row, **(whole if row["metric"] == "accuracy" else nothing)) for row in rows
-    ]
+    return result, [row | (whole if row["metric"] == "accuracy" else nothing) for row in rows]
