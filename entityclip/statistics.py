@@ -248,16 +248,19 @@ def bootstrap_interval(
     if n_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"n_resamples={n_resamples}, level={level}: need >= 1 and a share of 1")
     values, names, tail = as_ranks(ranks), tuple(names), (1 - level) / 2
-    options = {"n_resamples": n_resamples, "seed": seed, "ends": (tail, 1 - tail)}
-    means, found = [name for name in names if name != "MedR"], {}
-    if means:
-        each = np.stack([per_query(values, name) for name in means])[:, None]
-        found = dict(
-            zip(means, zip(*interval(each, clusters, **options), strict=True), strict=True)
-        )
-    if "MedR" in names:
-        found["MedR"] = interval(values, clusters, median, **options)
-    return {name: (float(found[name][0]), float(found[name][1])) for name in names}
+    each = np.stack([values if name == "MedR" else per_query(values, name) for name in names])
+
+    def statistic(weights: Array, rows: Array) -> Array:
+        found = mean(weights, rows)
+        if "MedR" in names:
+            found[:, names.index("MedR")] = median(weights, values[None])
+        return found
+
+    low, high = interval(
+        each[:, None], clusters, statistic,
+        n_resamples=n_resamples, seed=seed, ends=(tail, 1 - tail),
+    )  # fmt: skip
+    return dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
 
 def paired_difference(

@@ -188,11 +188,7 @@ class RankedPictures(NamedTuple):
 
 @torch.inference_mode()
 def best_pictures(
-    dataset: PairDataset,
-    embeddings: Embeddings,
-    ranks: Tensor,
-    queries: Sequence[int],
-    k: int = 5,
+    dataset: PairDataset, embeddings: Embeddings, ranks: Tensor, queries: Sequence[int], k: int = 5
 ) -> list[RankedPictures]:
     """The k pictures that rank first for each of some query captions (pair numbers)."""
     similarity = embeddings.texts[list(queries)] @ embeddings.images.T
