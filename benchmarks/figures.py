@@ -19,15 +19,7 @@ from entityclip.config import REPOSITORY
 def redraw(figures: Path, runs: Path, *options: str) -> float:
     """Seconds that the command takes to fill `figures`, with nothing in `runs`."""
     start = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "entityclip",
-        "figures",
-        "--figures",
-        str(figures),
-        *options,
-    ]
+    command = [sys.executable, "-m", "entityclip", "figures", "--figures", str(figures), *options]
     environment = {**os.environ, "ENTITYCLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start

@@ -26,6 +26,19 @@ def test_every_link_and_picture_leads_to_a_file():
     assert [t for t in targets if not (REPOSITORY / t).exists()] == []
 
 
+def test_the_house_names_every_file():
+    """Room by room; files that only start or list a room apart."""
+    rooms = re.findall(r"^\| (ground|`\w+/`) \| .* \| (`.*) \|$", README, re.MULTILINE)
+    package, seen = REPOSITORY / "entityclip", set()
+    for room, files in rooms:
+        folder = package if room == "ground" else package / room.strip("`/")
+        told = re.findall(r"`(\w+)`", files)
+        there = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+        assert set(told) == there, room
+        seen.add(folder)
+    assert seen == {package, *(path.parent for path in package.glob("*/__init__.py"))}
+
+
 def test_every_notebook_is_on_the_map():
     assert {p.stem for p in (REPOSITORY / "notebooks").glob("*.ipynb")} == set(MAP)
 
