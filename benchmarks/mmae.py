@@ -16,6 +16,7 @@ import time
 
 import torch
 
+from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Tokens
 from entityclip.models.entityclip import GatedMatching
 from entityclip.models.experts import MMAE
@@ -86,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     counts = (args.experts,) * 3
-    mmae = MMAE(args.width, *counts).to(args.device)
+    mmae = MMAE(args.width, EntityCLIPConfig(*counts)).to(args.device)
     matching = GatedMatching(args.width, 4 * args.experts).to(args.device)
     twin = LiteralEntityCLIP(args.width, *counts, heads=1).to(args.device)
     for name in ("image", "text", "explanation"):

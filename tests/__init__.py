@@ -6,9 +6,9 @@ word embeddings. Commands that are started anew, and the notebooks, have the pac
 
 from pathlib import Path
 
-from entityclip.models.clip import BACKBONES, open_clip
+from entityclip.models.clip import BACKBONES, library
 
 SHIPPED = BACKBONES
 NARROW = Path(__file__).parent / "fixtures" / "backbones"
 
-open_clip.add_model_config(NARROW)  # takes the place of the package's
+library().add_model_config(NARROW)  # takes the place of the package's

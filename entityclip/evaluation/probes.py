@@ -43,7 +43,7 @@ def mixed_embeddings(
                 dataset.explanations[reads[rows]].to(batch.captions.device),
                 trim=not model.config.sees_padding,
             )
-            vectors, *_ = model.mmae(image, text, explanation, masked=not model.config.sees_padding)
+            vectors, *_ = model.mmae(image, text, explanation)
             sides.append(model.mmae.mix(image, text, vectors))
         images.append(F.normalize(sides[0][0].float(), dim=-1))
         texts.append(F.normalize(sides[1][1].float(), dim=-1))

@@ -121,9 +121,9 @@ def training_memory(settings: Settings) -> Memory:
     tokens, b rows and a heads (Korthikanti et al. 2022, arXiv 2205.05198, equation 2); in fp32
     twice that. Weights, gradients and Adam's moments take 16 bytes a parameter.
     """
-    from entityclip.models.clip import open_clip
+    from entityclip.models.clip import library
 
-    config = open_clip.get_model_config(settings.backbone)
+    config = library().get_model_config(settings.backbone)
     if config is None:
         return Memory(0, 0, 0)  # `create_backbone` says more about an unknown name
     vision, text = config["vision_cfg"], config["text_cfg"]

@@ -1,4 +1,4 @@
-"""AsCL on the project's backbone, with the interface that the training loop asks for."""
+"""AsCL (arXiv 2405.10029): generated samples, hierarchical fusion, NT-Xent, on our backbone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from entityclip.config import AsCLConfig
-from entityclip.models.clip import Backbone, Tokens
+from entityclip.models.clip import Backbone, DualEncoder, Tokens
 
 _AT_ONCE = 2**27  # attention weights in memory at once: 512 MiB
-
-
 # one head's attention weights at once where no gradient is asked for: what a core's cache holds,
 # and enough to keep a GPU busy
 _TILE = {"cpu": 2**19, "cuda": 2**25}
-
-
 _TILE_TOKENS = 512  # of the texts in a tile, about; below, products with them get slower
 
 
@@ -31,7 +27,8 @@ class Side(NamedTuple):
     """All that one side, B pictures of L regions or B texts of L words, brings to a similarity.
 
     `query` and `key` [B, L, d], `value` [B, L, d], `unit` [B, L, d] (tokens of length 1), `valid`
-    [B, L] (False is padding), `pooled` [B, d] (the global feature, length 1).
+    [B, L] (False is padding), `pooled` [B, d] (the global feature, length 1), `gram` [B, L, L]
+    (value · valueᵀ, where computed ahead).
     """
 
     query: Tensor
@@ -40,10 +37,16 @@ class Side(NamedTuple):
     unit: Tensor
     valid: Tensor
     pooled: Tensor
+    gram: Tensor | None = None
 
     def rows(self, index: slice) -> Side:
         """Some of the B."""
-        return Side(*(part[index] for part in self))
+        return Side(*(None if part is None else part[index] for part in self))
+
+    def with_gram(self) -> Side:
+        """With `gram`, in full precision."""
+        with torch.autocast(self.value.device.type, enabled=False):
+            return self._replace(gram=self.value @ self.value.mT)
 
 
 class HierarchicalFusion(nn.Module):
@@ -76,13 +79,13 @@ class HierarchicalFusion(nn.Module):
         gate = self.gate(torch.cat([cls, attended], dim=-1)).sigmoid()
         pooled = F.normalize(gate * cls + (1 - gate) * attended, dim=-1)
         valid = image.valid[:, 1:]
-        return self._side(scaled, valid, pooled, own=self.to_words, other=self.to_regions)
+        return self._side(scaled, valid, pooled, self.to_words, self.to_regions)
 
     def text_side(self, text: Tokens, words: Tensor) -> Side:
         """`words` [B, L] are the tokens to compare; the global feature is EOT's."""
         pooled = F.normalize(text.pooled.float(), dim=-1)
         scaled = self._scaled(text.tokens.float())
-        return self._side(scaled, words, pooled, own=self.to_regions, other=self.to_words)
+        return self._side(scaled, words, pooled, self.to_regions, self.to_words)
 
     def forward(self, image: Side, text: Side) -> Tensor:
         """S [I, J] of all I pictures with all J texts, in stretches of texts of bounded memory.
@@ -106,15 +109,11 @@ class HierarchicalFusion(nn.Module):
         at_once = _TILE.get(image.pooled.device.type, _TILE["cuda"])
         width = min(texts, max(1, _TILE_TOKENS // words))
         height = max(1, at_once // (regions * words * width))
-        with torch.autocast(image.pooled.device.type, enabled=False):
-            grams = gram(image), gram(text)
+        image, text = image.with_gram(), text.with_gram()
         found = image.pooled.new_empty(pictures, texts)
         for row, column in itertools.product(range(0, pictures, height), range(0, texts, width)):
             tile = slice(row, row + height), slice(column, column + width)
-            found[tile] = self._similarity(
-                *(side.rows(at) for side, at in zip((image, text), tile, strict=True)),
-                *(every[at] for every, at in zip(grams, tile, strict=True)),
-            )
+            found[tile] = self._similarity(image.rows(tile[0]), text.rows(tile[1]))
         return found
 
     def paired(self, image: Side, text: Side) -> Tensor:
@@ -123,31 +122,25 @@ class HierarchicalFusion(nn.Module):
         to_regions = self._paired_local(text, image)
         return self._mix((to_words + to_regions) / 2, (image.pooled * text.pooled).sum(dim=-1))
 
-    def _similarity(
-        self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
-    ) -> Tensor:
+    def _similarity(self, image: Side, text: Side) -> Tensor:
         # an enclosing autocast would attend in half precision
         with torch.autocast(image.pooled.device.type, enabled=False):
-            local = self._local(image, text, of_text) + self._local(text, image, of_image).T
-            local = local / 2
+            local = (self._local(image, text) + self._local(text, image).T) / 2
             return self._mix(local, image.pooled @ text.pooled.T)
 
     def _mix(self, local: Tensor, whole: Tensor) -> Tensor:
         return self.local_weight * local + (1 - self.local_weight) * whole
 
-    def _local(self, looking: Side, seen: Side, of_seen: Tensor | None = None) -> Tensor:
-        """Mean cosine [I, J] of I items' tokens with their contexts out of J items.
-
-        `of_seen` is `gram(seen)`, where it is known.
-        """
+    def _local(self, looking: Side, seen: Side) -> Tensor:
+        """Mean cosine [I, J] of I items' tokens with their contexts out of J items."""
         items, length, width = looking.unit.shape
         unit = looking.unit.reshape(-1, width)
         others, tokens = seen.valid.shape
         attention = self._mean_attention(looking.query, seen)  # [I·R, J, L]
         dot = attention * (unit @ seen.value.reshape(-1, width).T).view(-1, others, tokens)
         by_item = attention.transpose(0, 1)  # [J, I·R, L]
-        of_seen = gram(seen) if of_seen is None else of_seen
-        square = ((by_item @ of_seen) * by_item).sum(dim=-1).T
+        gram = seen.with_gram().gram if seen.gram is None else seen.gram
+        square = ((by_item @ gram) * by_item).sum(dim=-1).T  # a context's length is √(aᵀ G a)
         cosine = dot.sum(dim=-1) * square.clamp_min(1e-12).rsqrt()
         weight = looking.valid / looking.valid.sum(dim=1, keepdim=True)
         return (cosine.view(items, length, others) * weight[..., None]).sum(dim=1)
@@ -164,18 +157,15 @@ class HierarchicalFusion(nn.Module):
         return total / self.heads
 
     def _paired_local(self, looking: Side, seen: Side) -> Tensor:
-        heads = (looking.query.unflatten(-1, (self.heads, -1)).transpose(1, 2),
-                 seen.key.unflatten(-1, (self.heads, -1)).transpose(1, 2))  # fmt: skip
-        scores = heads[0] @ heads[1].mT  # [B, H, R, L]
+        query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                      for x in (looking.query, seen.key))  # fmt: skip
+        scores = query @ key.mT  # [B, H, R, L]
         scores = scores.masked_fill(~seen.valid[:, None, None], -torch.inf)
         context = scores.softmax(dim=-1).mean(dim=1) @ seen.value
         cosine = (looking.unit * F.normalize(context, dim=-1, eps=1e-6)).sum(dim=-1)
         return (cosine * looking.valid).sum(dim=1) / looking.valid.sum(dim=1)
 
-    def _side(
-        self, scaled: Tensor, valid: Tensor, pooled: Tensor, own: nn.ModuleDict,
-        other: nn.ModuleDict,
-    ) -> Side:  # fmt: skip
+    def _side(self, scaled: Tensor, valid: Tensor, pooled: Tensor, own, other) -> Side:
         with torch.autocast(scaled.device.type, enabled=False):
             query = own["query"](scaled) / math.sqrt(self.width / self.heads)
             key, value = other["key"](scaled), other["value"](scaled)
@@ -185,19 +175,10 @@ class HierarchicalFusion(nn.Module):
         return F.normalize(tokens, dim=-1) * math.sqrt(self.width)
 
 
-def gram(side: Side) -> Tensor:
-    """G = Y Yᵀ [B, L, L] of each item's values."""
-    return side.value @ side.value.mT
-
-
 def _projections(width: int) -> nn.ModuleDict:
     """W_q, W_k and W_v of one way of looking; a key bias would drop out of the softmax."""
     return nn.ModuleDict(
-        {
-            "query": _identity(width),
-            "key": _identity(width, bias=False),
-            "value": _identity(width),
-        }
+        {name: _identity(width, name != "key") for name in ("query", "key", "value")}
     )
 
 
@@ -242,6 +223,7 @@ def same_picture(image_keys: Tensor | None, n: int, device: torch.device) -> Ten
     return equal & ~torch.eye(n, dtype=torch.bool, device=device)
 
 
+Rng = Generator | None
 WRONG_KINDS = ("noise", "dropout", "shuffle", "token", "channel")
 
 
@@ -251,15 +233,14 @@ def word_mask(at: Tensor, length: int) -> Tensor:
     A text without words keeps its end token as the only one, so that nothing is empty.
     """
     position = torch.arange(length, device=at.device)
-    return ((position >= 1) & (position < at[:, None])) | (position == at[:, None]) & (
-        at[:, None] <= 1
-    )
+    at = at[:, None]
+    return ((position >= 1) & (position < at)) | ((position == at) & (at <= 1))
 
 
 def poorer_text(text: Tensor, at: Tensor) -> Tensor:
     """The first half of each text's words, rounded up (asymmetry: text says less)."""
     end = 1 + torch.div(at, 2, rounding_mode="floor")  # at - 1 words, of which at // 2 stay
-    return _closed(text, torch.minimum(end, at), _end_token(text, at))
+    return _ended(text, torch.minimum(end, at), text.gather(1, at[:, None]))
 
 
 def richer_text(first: Tensor, first_at: Tensor, second: Tensor, second_at: Tensor) -> Tensor:
@@ -269,7 +250,7 @@ def richer_text(first: Tensor, first_at: Tensor, second: Tensor, second_at: Tens
     source = (position - first_at[:, None] + 1).clamp(0, length - 1)
     joined = torch.where(position < first_at[:, None], first, second.gather(1, source))
     end = (first_at + second_at - 1).clamp(max=length - 1)
-    return _closed(joined, end, _end_token(first, first_at))
+    return _ended(joined, end, first.gather(1, first_at[:, None]))
 
 
 def wrong_embeddings(
@@ -280,48 +261,43 @@ def wrong_embeddings(
     dropout: float = 0.5,
     cutoff: float = 0.2,
     kinds: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Rng = None,
 ) -> Tensor:
     """Each text of `embeddings` [B, L, w] made wrong in one way, drawn at random.
 
     `words` [B, L] marks what may change. `kinds` [B] (numbers of WRONG_KINDS) is drawn unless
     given. `noise`, `dropout` and `cutoff` are those of the functions below.
     """
+    given, device = (embeddings, words), embeddings.device
     if kinds is None:
         size = (len(embeddings),)
-        kinds = torch.randint(len(WRONG_KINDS), size, generator=generator, device=embeddings.device)
-    changed = torch.stack(
-        [
-            add_noise(embeddings, words, noise, generator),
-            drop_entries(embeddings, words, dropout, generator),
-            shuffle_words(embeddings, words, generator),
-            zero_words(embeddings, words, cutoff, generator),
-            zero_channels(embeddings, words, cutoff, generator),
-        ]
-    )
-    return changed[kinds, torch.arange(len(embeddings), device=embeddings.device)]
+        kinds = torch.randint(len(WRONG_KINDS), size, generator=generator, device=device)
+    changed = [
+        add_noise(*given, noise, generator),
+        drop_entries(*given, dropout, generator),
+        shuffle_words(*given, generator),
+        zero_words(*given, cutoff, generator),
+        zero_channels(*given, cutoff, generator),
+    ]
+    return torch.stack(changed)[kinds, torch.arange(len(embeddings), device=device)]
 
 
-def add_noise(
-    x: Tensor, words: Tensor, scale: float, generator: torch.Generator | None = None
-) -> Tensor:
+def add_noise(x: Tensor, words: Tensor, scale: float, rng: Rng = None) -> Tensor:
     """Gaussian noise on every word, its deviation `scale` times the words' root mean square."""
     rms = x.detach()[words].square().mean().sqrt()
-    drawn = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    drawn = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
     return torch.where(words[..., None], x + scale * rms * drawn, x)
 
 
-def drop_entries(
-    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
-) -> Tensor:
+def drop_entries(x: Tensor, words: Tensor, share: float, rng: Rng = None) -> Tensor:
     """Dropout: each entry of a word is zeroed with probability `share`, the rest scaled up."""
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
+    kept = torch.rand(x.shape, generator=rng, device=x.device) >= share
     return torch.where(words[..., None], x * kept / (1 - share), x)
 
 
-def shuffle_words(x: Tensor, words: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def shuffle_words(x: Tensor, words: Tensor, rng: Rng = None) -> Tensor:
     """The words in another order: at random, then moved on by one if nothing has moved."""
-    key = torch.rand(words.shape, generator=generator, device=x.device)
+    key = torch.rand(words.shape, generator=rng, device=x.device)
     position = torch.arange(words.shape[1], device=x.device).expand_as(words)
     places = torch.where(words, position, words.shape[1]).argsort(dim=1, stable=True)
     drawn = torch.where(words, key, torch.inf).argsort(dim=1, stable=True)
@@ -333,33 +309,24 @@ def shuffle_words(x: Tensor, words: Tensor, generator: torch.Generator | None = 
     return x.gather(1, source[..., None].expand_as(x))
 
 
-def zero_words(
-    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
-) -> Tensor:
+def zero_words(x: Tensor, words: Tensor, share: float, rng: Rng = None) -> Tensor:
     """`share` of each text's words zeroed, at least one."""
-    key = torch.rand(words.shape, generator=generator, device=x.device)
+    key = torch.rand(words.shape, generator=rng, device=x.device)
     rank = torch.where(words, key, torch.inf).argsort(dim=1).argsort(dim=1)
     count = (share * words.sum(dim=1, keepdim=True)).round().clamp_min(1)
     return x.masked_fill(((rank < count) & words)[..., None], 0.0)
 
 
-def zero_channels(
-    x: Tensor, words: Tensor, share: float, generator: torch.Generator | None = None
-) -> Tensor:
+def zero_channels(x: Tensor, words: Tensor, share: float, rng: Rng = None) -> Tensor:
     """`share` of the channels zeroed in every word of a text, at least one."""
-    batch, width = len(x), x.shape[-1]
-    key = torch.rand((batch, width), generator=generator, device=x.device)
-    rank = key.argsort(dim=1).argsort(dim=1)
-    off = rank < max(1, round(share * width))
+    width = x.shape[-1]
+    key = torch.rand((len(x), width), generator=rng, device=x.device)
+    off = key.argsort(dim=1).argsort(dim=1) < max(1, round(share * width))
     return x.masked_fill(words[..., None] & off[:, None], 0.0)
 
 
-def _end_token(text: Tensor, at: Tensor) -> Tensor:
-    return text.gather(1, at[:, None])
-
-
-def _closed(text: Tensor, end: Tensor, end_token: Tensor) -> Tensor:
-    """`text` ended at place `end` [B], zeros after it."""
+def _ended(text: Tensor, end: Tensor, end_token: Tensor) -> Tensor:
+    """`text` ended at place `end` [B] by `end_token` [B, 1], zeros after it."""
     position = torch.arange(text.shape[1], device=text.device)
     text = torch.where(position == end[:, None], end_token, text)
     return text.masked_fill(position > end[:, None], 0)
@@ -367,52 +334,33 @@ def _closed(text: Tensor, end: Tensor, end_token: Tensor) -> Tensor:
 
 @dataclass
 class AsCLOutputs:
-    """What a training forward pass yields.
+    """What a training forward pass yields; what the configuration leaves out is None."""
 
-    `similarity` [B, B] of pictures (rows) with captions and `positive` [B, B] with generated true
-    texts; `wrong` and `positive_wrong` [B], each picture's with the wrong text made of its caption
-    and of its generated text. `same` [B, B] marks other rows of a row's picture. `scale` is
-    1 / temperature. What the configuration leaves out is None.
-    """
-
-    similarity: Tensor
-    same: Tensor
-    scale: Tensor | float
-    wrong: Tensor | None = None
-    positive: Tensor | None = None
-    positive_wrong: Tensor | None = None
+    similarity: Tensor  # [B, B] of pictures (rows) with captions
+    same: Tensor  # [B, B]: which other rows show a row's picture
+    scale: Tensor | float  # 1 / temperature
+    wrong: Tensor | None = None  # [B], each picture's with the wrong text made of its caption
+    positive: Tensor | None = None  # [B, B] of pictures with generated true texts
+    positive_wrong: Tensor | None = None  # [B], with the wrong text made of the generated one
 
 
-class AsCL(nn.Module):
+class AsCL(DualEncoder):
     """A backbone with hierarchical fusion and generated samples.
 
     With `fusion` and all samples off and no `temperature`, it is CLIP fine-tuned by its own
     contrastive loss, in which other captions of a picture are no negatives: the comparison.
     """
 
-    needs_explanations = False
-
     def __init__(self, backbone: Backbone, config: AsCLConfig):
-        super().__init__()
-        self.backbone, self.config = backbone, config
-        self.fusion = (
-            HierarchicalFusion(backbone.width, config.heads, config.local_weight)
-            if config.fusion
-            else None
-        )
-
-    @property
-    def needs_others(self) -> bool:
-        """Whether training reads a second caption of each picture."""
-        return self.config.richer
+        super().__init__(backbone, config)
+        self.needs_others = config.richer
+        self.fusion = None
+        if config.fusion:
+            self.fusion = HierarchicalFusion(backbone.width, config.heads, config.local_weight)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised global picture features [B, d], gated where there is fusion."""
         return self.image_side(images).pooled
-
-    def encode_text(self, text: Tensor) -> Tensor:
-        """Normalised global text features [B, d] for token ids [B, context_length]."""
-        return F.normalize(self.backbone.encode_text(text), dim=-1)
 
     def image_side(self, images: Tensor) -> Side:
         """What pictures [B, 3, H, W] bring to `similarity`."""
@@ -424,11 +372,8 @@ class AsCL(nn.Module):
         at = self.backbone.eot(text)
         length = int(at.max()) + 1
         words = word_mask(at, length)
-        change = None
-        if wrong:
-            c = self.config
-            strengths = {"noise": c.noise, "dropout": c.dropout, "cutoff": c.cutoff}
-            change = partial(wrong_embeddings, words=words, **strengths)
+        strengths = {name: getattr(self.config, name) for name in ("noise", "dropout", "cutoff")}
+        change = partial(wrong_embeddings, words=words, **strengths) if wrong else None
         tokens = self.backbone.text_tokens(text[:, :length], change=change)
         return self.fusion.text_side(tokens, words) if self.fusion else _global_side(tokens.pooled)
 
@@ -455,7 +400,9 @@ class AsCL(nn.Module):
         image = self.image_side(images)
         same = same_picture(image_keys, len(images), images.device)
         similarity, wrong = self._compare(image, captions)
-        outputs = AsCLOutputs(similarity, same, self._scale(), wrong)
+        temperature = self.config.temperature
+        scale = 1 / temperature if temperature else self.backbone.clip.logit_scale.exp()
+        outputs = AsCLOutputs(similarity, same, scale, wrong)
         generated = self._generated(captions, others)
         if generated is not None:
             outputs.positive, outputs.positive_wrong = self._compare(image, generated)
@@ -464,7 +411,7 @@ class AsCL(nn.Module):
     def losses(self, outputs: AsCLOutputs, progress: float = 1.0) -> dict[str, Tensor]:
         """`loss` to minimise, its parts, and the share of wrong texts dropped as too similar.
 
-        Nothing depends on `progress`, which what trains it tells every model.
+        Nothing depends on `progress`, which the training loop tells every model.
         """
         same, scale = outputs.same, outputs.scale
         terms = {"ascl_pairs": nt_xent(outputs.similarity, same, scale, outputs.wrong)}
@@ -504,11 +451,6 @@ class AsCL(nn.Module):
         if self.fusion:
             return self.fusion.paired(image, text)
         return (image.pooled * text.pooled).sum(dim=-1)
-
-    def _scale(self) -> Tensor | float:
-        if self.config.temperature is None:
-            return self.backbone.clip.logit_scale.exp()
-        return 1 / self.config.temperature
 
 
 def _global_side(pooled: Tensor) -> Side:

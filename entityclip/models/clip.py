@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from entityclip.checkpoints import CheckpointError, read_tensors
 
 
 class BackboneError(ValueError):
@@ -26,6 +29,15 @@ class BackboneError(ValueError):
 
 
 BACKBONES = Path(__file__).resolve().parent.parent / "backbones"  # our own architectures
+
+
+@cache
+def library() -> ModuleType:
+    """open_clip, knowing `BACKBONES` too; imported late, for it takes seconds."""
+    import open_clip
+
+    open_clip.add_model_config(BACKBONES)
+    return open_clip
 
 
 class Tokens(NamedTuple):
@@ -49,14 +61,11 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor], name: str):
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
+        transform = library().transform
         super().__init__()
-        self.clip = clip
-        self.name = name
-        self.tokenize = tokenizer
-        self.preprocess = image_transform_v2(
-            PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False
+        self.clip, self.name, self.tokenize = clip, name, tokenizer
+        self.preprocess = transform.image_transform_v2(
+            transform.PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False
         )
         self.width: int = clip.visual.output_dim
 
@@ -150,6 +159,44 @@ class Backbone(nn.Module):
         return self.text_tokens(text).pooled
 
 
+class DualEncoder(nn.Module):
+    """A model on a backbone's two towers, as training and evaluation ask it.
+
+    ``model(**batch.inputs())`` gives a batch's outputs, ``model.losses(outputs, progress)`` its
+    named scalar terms, of which `loss` is to be minimised. `progress` is the share of the training
+    that is done, from 0 to 1.
+    """
+
+    needs_explanations = False  # whether training reads explanations
+    needs_others = False  # whether training reads a second caption of each picture
+    splits_batches = False  # whether processes may share a batch, and chunks make it up
+
+    def __init__(self, backbone: Backbone, config: Any):
+        super().__init__()
+        self.backbone, self.config = backbone, config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and batches must be."""
+        return self.backbone.device
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised picture embeddings [B, d] for images [B, 3, H, W]."""
+        return F.normalize(self.backbone.encode_image(images), dim=-1)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Normalised text embeddings [B, d] for token ids [B, context_length]."""
+        return F.normalize(self.backbone.encode_text(text), dim=-1)
+
+    def text_lengths(self, captions: Tensor, explanations: Tensor | None) -> list[int] | None:
+        """Tokens of a batch's longest texts, for models whose `forward` wants `lengths`."""
+        return None
+
+    def clip_state_dict(self) -> dict[str, Tensor]:
+        """The two towers' weights, loadable into plain open_clip."""
+        return self.backbone.clip.state_dict()
+
+
 def create_backbone(
     name: str, pretrained: str | None = None, image_size: int | None = None
 ) -> Backbone:
@@ -159,8 +206,7 @@ def create_backbone(
     names and tags, for weights that don't fit or would need unpickling, and for models whose pooled
     feature is not one of the tokens.
     """
-    pass
-
+    open_clip = library()
     if name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
@@ -187,10 +233,6 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
     Raises BackboneError naming `path` for unreadable files, for missing or misshapen weights and,
     where a config.json tells, for weights of another architecture.
     """
-    from entityclip.checkpoints import CheckpointError, read_tensors
-
-    pass
-
     try:
         state = read_tensors(path)
     except CheckpointError as error:
@@ -210,9 +252,7 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
 @cache
 def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """One for all backbones of that name: reading its vocabulary takes longer than a tiny model."""
-    pass
-
-    return open_clip.get_tokenizer(name)
+    return library().get_tokenizer(name)
 
 
 @contextmanager
@@ -227,8 +267,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_weights(name: str, pretrained: str, local: bool) -> None:
-    pass
-
+    open_clip = library()
     if local:
         if Path(pretrained).suffix != ".safetensors":
             raise BackboneError(
@@ -260,13 +299,11 @@ def _check_weights(name: str, pretrained: str, local: bool) -> None:
 
 def refuse_other_towers(clip: nn.Module, name: str) -> None:
     """The experts need pooled features that are tokens: a ViT's CLS, a text tower's EOT."""
-    from open_clip.model import CLIP
-    from open_clip.transformer import VisionTransformer
-
-    if not isinstance(clip, CLIP):
+    open_clip = library()
+    if not isinstance(clip, open_clip.model.CLIP):
         raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
     visual = clip.visual
-    if not isinstance(visual, VisionTransformer):
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
         raise BackboneError(
             f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token "
             "of a joint space. Use a ViT such as ViT-B-32"
@@ -281,9 +318,7 @@ def refuse_other_towers(clip: nn.Module, name: str) -> None:
         raise BackboneError(f"{name}'s text tower pools by {clip.text_pool_type!r}, not at EOT")
 
 
-open_clip.add_model_config(BACKBONES)
-
-
+# a transformers CLIPModel's names, and open_clip's
 _NAMES = {
     "logit_scale": "logit_scale",
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -295,17 +330,11 @@ _NAMES = {
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
     "text_model.final_layer_norm": "ln_final",
 }
-
-
 _TRANSPOSED = {
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
-
-
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-
-
 _IN_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -313,8 +342,6 @@ _IN_LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-
-
 _JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
 
 

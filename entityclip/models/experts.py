@@ -18,15 +18,16 @@ ONE ŷ serves all experts of all groups. tests/literal.py holds the textbook for
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from entityclip.models.clip import Tokens
-    from entityclip.models.negatives import Negatives, Pool
+from entityclip.config import EntityCLIPConfig
+from entityclip.models.clip import Tokens
+from entityclip.models.gather import Pool
+from entityclip.models.negatives import Negatives
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:
@@ -149,30 +150,22 @@ class PairVectors(NamedTuple):
 
 
 class MMAE(nn.Module):
-    """The three expert groups and the two gates that mix an image's and a text's vectors.
+    """The three expert groups and the two gates that mix an image's and a text's vectors (3.2).
 
-    The explanation experts are one set of weights, queried from CLS and from EOT. With
-    `shared=False` (an ablation) each side has a set: `explanation` the image's, `explanation_text`
-    the text's.
+    The explanation experts are one set of weights, queried from CLS and from EOT. An ablation gives
+    each side its own: `explanation` the image's, `explanation_text` the text's.
     """
 
-    def __init__(
-        self,
-        width: int,
-        image: int,
-        text: int,
-        explanation: int,
-        heads: int = 1,
-        *,
-        shared: bool = True,
-    ):
+    def __init__(self, width: int, config: EntityCLIPConfig):
         super().__init__()
-        self.width = width
-        self.image = ExpertGroup(image, width, heads) if image else None
-        self.text = ExpertGroup(text, width, heads) if text else None
-        self.explanation = ExpertGroup(explanation, width, heads) if explanation else None
-        apart = explanation and not shared
-        self.explanation_text = ExpertGroup(explanation, width, heads) if apart else None
+        self.config = config
+        image, text = config.image_experts, config.text_experts
+        explanation = config.explanation_experts
+        apart = 0 if config.shared_explanation_experts else explanation
+        self.image, self.text, self.explanation, self.explanation_text = (
+            ExpertGroup(n, width, config.heads) if n else None
+            for n in (image, text, explanation, apart)
+        )
         self.image_gate = Gate(width, image + explanation) if image + explanation else None
         self.text_gate = Gate(width, text + explanation) if text + explanation else None
 
@@ -182,148 +175,118 @@ class MMAE(nn.Module):
         text: Tokens,
         explanation: Tokens | None,
         negatives: Negatives | None = None,
-        *,
-        masked: bool = True,
-        negative_explanation: str = "own",
-        reference_eot: bool = False,
         pool: Pool | None = None,
-    ) -> tuple[PairVectors, PairVectors | None, PairVectors | None]:
-        """Expert vectors: true pairs, (image, negative text) pairs, (negative image, text) pairs.
+    ) -> tuple[PairVectors, ...]:
+        """Expert vectors of the true pairs and, given `negatives`, of the pairs of GI-ITM.
 
-        A negative is another row of the batch, so its own vectors are gathered. New work is only
-        the image's CLS on its negative's explanation, and the negative image's CLS on the
-        explanation. Ablations: `masked=False` attends to padding; with `negative_explanation`
-        "positive" a negative text meets the image's own explanation; `reference_eot` reads a
-        negative text at the POSITIVE text's EOT, as the authors' code does. `pool` gives the rows
-        that negatives number where other processes hold some of them.
+        These are (image, negative text with its own explanation) and (negative image, text). A
+        negative is another row of the batch, so its own vectors are gathered. New work is only the
+        image's CLS on its negative's explanation, and the negative image's CLS on the explanation.
+        `pool` gives the rows that negatives number where other processes hold some of them.
         """
-        every = pool or _same
-        read = _Reader(image, text, explanation, masked=masked, pool=pool)
-        x_image, x_text = normalize_tokens(image.pooled), normalize_tokens(text.pooled)
-        image_vectors = read.image(self.image, image.pooled, x_image)
-        text_vectors = read.text(self.text, text.pooled, x_text)
-        of_image = [_Query(image.pooled, x_image)]
-        of_text = [_Query(text.pooled, x_text)]
+        every = pool or Pool()
+        masked = not self.config.sees_padding
+        image_keys = _Keys(image, False, every)
+        text_keys, explanation_keys = (_Keys(side, masked, every) for side in (text, explanation))
+        of_image = [_Query(image.pooled, normalize_tokens(image.pooled))]
+        of_text = [_Query(text.pooled, normalize_tokens(text.pooled))]
+        image_vectors = _vectors(self.image, of_image[0], image_keys)
+        text_vectors = _vectors(self.text, of_text[0], text_keys)
         if negatives is None:
-            (on_image,), (on_text,) = self._explain(read, of_image, of_text)
-            return PairVectors(image_vectors, on_image, on_text, text_vectors), None, None
+            (on_image,), (on_text,) = self._explain(explanation_keys, of_image, of_text)
+            return (PairVectors(image_vectors, on_image, on_text, text_vectors),)
 
         other_text, other_image = negatives.text, negatives.image
-        brought = other_text if negative_explanation == "own" else None
-        of_image.append(_Query(every(image.pooled)[other_image], every(x_image)[other_image]))
+        # an ablation: the negative text meets the explanation of the pair that it was drawn for
+        brought = other_text if self.config.negative_explanation == "own" else None
+        of_image.append(_Query(*(every(x)[other_image] for x in of_image[0][:2])))
         if brought is not None:
-            of_image.append(_Query(image.pooled, x_image, brought))
-        if reference_eot:
+            of_image.append(_Query(*of_image[0][:2], brought))
+        if self.config.reference_compat:  # the authors read it at the POSITIVE text's EOT
             row = every(text.tokens, sequences=True)[other_text, text.at]
-            x_row = normalize_tokens(row)
+            of_text.append(_Query(row, normalize_tokens(row), brought))
         elif brought is None:
-            row, x_row = every(text.pooled)[other_text], every(x_text)[other_text]
-        gathered = brought is not None and not reference_eot
-        if not gathered:
-            of_text.append(_Query(row, x_row, brought))
-        on_image, on_text = self._explain(read, of_image, of_text)
-        negative_text = (
-            read.text(self.text, row, x_row, other_text)
-            if reference_eot
-            else every(text_vectors)[other_text]
+            of_text.append(_Query(*(every(x)[other_text] for x in of_text[0][:2])))
+        on_image, on_text = self._explain(explanation_keys, of_image, of_text)
+        negative_text = PairVectors(
+            image_vectors,
+            on_image[0] if brought is None else on_image[2],
+            on_text[1] if len(on_text) > 1 else every(on_text[0])[other_text],
+            _vectors(self.text, of_text[1]._replace(rows=other_text), text_keys)
+            if self.config.reference_compat
+            else every(text_vectors)[other_text],
         )
         return (
             PairVectors(image_vectors, on_image[0], on_text[0], text_vectors),
-            PairVectors(
-                image_vectors,
-                on_image[0] if brought is None else on_image[2],
-                every(on_text[0])[other_text] if gathered else on_text[1],
-                negative_text,
-            ),
+            negative_text,
             PairVectors(every(image_vectors)[other_image], on_image[1], on_text[0], text_vectors),
         )
 
-    def _explain(
-        self, read: _Reader, of_image: list[_Query], of_text: list[_Query]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Explanation experts' vectors of queries from the image's side and from the text's."""
-        if self.explanation_text is not None:
-            return (
-                read.explanation(self.explanation, of_image),
-                read.explanation(self.explanation_text, of_text),
-            )
-        both = read.explanation(self.explanation, [*of_image, *of_text])
-        return both[: len(of_image)], both[len(of_image) :]
-
     def mix(self, image: Tokens, text: Tokens, vectors: PairVectors) -> tuple[Tensor, Tensor]:
         """V* and T*_moe, each [B, d]. A side without any expert keeps its pooled feature."""
-        of_image = torch.cat([vectors.image, vectors.image_explanation], dim=1)
-        of_text = torch.cat([vectors.text, vectors.text_explanation], dim=1)
+        of_image = torch.cat([vectors.image, vectors.image_explanation], dim=1)  # [B, n_v + n_e, d]
+        of_text = torch.cat([vectors.text, vectors.text_explanation], dim=1)  # [B, n_t + n_e, d]
         return (
             self.image_gate(image.pooled, of_image) if of_image.shape[1] else image.pooled,
             self.text_gate(text.pooled, of_text) if of_text.shape[1] else text.pooled,
         )
 
-
-def _same(x: Tensor, *, sequences: bool = False) -> Tensor:
-    """`Pool` where a batch's rows are all here."""
-    return x
+    def _explain(
+        self, keys: _Keys, of_image: list[_Query], of_text: list[_Query]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Explanation experts' vectors of queries from the image's side and from the text's."""
+        if self.explanation_text is None:
+            both = _all_vectors(self.explanation, [*of_image, *of_text], keys)
+            return both[: len(of_image)], both[len(of_image) :]
+        on_image = _all_vectors(self.explanation, of_image, keys)
+        return on_image, _all_vectors(self.explanation_text, of_text, keys)
 
 
 class _Query(NamedTuple):
-    """Rows x [B, d], their normalised form, and whose explanation each reads (None: its own)."""
+    """Rows x [B, d], normalised x̂ [B, d], and which rows' tokens each reads (None: its own)."""
 
     x: Tensor
     x_hat: Tensor
     rows: Tensor | None = None
 
 
-class _Reader:
-    """The three token sequences of a batch, each normalised at most once, read by expert groups."""
+class _Keys:
+    """A side's tokens as keys ŷ [B, L, d]: normalised when first read, and only once."""
 
-    def __init__(
-        self,
-        image: Tokens,
-        text: Tokens,
-        explanation: Tokens | None,
-        *,
-        masked: bool,
-        pool: Pool | None = None,
-    ):
-        self._sides = {"image": image, "text": text, "explanation": explanation}
-        self._normalized: dict[str, Tensor] = {}
-        self._masked, self._every = masked, pool or _same
-        self._empty = image.pooled.new_zeros(len(image.pooled), 0, image.pooled.shape[-1])
+    def __init__(self, side: Tokens | None, masked: bool, every: Pool):
+        self._side, self._masked, self._every = side, masked, every
+        self._normalized: Tensor | None = None
 
-    def keys(self, side: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        tokens = self._sides[side]
-        if tokens is None:
-            raise ValueError(f"the {side} experts need the batch's {side}s, and it has none")
-        if side not in self._normalized:
-            self._normalized[side] = normalize_tokens(tokens.tokens)
-        keys = self._normalized[side]
-        valid = tokens.valid if self._masked and side != "image" else None
+    def of(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Keys of these rows and which of them are valid [B, L]; None: all are."""
+        if self._side is None:
+            raise ValueError("the explanation experts need the batch's explanations; it has none")
+        if self._normalized is None:
+            self._normalized = normalize_tokens(self._side.tokens)
+        keys, valid = self._normalized, self._side.valid if self._masked else None
         if rows is None:
             return keys, valid
         keys = self._every(keys, sequences=True)[rows]
         return keys, None if valid is None else self._every(valid, sequences=True)[rows]
 
-    def image(self, group: ExpertGroup | None, x: Tensor, x_hat: Tensor) -> Tensor:
-        return group(x, x_hat, *self.keys("image")) if group else self._empty
 
-    def text(
-        self, group: ExpertGroup | None, x: Tensor, x_hat: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        return group(x, x_hat, *self.keys("text", rows)) if group else self._empty
+def _vectors(group: ExpertGroup | None, query: _Query, keys: _Keys) -> Tensor:
+    if group is None:
+        return query.x.new_zeros(len(query.x), 0, query.x.shape[1])
+    return group(query.x, query.x_hat, *keys.of(query.rows))
 
-    def explanation(self, group: ExpertGroup | None, queries: list[_Query]) -> list[Tensor]:
-        """Vectors [B, n, d] a query: one `attend` a set of keys, one `finish` for all."""
-        if group is None:
-            return [self._empty] * len(queries)
-        batch, width = queries[0].x.shape
-        folded = group.fold_query(torch.cat([query.x_hat for query in queries])).split(batch)
-        contexts: list[Tensor | None] = [None] * len(queries)
-        for rows in {id(query.rows): query.rows for query in queries}.values():
-            mine = [i for i, query in enumerate(queries) if query.rows is rows]
-            context = group.attend(
-                torch.cat([folded[i] for i in mine], dim=1), *self.keys("explanation", rows)
-            )
-            for i, part in zip(mine, context.chunk(len(mine), dim=1), strict=True):
-                contexts[i] = part
-        out = group.finish(torch.cat([query.x for query in queries]), torch.cat(contexts))
-        return list(out.view(len(queries), batch, group.n, width))
+
+def _all_vectors(group: ExpertGroup | None, queries: list[_Query], keys: _Keys) -> list[Tensor]:
+    """Vectors [B, n, d] a query: one `attend` a set of keys, one `finish` for all."""
+    if group is None:
+        return [_vectors(None, query, keys) for query in queries]
+    batch, width = queries[0].x.shape
+    folded = group.fold_query(torch.cat([query.x_hat for query in queries])).split(batch)
+    contexts: dict[int, Tensor] = {}
+    for rows in {id(query.rows): query.rows for query in queries}.values():
+        mine = [i for i, query in enumerate(queries) if query.rows is rows]
+        context = group.attend(torch.cat([folded[i] for i in mine], dim=1), *keys.of(rows))
+        contexts |= zip(mine, context.chunk(len(mine), dim=1), strict=True)
+    joined = torch.cat([contexts[i] for i in range(len(queries))])
+    out = group.finish(torch.cat([query.x for query in queries]), joined)
+    return list(out.view(len(queries), batch, group.n, width))

@@ -1,14 +1,13 @@
-"""GI-ITM, gated integrative image-text matching (EntityCLIP, section 3.3); its hard negatives."""
+"""GI-ITM's hard negatives (EntityCLIP, section 3.3): which pairs may be one, and the draw."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+
+from entityclip.models.gather import Peers
 
 _COMPARED = 1 << 26  # tokens
 
@@ -52,102 +51,34 @@ def draw_negatives(logits: Tensor, same: Tensor) -> Negatives:
     return Negatives(texts, images, ~same.all(dim=1))
 
 
-@dataclass(frozen=True)
-class Peers:
-    """What the processes hold of one batch: rows by rank, and the longest text among them all."""
+def draw_in_batch(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    captions: Tensor,
+    image_keys: Tensor | None,
+    uniform: bool,
+    peers: Peers | None,
+) -> Negatives:
+    """Negatives of this process's rows, given its features [b, d], captions [b, L] and keys [b].
 
-    rank: int
-    sizes: tuple[int, ...]
-    length: int  # tokens of the longest caption or explanation
-    negatives: Literal["global", "local"] = "global"
-
-    @property
-    def total(self) -> int:
-        """Rows of the whole batch."""
-        return sum(self.sizes)
-
-    @property
-    def own(self) -> slice:
-        """This process's rows within the whole batch."""
-        start = sum(self.sizes[: self.rank])
-        return slice(start, start + self.sizes[self.rank])
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Rows [b, …] of every process, joined to [B, …]; gradients find their way back."""
-        if not x[0].numel():  # the vectors of a group without experts
-            return x.new_zeros(self.total, *x.shape[1:])
-        if x.dtype == torch.bool:
-            return gather_rows(x.byte(), self.rank, self.sizes).bool()
-        return gather_rows(x, self.rank, self.sizes)
-
-    def gather_sequences(self, x: Tensor) -> Tensor:
-        """`gather` for [b, L, …] whose L differs; shorter ones end in zeros (False: not valid)."""
-        missing = max(self.length - x.shape[1], 0)
-        return self.gather(F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)))
-
-    def part(self, negatives: Negatives) -> Negatives:
-        """This process's rows of the whole batch's negatives; local ones number its own rows."""
-        text, image, valid = (x[self.own] for x in negatives)
-        if self.negatives == "local":  # one that is not valid may lie elsewhere; it is not counted
-            last = self.sizes[self.rank] - 1
-            text, image = ((x - self.own.start).clamp(0, last) for x in (text, image))
-        return type(negatives)(text, image, valid)
-
-    def apart(self, device: torch.device) -> Tensor:
-        """Which pairs of rows lie on different processes, [B, B]."""
-        apart = torch.ones(self.total, self.total, dtype=torch.bool, device=device)
-        start = 0
-        for size in self.sizes:
-            apart[start : start + size, start : start + size] = False
-            start += size
-        return apart
-
-
-class Pool:
-    """The rows that negatives are taken from: this process's, or all processes', gathered once."""
-
-    def __init__(self, peers: Peers | None):
-        self._peers = peers if peers is not None and peers.negatives == "global" else None
-        self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by id; the key tensor stays alive
-
-    @property
-    def spans(self) -> bool:
-        """Whether negatives may be rows of other processes."""
-        return self._peers is not None
-
-    def __call__(self, x: Tensor, *, sequences: bool = False) -> Tensor:
-        """All rows that a negative's number may name, given this process's x [b, …]."""
-        if self._peers is None:
-            return x
-        if id(x) not in self._gathered:
-            gather = self._peers.gather_sequences if sequences else self._peers.gather
-            self._gathered[id(x)] = x, gather(x)
-        return self._gathered[id(x)][1]
-
-
-def gather_rows(x: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
-    """All processes' x [sizes[rank], …] as [sum(sizes), …], in the order of ranks.
-
-    The gradient of a row is the sum of what all processes send back to it. Every process must call
-    this, and go backward through it, in the same order.
+    All processes draw the whole batch's, from one seed. `uniform` is an ablation's draw.
     """
-    if len(x) != sizes[rank]:
-        raise ValueError(f"{len(x)} rows, but process {rank} announced {sizes[rank]}")
-    return _GatherRows.apply(x, rank, sizes)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
-        ctx.start, ctx.size = sum(sizes[:rank]), sizes[rank]
-        # all_gather wants equal shapes
-        padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.size], None, None
+    image, text = image.detach(), text.detach()
+    if peers is not None:
+        image, text, captions = map(peers.gather, (image, text, captions))
+        image_keys = None if image_keys is None else peers.gather(image_keys)
+    same, local = same_pairs(captions, image_keys), peers is not None and peers.negatives == "local"
+    if local:
+        same |= peers.apart(same.device)
+    logits = (
+        torch.zeros_like(same, dtype=image.dtype) if uniform else scale.detach() * image @ text.T
+    )
+    drawn = draw_negatives(logits, same)
+    if peers is None:
+        return drawn
+    texts, images, valid = (x[peers.own] for x in drawn)
+    if local:  # they number this process's rows; one that is not valid may lie elsewhere
+        start, end = peers.own.start, peers.own.stop
+        texts, images = (x.clamp(start, end - 1) - start for x in (texts, images))
+    return Negatives(texts, images, valid)

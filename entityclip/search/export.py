@@ -19,7 +19,7 @@ from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.files import atomic_write_text
-from entityclip.models.clip import Backbone, create_backbone, open_clip
+from entityclip.models.clip import Backbone, create_backbone, library
 from entityclip.results import COLUMNS, SHIPPED, git_commit, read_rows
 from entityclip.search.encoder import best_of
 
@@ -70,7 +70,7 @@ def export(
 
 def model_config(backbone: Backbone, image_size: int | None) -> dict[str, Any]:
     """open_clip's description of the model, at the size it was trained with."""
-    config = copy.deepcopy(open_clip.get_model_config(backbone.name))
+    config = copy.deepcopy(library().get_model_config(backbone.name))
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
     return config
@@ -111,7 +111,7 @@ def model_card(
     drawn = data is not None and (data.license or "").startswith(_OURS)
     own = drawn and not isinstance(identity.get("start"), str)  # nobody else's weights or pictures
     variant = identity.get("variant") or ("pretraining" if "pairs" in identity else "converted")
-    usual = (open_clip.get_model_config(backbone) or {}).get("vision_cfg", {}).get("image_size")
+    usual = (library().get_model_config(backbone) or {}).get("vision_cfg", {}).get("image_size")
     size = f", force_image_size={image_size}" if image_size not in (None, usual) else ""
     return f"""---
 license: {_OURS.lower() if own else "other"}

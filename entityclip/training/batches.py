@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, ImageTextDataset, PairDataset
-from entityclip.models.negatives import Peers
+from entityclip.models.gather import Peers
 from entityclip.training.processes import World
 from entityclip.training.run_folder import TrainingError
 

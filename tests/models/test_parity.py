@@ -98,7 +98,8 @@ def gates(model, twin):
 def both_losses(model, leaves, sides, negatives):
     """Our terms, the literal twin's, the twin, its copies of the tokens and its logit scale."""
     unused = torch.zeros(len(leaves["image"]), 1)
-    ours = model.losses(model(unused, unused, unused, negatives=negatives))
+    encoded = model.encode(unused, unused, unused)
+    ours = model.losses(model.compare(encoded, unused, negatives=negatives))
     twin, copies, given = literal_twin(model, leaves, sides)
     scale = model.backbone.clip.logit_scale.detach().clone().requires_grad_()
     pooled = copies["explanation"][torch.arange(len(unused)), sides[2].at]
@@ -200,7 +201,7 @@ def test_the_twin_notices_a_change():
             config = EntityCLIPConfig(**base)
             case = make_case(5, config, torch.float64)
             ours = both_losses(*case)[0]
-            case[0].config = EntityCLIPConfig(**base, **option)
+            case[0].config = case[0].mmae.config = EntityCLIPConfig(**base, **option)
             theirs = both_losses(*case)[1]
             assert (ours[term] - theirs[term]).abs() > 1e-6, option
 
