@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from entityclip.config import EntityCLIPConfig, TrainConfig
 from entityclip.datasets import load_pairs
 from entityclip.datasets.dataset import ImageTextDataset, PairDataset
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.training.loop import _Trainer
+from entityclip.training.loop import _Trainer, train
 
 TRAIN, VAL = 24, 10
 CONFIG = TrainConfig(epochs=2, batch_size=7, lr=1e-3, precision="fp32", seed=3)
@@ -70,19 +75,60 @@ def make_file_sets(folder: Path) -> list[ImageTextDataset]:
     ]  # fmt: skip
 
 
+class Interrupted(Exception):
+    """Stands for what ended a process."""
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """The training loop dies as a kill would, at the start of `step`; that it does is checked."""
+    original = _Trainer._step
+
+    def counted(self: _Trainer, batch: Any) -> dict[str, Any]:
+        if self.step == step:
+            raise Interrupted
+        return original(self, batch)
+
+    died = False
+    with patch.object(_Trainer, "_step", counted):
+        try:
+            yield
+        except Interrupted:
+            died = True
+    assert died, f"the run never came to step {step}"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """A run's log without what depends on the machine's speed."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "pairs_per_s"} for row in rows]
+
+
 def first_gradients(
     folder: Path, model: dict[str, Any], training: dict[str, Any], passes: int = 1
 ) -> dict[str, Tensor]:
     """Terms and gradients of a run's first optimizer step in fp64, by its own training loop."""
-    config = replace(CONFIG, **training)
-    trainer = _Trainer(
-        make_model(**model).double(), *make_sets(), config, folder, {}, progress=False
-    )
+    built, sets = make_model(**model).double(), make_sets()
+    losses, collate = built.losses, sets[0].collate
     found: dict[str, Tensor] = {}
-    batches = trainer._batches(0, skip=0)
-    for number, batch in zip(range(passes), batches, strict=False):
-        batch = replace(batch, images=batch.images.double())
-        terms = trainer.stepper.backward(batch, passes, last=number == passes - 1)
-        found |= {f"term.{number}.{k}": value.detach().clone() for k, value in terms.items()}
-    found |= {n: p.grad for n, p in trainer.bare.named_parameters() if p.grad is not None}
-    return found
+
+    def watched(*given: Any) -> dict[str, Tensor]:
+        terms = losses(*given)
+        number = sum(name.endswith(".loss") for name in found)
+        found.update({f"term.{number}.{k}": value.detach().clone() for k, value in terms.items()})
+        return terms
+
+    def in_fp64(items: Any) -> Any:
+        batch = collate(items)
+        return replace(batch, images=batch.images.double())
+
+    def stop(*_: Any) -> None:
+        raise Interrupted
+
+    built.losses, sets[0].collate = watched, in_fp64
+    config = replace(CONFIG, accumulate=passes, **training)
+    hook = register_optimizer_step_pre_hook(stop)
+    with suppress(Interrupted):
+        train(built, *sets, config, folder / "run", progress=False)
+    hook.remove()
+    return found | {n: p.grad for n, p in built.named_parameters() if p.grad is not None}

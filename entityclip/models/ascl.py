@@ -27,8 +27,7 @@ class Side(NamedTuple):
     """All that one side, B pictures of L regions or B texts of L words, brings to a similarity.
 
     `query` and `key` [B, L, d], `value` [B, L, d], `unit` [B, L, d] (tokens of length 1), `valid`
-    [B, L] (False is padding), `pooled` [B, d] (the global feature, length 1), `gram` [B, L, L]
-    (value · valueᵀ, where computed ahead).
+    [B, L] (False is padding), `pooled` [B, d] (the global feature, length 1).
     """
 
     query: Tensor
@@ -37,16 +36,15 @@ class Side(NamedTuple):
     unit: Tensor
     valid: Tensor
     pooled: Tensor
-    gram: Tensor | None = None
 
     def rows(self, index: slice) -> Side:
         """Some of the B."""
-        return Side(*(None if part is None else part[index] for part in self))
+        return Side(*(part[index] for part in self))
 
-    def with_gram(self) -> Side:
-        """With `gram`, in full precision."""
+    def gram(self) -> Tensor:
+        """G = Y Yᵀ [B, L, L] of each item's values, in full precision."""
         with torch.autocast(self.value.device.type, enabled=False):
-            return self._replace(gram=self.value @ self.value.mT)
+            return self.value @ self.value.mT
 
 
 class HierarchicalFusion(nn.Module):
@@ -109,11 +107,11 @@ class HierarchicalFusion(nn.Module):
         at_once = _TILE.get(image.pooled.device.type, _TILE["cuda"])
         width = min(texts, max(1, _TILE_TOKENS // words))
         height = max(1, at_once // (regions * words * width))
-        image, text = image.with_gram(), text.with_gram()
+        grams = image.gram(), text.gram()
         found = image.pooled.new_empty(pictures, texts)
         for row, column in itertools.product(range(0, pictures, height), range(0, texts, width)):
-            tile = slice(row, row + height), slice(column, column + width)
-            found[tile] = self._similarity(image.rows(tile[0]), text.rows(tile[1]))
+            tile = i, j = slice(row, row + height), slice(column, column + width)
+            found[tile] = self._similarity(image.rows(i), text.rows(j), grams[0][i], grams[1][j])
         return found
 
     def paired(self, image: Side, text: Side) -> Tensor:
@@ -122,24 +120,27 @@ class HierarchicalFusion(nn.Module):
         to_regions = self._paired_local(text, image)
         return self._mix((to_words + to_regions) / 2, (image.pooled * text.pooled).sum(dim=-1))
 
-    def _similarity(self, image: Side, text: Side) -> Tensor:
+    def _similarity(
+        self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
+    ) -> Tensor:
         # an enclosing autocast would attend in half precision
         with torch.autocast(image.pooled.device.type, enabled=False):
-            local = (self._local(image, text) + self._local(text, image).T) / 2
+            local = self._local(image, text, of_text) + self._local(text, image, of_image).T
+            local = local / 2
             return self._mix(local, image.pooled @ text.pooled.T)
 
     def _mix(self, local: Tensor, whole: Tensor) -> Tensor:
         return self.local_weight * local + (1 - self.local_weight) * whole
 
-    def _local(self, looking: Side, seen: Side) -> Tensor:
-        """Mean cosine [I, J] of I items' tokens with their contexts out of J items."""
+    def _local(self, looking: Side, seen: Side, gram: Tensor | None) -> Tensor:
+        """Mean cosine [I, J] of I items' tokens with their contexts out of J items (`gram`)."""
         items, length, width = looking.unit.shape
         unit = looking.unit.reshape(-1, width)
         others, tokens = seen.valid.shape
         attention = self._mean_attention(looking.query, seen)  # [I·R, J, L]
         dot = attention * (unit @ seen.value.reshape(-1, width).T).view(-1, others, tokens)
         by_item = attention.transpose(0, 1)  # [J, I·R, L]
-        gram = seen.with_gram().gram if seen.gram is None else seen.gram
+        gram = seen.gram() if gram is None else gram
         square = ((by_item @ gram) * by_item).sum(dim=-1).T  # a context's length is √(aᵀ G a)
         cosine = dot.sum(dim=-1) * square.clamp_min(1e-12).rsqrt()
         weight = looking.valid / looking.valid.sum(dim=1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +15,12 @@ from entityclip.models.gather import Peers
 from entityclip.training.processes import World
 from entityclip.training.run_folder import TrainingError
 
-Lengths = Callable[[Tensor, Tensor | None], list[int]]
+Found = Callable[[dict[str, str]], None]
+
+
+def full_batches(rows: Sequence[int], size: int) -> list[list[int]]:
+    """`rows` in batches of `size`; what does not fill one is left out."""
+    return [list(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
 
 
 class SplitServer:
@@ -32,11 +37,11 @@ class SplitServer:
     def __init__(
         self,
         dataset: PairDataset | ImageTextDataset,
-        *,
         workers: int,
         device: torch.device,
         world: World = World(),  # noqa: B008
-        text_lengths: Lengths | None = None,
+        *,
+        text_lengths: Callable[[Tensor, Tensor | None], list[int] | None] | None = None,
         negatives: Literal["global", "local"] = "global",
     ) -> None:
         self.dataset, self.workers, self.device = dataset, workers, device
@@ -48,7 +53,7 @@ class SplitServer:
         return len(self.dataset)
 
     def batches(
-        self, rows: list[list[int]], *, seed: int, found: Callable[[dict[str, str]], None]
+        self, rows: list[list[int]], seed: int, found: Found | None = None
     ) -> Iterator[Batch]:
         """The batches of these rows on the device.
 
@@ -74,9 +79,7 @@ class SplitServer:
             batch = self._shared(batch, served.broken if batch is not None else served, found)
             yield batch.to(self.device, non_blocking=True)
 
-    def _shared(
-        self, batch: Batch | None, broken: list[Broken], found: Callable[[dict[str, str]], None]
-    ) -> Batch:
+    def _shared(self, batch: Batch | None, broken: list[Broken], found: Found | None) -> Batch:
         """The batch as all processes know it; what is broken is counted, listed or refused."""
         size = 0 if batch is None else len(batch)
         longest = max(batch.lengths or [0]) if batch is not None else 0
@@ -86,7 +89,7 @@ class SplitServer:
             everyone = self.world.collect([tuple(item) for item in broken])
             broken = [Broken(*item) for part in everyone for item in part]
         new = self.broken.add(broken)
-        if new:
+        if new and found is not None:
             found(new)
         if not all(sizes):
             whose = "" if len(sizes) == 1 else "a process's share of "

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import Tensor
 
 _PATIENCE = timedelta(days=7)  # a process may wait while another one's machine reads a data set
 
@@ -77,16 +76,6 @@ class World:
     def agree(self, value: Any) -> Any:
         """Process 0's JSON-ready value, on all: what the others would say is not asked."""
         return self.collect(value if self.main else None)[0] if self.size > 1 else value
-
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its mean over processes, where DDP did not see the backward."""
-        if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
-            work.wait()
-        for gradient in gradients:
-            gradient.div_(self.size)
 
 
 def this_world() -> World:

@@ -1,7 +1,10 @@
-"""What a run keeps on disk to go on from, and which run it is that may go on from it.
+"""A run's folder: the claim on it, its log, its checkpoints, and which run may go on from them.
 
-``last.safetensors`` holds everything; with `keep` = k, the k - 1 before it stay beside it as
-``step-*.safetensors``. Each is written whole or not at all, and at no moment is there none.
+``last.safetensors`` (weights, optimizer, generators, position) is what a run goes on from; with
+`keep` = k, the k - 1 before it stay beside it as ``step-*.safetensors``. ``best.safetensors`` holds
+the weights that were best. Each is written whole or not at all, and at no moment is there none.
+``log.jsonl`` has a row a step, a row a validation and a row for pictures that cannot be read;
+``run.json`` is written when the run has come to its end.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +28,41 @@ from torch import Tensor, nn
 
 from entityclip.checkpoints import (
     CheckpointError,
+    pack_optimizer,
     read_meta,
     read_tensors,
     refuse_other_run,
+    unpack_optimizer,
     write_checkpoint,
 )
 from entityclip.config import as_dict
 from entityclip.files import atomic_write_text, claimed
+from entityclip.training.processes import World
 
 log = logging.getLogger(__name__)
-
 
 LAST, BEST, RECORD = "last.safetensors", "best.safetensors", "run.json"
 
 
-def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int) -> None:
-    """Write `tensors` as the last checkpoint; of those before it, `keep` - 1 stay."""
-    last = folder / LAST
-    if keep > 1 and last.exists():
-        with contextlib.suppress(CheckpointError):  # a damaged one is not worth keeping
-            _set_aside(last, folder / f"step-{read_meta(last)['step']:09d}.safetensors")
-    write_checkpoint(last, tensors, meta)
-    earlier = [path for path in earlier_checkpoints(folder) if _step(path) < meta["step"]]
-    for path in {*earlier_checkpoints(folder)} - {*earlier[: keep - 1]}:
-        path.unlink()
+class TrainingError(RuntimeError):
+    """Training can't start or go on; the message says where it stood and what to do."""
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end, and its best weights are still there."""
-    return all((folder / name).exists() for name in (RECORD, BEST))
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run left its files, and what it cost."""
+
+    folder: Path
+    steps: int
+    best_epoch: int  # of ITR, its iteration
+    best_val_loss: float | None  # of ITR, its contrast of held-out pairs
+    wall_time_s: float
+    resumed_from: int | None  # the step (of ITR, the iteration) an interrupted run went on from
+
+    @property
+    def best(self) -> Path:
+        """The weights to go on with: those of `best_epoch`."""
+        return self.folder / BEST
 
 
 def claim(folder: Path, *, wait: bool = True) -> AbstractContextManager[bool]:
@@ -59,62 +70,15 @@ def claim(folder: Path, *, wait: bool = True) -> AbstractContextManager[bool]:
     return claimed(folder.with_name(f"{folder.name}.lock"), wait=wait)
 
 
-def earlier_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints before the last that are still there, newest first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
-
-
-def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
-    """Path, meta and tensors of the newest checkpoint that can be read; None where there is none.
-
-    A damaged one is passed over, with a warning, for the one before it. Raises CheckpointError,
-    naming the newest, where all are damaged.
-    """
-    there = [path for path in (folder / LAST, *earlier_checkpoints(folder)) if path.exists()]
-    damage = None
-    for path in there:
-        try:
-            return path, read_meta(path), read_tensors(path)
-        except CheckpointError as error:
-            damage = damage or error
-            log.warning("%s", error)
-    if damage is not None:
-        raise damage
-    return None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing; nothing refers to it."""
-    ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
-    for path in folder.glob(".*"):
-        if path.is_file() and path.name.startswith(ours):
-            path.unlink(missing_ok=True)
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights as a checkpoint names them."""
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end, and its best weights are still there."""
+    return all((folder / name).exists() for name in (RECORD, BEST))
 
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Restore the weights of a checkpoint."""
     found = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     model.load_state_dict(found)
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The generators that training draws from."""
-    state = {"rng.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["rng.cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Go on drawing where :func:`random_state` was taken."""
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
 
 
 def run_facts(model: nn.Module, sets: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
@@ -134,19 +98,215 @@ def run_facts(model: nn.Module, sets: dict[str, Any], identity: dict[str, Any]) 
     return facts
 
 
-def refuse_another(
-    path: Path, meta: dict[str, Any], identity: dict[str, Any], facts: dict[str, Any]
-) -> None:
-    """Raise CheckpointError, listing the fields, for a checkpoint of another run, model or data."""
-    theirs = meta.get("facts", {})  # checkpoints of older versions have none
-    known = theirs.keys() & facts.keys()
-    told = meta.get("identity", {}) | {name: theirs[name] for name in known}
-    ours = identity | {name: facts[name] for name in known}
-    refuse_other_run(path, {"identity": told}, ours)
+class RunFolder:
+    """The folder of the run that `identity` and `facts` (JSON-ready) tell from any other.
+
+    On a GPU the log's rows of steps wait in memory, some at a time, so that no step waits for its
+    loss to arrive. Of several processes only the main one writes; all of them look at the loss.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        device: torch.device,
+        *,
+        facts: dict[str, Any] | None = None,
+        keep: int = 1,
+        world: World = World(),  # noqa: B008
+    ):
+        self.path, self.device, self.keep, self.world = path, device, keep, world
+        # through JSON, so that they compare equal to what a checkpoint hands back
+        self.identity, self.facts = (json.loads(json.dumps(x)) for x in (identity, facts))
+        self.log = path / "log.jsonl"
+        self._every = 1 if device.type == "cpu" else 20
+        self._waiting: list[tuple[dict[str, Any], list[str]]] = []
+        self._elapsed, self._start = 0.0, time.perf_counter()
+
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Load the newest checkpoint into model, optimizer and generators: its meta and log.
+
+        The log loses what came after it. None and no rows where there is no checkpoint. Raises
+        CheckpointError, listing the fields, for one of another run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.world.main:
+            self._remove_leftovers()
+        found = read_last(self.path)
+        steps = self.world.exchange([-1 if found is None else found[1]["step"]])
+        if len({step for (step,) in steps}) > 1:
+            raise TrainingError(
+                f"the processes find different checkpoints in {self.path} (steps {steps}); "
+                "it must lie on a disk that all of them share"
+            )
+        meta = None
+        if found is not None:
+            path, meta, tensors = found
+            self._refuse_another(path, meta)
+            load_model(model, tensors)
+            unpack_optimizer(optimizer, tensors, meta["groups"])
+            if "rng.cpu" in tensors:
+                torch.set_rng_state(tensors["rng.cpu"])
+            if "rng.cuda" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng.cuda"])
+            self._elapsed = meta["elapsed"]
+        self._start = time.perf_counter()
+        # the first process cuts the file, all know what it holds
+        rows = self._truncated_log(meta["step"] if meta else 0) if self.world.main else None
+        return meta, self.world.agree(rows)
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        position: dict[str, Any],
+        *,
+        improved: bool,
+        generators: bool = True,
+    ) -> None:
+        """Write the last checkpoint and, where it `improved`, the best. `position` has `step`.
+
+        Without `generators`, their state is left out: for runs that seed them at each position.
+        """
+        if not self.world.main:
+            return
+        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        meta = position | {"identity": self.identity}
+        if self.facts is not None:
+            meta["facts"] = self.facts
+        self._sync_log()
+        if improved:
+            write_checkpoint(self.path / BEST, weights, meta)
+        state, groups = pack_optimizer(optimizer)
+        if generators:
+            state["rng.cpu"] = torch.get_rng_state()
+            if self.device.type == "cuda":
+                state["rng.cuda"] = torch.cuda.get_rng_state()
+        meta |= {"groups": groups, "elapsed": self.spent()}
+        save_last(self.path, weights | state, meta, self.keep)
+
+    def finish(
+        self, step: int, best: dict[str, Any], resumed_from: int | None, **more: Any
+    ) -> TrainResult:
+        """Write ``run.json``: the run has come to its end. `best`: where it was best, by what."""
+        result = TrainResult(self.path, step, *best.values(), self.spent(), resumed_from)
+        record = {"identity": self.identity, "steps": step, **best}
+        record |= {"wall_time_s": result.wall_time_s, "resumed_from": resumed_from, **more}
+        if self.world.main:
+            atomic_write_text(self.path / RECORD, json.dumps(record, indent=1) + "\n")
+        self.world.exchange([step])  # nobody reads what the first has not written yet
+        return result
+
+    def spent(self) -> float:
+        """Seconds of training so far, those of earlier, interrupted calls included."""
+        return self._elapsed + time.perf_counter() - self._start
+
+    def add(self, row: dict[str, Any], ids: list[str]) -> list[dict[str, Any]]:
+        """Take one step's row (numbers or scalar tensors); the rows written by now, if any."""
+        self._waiting.append((row, ids))
+        return self.flush() if len(self._waiting) >= self._every else []
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Write what waits. Raises TrainingError at the first loss that is not finite."""
+        rows = []
+        for row, ids in self._waiting:
+            row = {k: v.item() if isinstance(v, Tensor) else v for k, v in row.items()}
+            self.refuse_infinite("loss", row["loss"], f"at step {row['step']}", ids)
+            rows.append(row)
+        self._waiting = []
+        self.write(*rows)
+        return rows
+
+    def write(self, *rows: dict[str, Any]) -> None:
+        """Append rows to the log at once, a validation's for instance."""
+        if self.world.main:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def refuse_infinite(self, name: str, value: float, where: str, ids: Sequence[str] = ()) -> None:
+        """Raise TrainingError for a value that is not finite, naming the last good checkpoint."""
+        if math.isfinite(value):
+            return
+        last = self.path / LAST
+        good = "there is no checkpoint yet"
+        if last.exists():
+            good = f"the last good checkpoint is {last} of step {read_meta(last)['step']}"
+        batch = f". The batch: {', '.join(ids)}" if ids else ""
+        raise TrainingError(f"{name} is {value} {where}; {good}{batch}")
+
+    def _refuse_another(self, path: Path, meta: dict[str, Any]) -> None:
+        theirs = meta.get("facts", {})  # checkpoints of older versions have none
+        known = theirs.keys() & (self.facts or {}).keys()
+        told = meta.get("identity", {}) | {name: theirs[name] for name in known}
+        ours = self.identity | {name: self.facts[name] for name in known}
+        refuse_other_run(path, {"identity": told}, ours)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a killed process was writing; nothing refers to it."""
+        ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
+        for path in self.path.glob(".*"):
+            if path.is_file() and path.name.startswith(ours):
+                path.unlink(missing_ok=True)
+
+    def _sync_log(self) -> None:
+        """Wait until the disk holds what is written: a checkpoint must not outlive its log."""
+        if self.log.exists():
+            with open(self.log, "rb+") as file:
+                os.fsync(file.fileno())
+
+    def _truncated_log(self, step: int) -> list[dict[str, Any]]:
+        """Forget rows after `step`, which a stopped run does again; the rows that stay."""
+        if not self.log.exists():
+            return []
+        kept, rows = [], []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break  # the line a killed run was writing
+            if row["step"] <= step:
+                kept.append(line + "\n")
+                rows.append(row)
+        atomic_write_text(self.log, "".join(kept))
+        return rows
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
+def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int) -> None:
+    """Write `tensors` as the last checkpoint; of those before it, `keep` - 1 stay."""
+    last = folder / LAST
+    if keep > 1 and last.exists():
+        with contextlib.suppress(CheckpointError):  # a damaged one is not worth keeping
+            _set_aside(last, folder / f"step-{read_meta(last)['step']:09d}.safetensors")
+    write_checkpoint(last, tensors, meta)
+    there = _earlier(folder)
+    earlier = [path for path in there if int(path.stem.removeprefix("step-")) < meta["step"]]
+    for path in {*there} - {*earlier[: keep - 1]}:
+        path.unlink()
+
+
+def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
+    """Path, meta and tensors of the newest checkpoint that can be read; None where there is none.
+
+    A damaged one is passed over, with a warning, for the one before it. Raises CheckpointError,
+    naming the newest, where all are damaged.
+    """
+    damage = None
+    for path in (path for path in (folder / LAST, *_earlier(folder)) if path.exists()):
+        try:
+            return path, read_meta(path), read_tensors(path)
+        except CheckpointError as error:
+            damage = damage or error
+            log.warning("%s", error)
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The checkpoints before the last that are still there, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
 def _set_aside(last: Path, kept: Path) -> None:
@@ -161,70 +321,3 @@ def _set_aside(last: Path, kept: Path) -> None:
     # two names of one file, as after a kill that came between this and the next checkpoint, are
     # both left by a rename (POSIX)
     staged.unlink(missing_ok=True)
-
-
-class TrainingError(RuntimeError):
-    """Training can't start or go on; the message says where it stood and what to do."""
-
-
-class StepLog:
-    """``log.jsonl`` of a run: a row a step, a row a validation, a row for broken pictures.
-
-    On a GPU rows wait in memory, `every` at a time, so that no step waits for its loss to arrive.
-    Of several processes only the `main` one writes; all of them look at the loss.
-    """
-
-    def __init__(self, path: Path, every: int, *, main: bool = True):
-        self.path, self.every, self.main = path, every, main
-        self.waiting: list[tuple[dict[str, Any], list[str]]] = []
-
-    def add(
-        self, row: dict[str, Any], ids: list[str], last_good: Callable[[], str]
-    ) -> list[dict[str, Any]]:
-        """Take one step's row (numbers or scalar tensors); the rows written by now, if any."""
-        self.waiting.append((row, ids))
-        return self.flush(last_good) if len(self.waiting) >= self.every else []
-
-    def flush(self, last_good: Callable[[], str]) -> list[dict[str, Any]]:
-        """Write what waits. Raises TrainingError at the first loss that is not finite."""
-        rows = []
-        for row, ids in self.waiting:
-            row = {k: v.item() if isinstance(v, Tensor) else v for k, v in row.items()}
-            if not math.isfinite(row["loss"]):
-                raise TrainingError(
-                    f"loss is {row['loss']} at step {row['step']}; {last_good()}. "
-                    f"The batch: {', '.join(ids)}"
-                )
-            rows.append(row)
-        self.waiting = []
-        self.write(*rows)
-        return rows
-
-    def write(self, *rows: dict[str, Any]) -> None:
-        """Append rows at once, a validation's for instance."""
-        if not self.main:
-            return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-    def sync(self) -> None:
-        """Wait until the disk holds what is written: a checkpoint must not outlive its log."""
-        if self.main and self.path.exists():
-            with open(self.path, "rb+") as file:
-                os.fsync(file.fileno())
-
-    def truncate(self, step: int) -> list[dict[str, Any]]:
-        """Forget rows after `step`, which a stopped run does again; the rows that stay."""
-        if not self.path.exists():
-            return []
-        kept, rows = [], []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break  # the line a killed run was writing
-            if row["step"] <= step:
-                kept.append(line + "\n")
-                rows.append(row)
-        atomic_write_text(self.path, "".join(kept))
-        return rows

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from entityclip.models import entityclip as model_module
+from entityclip.config import AsCLConfig
 from entityclip.models import negatives
-from entityclip.training import loop
+from entityclip.models.ascl import AsCL
 from entityclip.training.loop import train
 from entityclip.training.processes import World, this_world
 from entityclip.training.run_folder import TrainingError
@@ -23,6 +22,8 @@ from tests.training_setup import (
     make_file_sets,
     make_model,
     make_sets,
+    read_log,
+    stopped_at,
     write_pictures,
 )
 
@@ -78,9 +79,7 @@ def test_terms_and_gradients_equal_one_process_with_the_joined_batch(
         owner = torch.tensor([0] * sizes[0] + [1] * sizes[1])
         plain = negatives.same_pairs
         monkeypatch.setattr(
-            model_module,
-            "same_pairs",
-            lambda *given: plain(*given) | (owner[:, None] != owner),
+            negatives, "same_pairs", lambda *given: plain(*given) | (owner[:, None] != owner)
         )
     alone = {k: v for k, v in config.items() if k != "chunk"}
     expected = first_gradients(tmp_path, model, alone, more.get("passes", 1))
@@ -112,17 +111,8 @@ def runs_in_a_member(folder):
     train(model, *make_file_sets(pictures), FILES, folder / "whole", progress=rank == 0)
     save_file(model.state_dict(), folder / f"weights-{rank}.safetensors")
 
-    step = loop._Trainer._step
-
-    def stopped(self, batch):
-        if self.step == 3:
-            raise InterruptedError
-        return step(self, batch)
-
-    loop._Trainer._step = stopped
-    with pytest.raises(InterruptedError):
+    with stopped_at(3):
         train(make_model(), *make_file_sets(pictures), FILES, folder / "parts", progress=False)
-    loop._Trainer._step = step
     torch.manual_seed(rank)  # whatever happens between the two calls
     train(make_model(), *make_file_sets(pictures), FILES, folder / "parts", progress=False)
 
@@ -134,8 +124,9 @@ def runs_in_a_member(folder):
         dataset.max_broken = 0.05
     with pytest.raises(OSError, match="of 24 pairs have a broken picture"):
         train(make_model(), *few, FILES, folder / "many", progress=False)
+    ascl = AsCL(model.backbone, AsCLConfig())
     with pytest.raises(TrainingError, match="2 processes"):
-        train(torch.nn.Linear(2, 2), *make_sets(), FILES, folder / "other", progress=False)
+        train(ascl, *make_sets(), FILES, folder / "other", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +139,9 @@ def runs(tmp_path_factory):
     return folder
 
 
-def rows_of(folder: Path):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "pairs_per_s"} for x in lines]
-
-
 def test_a_run_of_two_processes_is_the_run_of_one(runs):
     """Broken pictures make the shares uneven, and are known to both processes."""
-    ours, theirs = rows_of(runs / "whole"), rows_of(runs / "one")
+    ours, theirs = read_log(runs / "whole"), read_log(runs / "one")
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
@@ -175,13 +161,13 @@ def test_processes_end_with_the_same_weights_and_one_of_them_writes(runs):
     assert all(torch.equal(first[name], second[name]) for name in first)
     last = load_file(runs / "whole" / "last.safetensors")
     assert all(torch.equal(last[f"model.{name}"], value) for name, value in first.items())
-    assert [r["step"] for r in rows_of(runs / "whole") if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in read_log(runs / "whole") if "loss" in r] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_resumed_run_of_two_processes_ends_as_the_uninterrupted(runs):
     whole, parts = (load_file(runs / n / "last.safetensors") for n in ("whole", "parts"))
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
-    assert rows_of(runs / "whole") == rows_of(runs / "parts")
+    assert read_log(runs / "whole") == read_log(runs / "parts")
 
 
 # ------------------------------------------------------------------------------------------ shares

@@ -171,7 +171,7 @@ def test_a_run_learns_logs_and_saves(sets, tmp_path):
     contrasts = [row["contrast"] for row in steps]
     assert sum(contrasts[-4:]) < sum(contrasts[:4])
     best = min(iterations, key=lambda row: row["val_contrast"])
-    assert result.best_iteration == best["iteration"]
+    assert result.best_epoch == best["iteration"]
     assert json.loads((tmp_path / "run.json").read_text())["val_contrast"] == best["val_contrast"]
     loaded = create_backbone("newsroom-tiny")
     load_clip_weights(loaded, tmp_path / "last.safetensors")
@@ -267,7 +267,7 @@ def test_bad_runs_are_refused(sets, tmp_path):
         go(config={"clusters": 33, "subset": 40})
     with pytest.raises(TrainingError, match="16 held-out pairs don't fill one batch of 32"):
         go(config={"batch_size": 32, "subset": 32}, val_set=sets[1])
-    with pytest.raises(ValueError, match=r"make the data set of `datasets\.generated\.with_gener"):
+    with pytest.raises(ValueError, match=r"make the data set of `datasets\.captions\.with_gener"):
         go(config={"tasks": ("cluster_generated",)})
     go(identity={"start": "a"}, config={"iterations": 1})
     assert read_meta(tmp_path / "last.safetensors")["identity"]["start"] == "a"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
 from entityclip.config import AsCLConfig, as_dict
+from entityclip.models import entityclip as module
 from entityclip.models.ascl import AsCL
-from entityclip.models.entityclip import EntityCLIP
-from entityclip.training.loop import refuse_random_towers, train
+from entityclip.training.loop import train
 from entityclip.training.run_folder import TrainingError
 from tests.training_setup import CONFIG, first_gradients, make_model, make_sets
 
@@ -32,17 +33,25 @@ def test_gradients_equal_the_whole_batch(name, tmp_path):
             torch.testing.assert_close(found[key], value, atol=1e-11, rtol=1e-9, msg=key)
 
 
-def test_a_graph_never_spans_more_than_a_chunk(tmp_path, monkeypatch):
-    seen = []
-    encode = EntityCLIP.encode
+@pytest.mark.parametrize("kept", [False, True], ids=["checkpointed", "as it would be without"])
+def test_only_one_chunk_is_held_at_a_time(kept, monkeypatch):
+    """What a chunk's tower computed is gone before the next chunk's is there, both ways."""
+    if kept:
+        monkeypatch.setattr(module, "checkpoint", lambda encode, *rows, **_: encode(*rows))
+    model, data = make_model(), make_sets()[0]
+    outputs, seen = [], []
 
-    def watched(self, images, *rest, **named):
-        seen.append((len(images), torch.is_grad_enabled()))
-        return encode(self, images, *rest, **named)
+    def watch(_module, _inputs, output):
+        seen.append((len(output), sum(earlier() is not None for earlier in outputs)))
+        outputs.append(weakref.ref(output))
 
-    monkeypatch.setattr(EntityCLIP, "encode", watched)
-    first_gradients(tmp_path, {}, {"chunk": 3})
-    assert seen == [(n, False) for n in (3, 3, 1)] + [(n, True) for n in (3, 3, 1)]
+    model.backbone.clip.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(watch)
+    batch = data.collate([data[i] for i in range(7)])
+    model.losses(model(**batch.inputs(), chunk=3))["loss"].backward()
+    if kept:
+        assert seen == [(3, 0), (3, 1), (1, 2)]
+    else:
+        assert seen == [(n, 0) for n in (3, 3, 1, 1, 3, 3)]
 
 
 def test_a_run_in_chunks_is_the_run_without_and_says_so_in_its_identity(tmp_path):
@@ -56,22 +65,19 @@ def test_a_run_in_chunks_is_the_run_without_and_says_so_in_its_identity(tmp_path
     assert "chunk" not in as_dict(CONFIG)
 
 
-def test_towers_that_draw_are_refused(tmp_path):
-    model = make_model()
-    refuse_random_towers(model.backbone)
-    visual = model.backbone.clip.visual
-    visual.patch_dropout = torch.nn.Dropout(0.1)
-    with pytest.raises(TrainingError, match=r"clip\.visual\.patch_dropout \(Dropout\)"):
-        train(model, *make_sets(), replace(CONFIG, chunk=3), tmp_path, progress=False)
-    visual.patch_dropout = torch.nn.BatchNorm1d(4)
-    with pytest.raises(TrainingError, match="BatchNorm1d"):
-        refuse_random_towers(model.backbone)
-
-
-def test_dropped_explanations_are_refused(tmp_path):
-    model = make_model(explanation_dropout=0.5)
-    with pytest.raises(TrainingError, match="explanation_dropout would drop others"):
-        train(model, *make_sets(), replace(CONFIG, chunk=3), tmp_path, progress=False)
+def test_towers_that_draw_draw_the_same_again():
+    """Dropped patches and explanations: the gradient is that of what was seen going forward."""
+    gradients = []
+    for chunk in (None, 7):
+        model, data = make_model(explanation_dropout=0.5, bridge=1.0), make_sets()[0]
+        model.backbone.clip.visual.patch_dropout = torch.nn.Dropout(0.3)
+        batch = data.collate([data[i] for i in range(7)])
+        torch.manual_seed(0)
+        terms = model.train().losses(model(**batch.inputs(), chunk=chunk))
+        terms["loss"].backward()
+        gradients.append([p.grad for p in model.parameters()] + [terms["loss"].detach()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 def test_models_that_compare_within_their_forward_pass_are_refused(tmp_path):
