@@ -94,9 +94,9 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints within an epoch; one ends each epoch
     workers: int = 0  # processes that decode pictures; 0 decodes in this one
     seed: int = 42
-    # rows encoded at a time, to the same gradient (grad_cache.py); None: the whole batch
+    # rows encoded at a time, to the same gradient (models/entityclip.py); None: the whole batch
     chunk: int | None = field(default=None, metadata=LEFT_OUT_AT_DEFAULT)
-    # with several processes: whose rows GI-ITM's negatives are (distributed.py)
+    # with several processes: whose rows GI-ITM's negatives are (models/gather.py)
     negatives_from: Literal["global", "local"] = field(
         default="global", metadata=LEFT_OUT_AT_DEFAULT
     )

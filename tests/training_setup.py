@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from entityclip.config import EntityCLIPConfig, TrainConfig
 from entityclip.datasets import load_pairs
-from entityclip.datasets.dataset import ImageTextDataset, PairDataset
+from entityclip.datasets.dataset import PairDataset
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.training.loop import _Trainer, train
@@ -61,10 +61,10 @@ def write_pictures(folder: Path, broken: dict[str, list[int]]) -> None:
                 path.write_bytes(b"no picture")
 
 
-def make_file_sets(folder: Path) -> list[ImageTextDataset]:
+def make_file_sets(folder: Path) -> list[PairDataset]:
     """`make_sets` read from `write_pictures`' files."""
     return [
-        ImageTextDataset(
+        PairDataset(
             [
                 replace(pair, image=folder / f"{split}-{row}.png")
                 for row, pair in enumerate(dataset.pairs)

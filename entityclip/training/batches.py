@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, ImageTextDataset, PairDataset
+from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset
 from entityclip.models.gather import Peers
 from entityclip.training.processes import World
 from entityclip.training.run_folder import TrainingError
@@ -36,7 +36,7 @@ class SplitServer:
 
     def __init__(
         self,
-        dataset: PairDataset | ImageTextDataset,
+        dataset: PairDataset,
         workers: int,
         device: torch.device,
         world: World = World(),  # noqa: B008
@@ -46,8 +46,7 @@ class SplitServer:
     ) -> None:
         self.dataset, self.workers, self.device = dataset, workers, device
         self.world, self.text_lengths, self.negatives = world, text_lengths, negatives
-        # a PairDataset leaves nothing out
-        self.broken = BrokenPairs(len(dataset), getattr(dataset, "max_broken", 0.0))
+        self.broken = BrokenPairs(len(dataset), getattr(dataset, "max_broken", None))
 
     def __len__(self) -> int:
         return len(self.dataset)

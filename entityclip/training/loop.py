@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entityclip.config import TrainConfig, as_dict
-from entityclip.datasets.dataset import Batch, Broken, ImageTextDataset, PairDataset
+from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import DualEncoder
 from entityclip.training.batches import SplitServer, full_batches
@@ -35,8 +35,8 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5
 
 def train(
     model: DualEncoder,
-    train_set: PairDataset | ImageTextDataset,
-    val_set: PairDataset | ImageTextDataset,
+    train_set: PairDataset,
+    val_set: PairDataset,
     config: TrainConfig,
     folder: Path,
     *,
@@ -49,9 +49,9 @@ def train(
     (`processes`); the first of them writes. `config.chunk` trains batches larger than memory.
 
     `identity` (anything JSON-ready, say data fingerprint and variant) is kept with the checkpoint;
-    a checkpoint of another identity or configuration is refused. A pair of an `ImageTextDataset`
-    whose picture cannot be read is left out of its batch and listed, with what is wrong, in the log
-    and under ``broken`` in ``run.json``; validation leaves out the same pairs every epoch.
+    a checkpoint of another identity or configuration is refused. A pair whose picture cannot be
+    read is left out of its batch, up to a set's `max_broken`, and listed, with what is wrong, in
+    the log and under ``broken`` in ``run.json``; validation leaves out the same pairs every epoch.
 
     Raises TrainingError for a split smaller than a batch, for what several processes or `chunk`
     cannot train and for a loss that is not finite, CheckpointError for damaged files and those of
@@ -119,7 +119,7 @@ class _Trainer:
     def __init__(
         self,
         model: DualEncoder,
-        sets: dict[str, PairDataset | ImageTextDataset],
+        sets: dict[str, PairDataset],
         config: TrainConfig,
         folder: Path,
         identity: dict[str, Any],

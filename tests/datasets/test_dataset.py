@@ -29,12 +29,12 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure, measure_leak, measure_matching
 from entityclip.models.clip import create_backbone
 from entityclip.results import log_table, read_log
-from entityclip.training import loop
 from entityclip.training.batches import SplitServer
 from entityclip.training.run_folder import TrainingError
 from tests.fixtures import layouts
 from tests.fixtures.layouts import write_json
 from tests.fixtures.pictures import BROKEN, Noise, draw, save
+from tests.training_setup import stopped_at
 
 PREPROCESS = image_transform(32, is_train=False)
 
@@ -332,7 +332,7 @@ def test_a_run_leaves_broken_pictures_out_and_lists_them(archive, weights, worke
 
 
 def test_a_resumed_run_equals_the_uninterrupted_broken_pictures_included(
-    archive, weights, monkeypatch, tmp_path
+    archive, weights, tmp_path
 ):
     """Same batches, same negatives, same list, wherever the run was stopped."""
     root = archive()
@@ -340,18 +340,9 @@ def test_a_resumed_run_equals_the_uninterrupted_broken_pictures_included(
     settings = {"max_broken": 0.2}
     whole = experiment(root, weights, **settings).finetune("entityclip")
     whole = whole.rename(tmp_path / "whole")
-    step = loop._Trainer._step
-    for stop in (2, 7):
-
-        def interrupted(self, batch, stop=stop):
-            if self.step == stop:
-                raise KeyboardInterrupt
-            return step(self, batch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop._Trainer, "_step", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                experiment(root, weights, **settings).finetune("entityclip")
+    for step in (2, 7):
+        with stopped_at(step):
+            experiment(root, weights, **settings).finetune("entityclip")
         torch.manual_seed(99)
     resumed = experiment(root, weights, **settings).finetune("entityclip")
     assert record(resumed)["resumed_from"] == 7
