@@ -59,7 +59,7 @@ def similarity_ranks(
     """`retrieval_ranks` of given similarities [Nq, Nc], for scores that are no dot product."""
     if similarity.ndim != 2 or 0 in similarity.shape:
         raise ValueError(f"similarities have shape {tuple(similarity.shape)}; expected [Nq, Nc]")
-    rows, columns = _sides(positives, similarity.shape, similarity.device, side)
+    rows, columns = _sides(positives, similarity.shape, similarity[:0], side)
     _refuse_lonely(rows, columns)
     _refuse_non_finite(similarity)
 
@@ -67,7 +67,7 @@ def similarity_ranks(
         part = similarity[of]
         return lambda candidates: part[:, candidates]
 
-    _count_blocks(rows, columns, scores, similarity.dtype, both=False)
+    _count_blocks(rows, columns, scores, both=False)
     return rows.ranks()
 
 
@@ -77,7 +77,7 @@ def _feature_ranks(
 ) -> tuple[Tensor, Tensor]:
     _check_features(queries, candidates)
     shape = len(queries), len(candidates)
-    rows, columns = _sides(positives, shape, queries.device, side)
+    rows, columns = _sides(positives, shape, queries[:0].float(), side)
     _refuse_lonely(rows, columns)
     if both:
         _refuse_lonely(columns, rows)
@@ -89,7 +89,7 @@ def _feature_ranks(
                 part = queries[start : start + _TILE].float() @ candidates.float().T
                 _refuse_non_finite(part, start)
         scores = _products(queries, candidates, rows.size, columns.size)
-        _count_blocks(rows, columns, scores, torch.float32, both=both)
+        _count_blocks(rows, columns, scores, both=both)
     return rows.ranks(), columns.ranks()
 
 
@@ -115,21 +115,18 @@ def _products(queries: Tensor, candidates: Tensor, n_rows: int, n_columns: int) 
 class _Side:
     """One side's rows sorted by group, in blocks of one size, and what is known of each row."""
 
-    def __init__(self, groups: Tensor, side: int) -> None:
+    def __init__(self, groups: Tensor, side: int, dtype: torch.dtype) -> None:
         self.groups, self.order = groups.sort(stable=True)
         self.size = min(-(-side // _TILE), -(-len(groups) // _TILE)) * _TILE
         self.blocks = [
             slice(start, min(start + self.size, len(groups)))
             for start in range(0, len(groups), self.size)
         ]
-        self.best_count = torch.zeros_like(self.order)  # positives as good as the best
-        self.above = torch.zeros_like(self.order)  # candidates as good or better, all kinds
-
-    def start(self, dtype: torch.dtype) -> None:
         # the best positive's score. It is read out of the same product as its rivals': computed
         # apart, it could differ in the last bit and win or lose against an equal candidate
-        shape, device = self.order.shape, self.order.device
-        self.best = torch.full(shape, -torch.inf, dtype=dtype, device=device)
+        self.best = torch.full_like(self.order, -torch.inf, dtype=dtype)
+        self.best_count = torch.zeros_like(self.order)  # positives as good as the best
+        self.above = torch.zeros_like(self.order)  # candidates as good or better, all kinds
 
     def add_positives(self, rows: slice, scores: Tensor, positive: Tensor) -> None:
         """Take note of positives: scores and mask are [rows, others]."""
@@ -147,12 +144,8 @@ class _Side:
         return ranks.cpu()
 
 
-def _count_blocks(
-    rows: _Side, columns: _Side, scores: Scores, dtype: torch.dtype, *, both: bool
-) -> None:
+def _count_blocks(rows: _Side, columns: _Side, scores: Scores, *, both: bool) -> None:
     """Fill in the rows' best positives and the number of their rivals; `both`: the columns' too."""
-    rows.start(dtype)
-    columns.start(dtype)
     device = rows.order.device
     as_good = torch.empty(rows.size, columns.size, device=device)  # floats add up faster than bools
     ones = torch.ones(rows.size, device=device)
@@ -195,9 +188,10 @@ def _check_features(queries: Tensor, candidates: Tensor) -> None:
 
 
 def _sides(
-    positives: Positives, shape: tuple[int, int], device: torch.device, side: int | None
+    positives: Positives, shape: tuple[int, int], scores: Tensor, side: int | None
 ) -> tuple[_Side, _Side]:
-    side = _SIDE.get(device.type, _SIDE["cpu"]) if side is None else side
+    """The groups checked and sorted; of `scores` only device and dtype count."""
+    side = _SIDE.get(scores.device.type, _SIDE["cpu"]) if side is None else side
     if side < 1:
         raise ValueError(f"side is {side}; a block must have at least 1 row")
     if positives is None:
@@ -207,13 +201,13 @@ def _sides(
                 "give positives=(query_groups, candidate_groups)"
             )
         positives = torch.arange(shape[0]), torch.arange(shape[0])
-    groups = [torch.as_tensor(ids, device=device) for ids in positives]
+    groups = [torch.as_tensor(ids, device=scores.device) for ids in positives]
     for name, ids, n in zip(("query_groups", "candidate_groups"), groups, shape, strict=True):
         if ids.shape != (n,) or ids.is_floating_point() or ids.is_complex():
             raise ValueError(
                 f"{name} are {ids.dtype} of shape {tuple(ids.shape)}; expected {n} integers"
             )
-    rows, columns = (_Side(ids, side) for ids in groups)
+    rows, columns = (_Side(ids, side, scores.dtype) for ids in groups)
     return rows, columns
 
 
