@@ -31,7 +31,7 @@ from entityclip.experiments.sweep import measure_variant, ship_rows, sweep
 from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting import catalogue
-from entityclip.reporting.curves import stored_curves
+from entityclip.reporting.curves import seed_curves
 from entityclip.results import find_rows, read_log, read_rows, rows_of
 from entityclip.statistics import difference_table, recall_at_k
 from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
@@ -174,16 +174,17 @@ def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch)
     kept = {p.parent.name.split("-seed")[0] for p in runs.rglob("best.safetensors")}
     assert kept == {"pretraining", "entityclip"}
 
-    curves = stored_curves(find_rows(both[0].profile, "curves"))
-    assert {name: len(seeds) for name, seeds in curves.items()} == {
-        "entityclip": 2,
-        "shuffled-explanations": 2,
-    }
-    for one, (training, validation) in zip(both, curves["entityclip"], strict=True):
+    curves = find_rows(both[0].profile, "curves")
+    assert set(curves["variant"]) == {"entityclip", "shuffled-explanations"}
+    for one in both:
         steps, epochs = read_log(one.logs()["entityclip"])
+        own = curves[(curves["variant"] == "entityclip") & (curves["seed"] == one.seed)]
+        by_split = {split: rows["value"].tolist() for split, rows in own.groupby("split")}
         means = steps.groupby("epoch")["vtc"].mean()
-        assert training["vtc"].tolist() == pytest.approx(means.tolist())
-        assert validation["val_vtc"].tolist() == pytest.approx(epochs["val_vtc"].tolist())
+        assert by_split["train"] == pytest.approx(means.tolist())
+        assert by_split["val"] == pytest.approx(epochs["val_vtc"].tolist())
+    drawn = seed_curves(curves)
+    assert set(drawn["seeds"]) == {2}
     assert store_curves(both[0], ["entityclip", "zero-shot"]) == 0
 
     counts = ship_rows(both[0])

@@ -87,123 +87,10 @@ def _winner(profile: Profile) -> pd.DataFrame:
     return pd.concat([ranks[own], ranks[~own]], ignore_index=True)
 
 
-# ------------------------------------------------------------------------------------ rows drawn
-
-
-def _retrieval(rows: pd.DataFrame) -> Drawn:
-    """Recall with intervals, the papers' numbers beside ours."""
-    table, reported = tables.retrieval_table(rows), tables.reported_values(REPORTED)
-    sheet = tables.retrieval_sheet(table, reported)
-    said = table.assign(reported=tables.reported_cells(table, reported))
-    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
-    return Drawn(charts.plot_retrieval(table), said, sheet, caption, _left_out("main", rows))
-
-
-def _left_out(table: str, rows: pd.DataFrame) -> list[str]:
-    lacking = [name for name in TABLES[table] if name not in set(rows["variant"])]
-    return [f"Without rows, so left out: {', '.join(lacking)}."] if lacking else []
-
-
-def _recall_curves(rows: pd.DataFrame) -> Drawn:
-    return Drawn(charts.plot_recall_curves(rows))
-
-
-def _rsum(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=scores.rsum_table(tables.in_label_order(rows), ("split", "variant")))
-
-
-def _seed_curves(rows: pd.DataFrame) -> Drawn:
-    table = curves.seed_curves(curves.stored_curves(rows))
-    return Drawn(curves.plot_seed_curves(table), table)
-
-
-def _differences(rows: pd.DataFrame) -> Drawn:
-    """The pairs of COMPARED: forest, table, sentences."""
-    found = difference_table(rows, COMPARED)
-    found = found.sort_values(["split", "direction"], ascending=[True, False], kind="stable")
-    return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
-
-
-def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Drawn:
-    if found.empty:
-        raise ResultsError("nothing shares a seed with what it is compared with")
-    forest = differences.forest_table(found)
-    sheet = differences.difference_sheet(forest, reference)
-    chart = differences.plot_forest(forest, axis)
-    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
-
-
-def _recalls(table: str, rows: pd.DataFrame) -> Drawn:
-    """Recall of a table's variants, in the table's order."""
-    found = tables.recall_table(rows, TABLES[table])
-    sheet = tables.retrieval_sheet(found)
-    return Drawn(None, found, sheet, f"Table {table}, recall in percent.", _left_out(table, rows))
-
-
-def _to_first(table: str, rows: pd.DataFrame) -> Drawn:
-    """Each variant of a table minus the table's first, paired by query and seed."""
-    first, *others = TABLES[table]
-    found = difference_table(rows, [(other, first) for other in others])
-    reference = label(first, VARIANT_LABELS)
-    axis = f"R@1 minus {reference} (points)"
-    return _apart(found, reference, axis, f"Table {table}: R@1 minus that of {reference}, points")
-
-
-def _doses(rows: pd.DataFrame) -> Drawn:
-    """Recall against experts and against λ."""
-    split = in_order(rows["split"], SPLIT_LABELS)[0]
-    table = tables.recall_table(rows[rows["split"] == split], TABLES["ablation_mmae"])
-    return Drawn(charts.plot_doses(table, split=split))
-
-
-def _leak(rows: pd.DataFrame) -> Drawn:
-    """How V* and T* agree under wrong explanations."""
-    table = scores.leak_table(rows)
-    return Drawn(charts.plot_leak(table), table, notes=scores.describe_leak(table))
-
-
-def _matching(rows: pd.DataFrame) -> Drawn:
-    table = scores.matching_table(rows)
-    return Drawn(charts.plot_matching(table), table)
-
-
-def _search(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=tables.choose_on_validation(rows))
-
-
-def _search_tested(rows: pd.DataFrame) -> Drawn:
-    chosen = rows["variant"].iloc[0]
-    rivals = [name for name in _RIVALS if name != chosen]
-    found = difference_table(rows, [(chosen, rival) for rival in rivals])
-    notes = differences.describe_differences(differences.forest_table(found))
-    return Drawn(table=found, notes=notes)
-
-
-def _cross_domain(rows: pd.DataFrame) -> Drawn:
-    table = tables.cross_domain_table(rows)
-    return Drawn(charts.plot_cross_domain(table), table)
-
-
-def _sections(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=scores.summary_table(rows))
-
-
 def _own(rows: pd.DataFrame) -> pd.DataFrame:
     """Of section rows those of the first data set, which is the profile's own, and first seed."""
     own = rows[rows["dataset"] == rows["dataset"].iloc[0]]
     return own[own["seed"] == own["seed"].min()]
-
-
-def _section_scores(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=scores.section_table(_own(rows)))
-
-
-def _confusions(rows: pd.DataFrame) -> Drawn:
-    return Drawn(charts.plot_confusions(scores.confusions(_own(rows))))
-
-
-def _relations(rows: pd.DataFrame) -> Drawn:
-    return Drawn(charts.plot_relation_scores(rows), scores.relation_table(rows))
 
 
 def _plain(rows: pd.DataFrame) -> pd.DataFrame:
@@ -221,29 +108,89 @@ def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["metric"] == "MeanR"]  # beside which the ranks stand
 
 
-def _ascl_recall(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=scores.ascl_recall_table(_plain(_pair(rows))))
+# ------------------------------------------------------------------------------------- rows drawn
 
 
-def _ascl_differences(rows: pd.DataFrame) -> Drawn:
-    table = scores.ascl_recall_table(_plain(_pair(rows)))
-    return Drawn(table=scores.seed_differences(table, "ascl", "contrastive"))
+def _drawn(
+    make: Callable[[pd.DataFrame], pd.DataFrame],
+    plot: Callable[[pd.DataFrame], Chart] | None = None,
+    say: Callable[[pd.DataFrame], list[str]] | None = None,
+) -> Callable[[pd.DataFrame], Drawn]:
+    """What makes a table of rows, and of it a chart and sentences."""
+
+    def draw(rows: pd.DataFrame) -> Drawn:
+        table = make(rows)
+        return Drawn(plot(table) if plot else None, table, notes=say(table) if say else ())
+
+    return draw
+
+
+def _left_out(table: str, rows: pd.DataFrame) -> list[str]:
+    lacking = [name for name in TABLES[table] if name not in set(rows["variant"])]
+    return [f"Without rows, so left out: {', '.join(lacking)}."] if lacking else []
+
+
+def _retrieval(rows: pd.DataFrame) -> Drawn:
+    """Recall with intervals, the papers' numbers beside ours."""
+    table, reported = tables.retrieval_table(rows), tables.reported_values(REPORTED)
+    sheet = tables.retrieval_sheet(table, reported)
+    said = table.assign(reported=tables.reported_cells(table, reported))
+    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
+    return Drawn(charts.plot_retrieval(table), said, sheet, caption, _left_out("main", rows))
+
+
+def _recalls(table: str, rows: pd.DataFrame) -> Drawn:
+    """Recall of a table's variants, in the table's order."""
+    found = tables.recall_table(rows, TABLES[table])
+    sheet = tables.retrieval_sheet(found)
+    return Drawn(None, found, sheet, f"Table {table}, recall in percent.", _left_out(table, rows))
+
+
+def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Drawn:
+    if found.empty:
+        raise ResultsError("nothing shares a seed with what it is compared with")
+    forest = differences.forest_table(found)
+    sheet = differences.difference_sheet(forest, reference)
+    chart = differences.plot_forest(forest, axis)
+    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
+
+
+def _differences(rows: pd.DataFrame) -> Drawn:
+    """The pairs of COMPARED: forest, table, sentences."""
+    found = difference_table(rows, COMPARED)
+    found = found.sort_values(["split", "direction"], ascending=[True, False], kind="stable")
+    return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
+
+
+def _to_first(table: str, rows: pd.DataFrame) -> Drawn:
+    """Each variant of a table minus the table's first, paired by query and seed."""
+    first, *others = TABLES[table]
+    found = difference_table(rows, [(other, first) for other in others])
+    reference = label(first, VARIANT_LABELS)
+    axis = f"R@1 minus {reference} (points)"
+    return _apart(found, reference, axis, f"Table {table}: R@1 minus that of {reference}, points")
+
+
+def _doses(rows: pd.DataFrame) -> Drawn:
+    """Recall against experts and against λ, on the first split."""
+    split = in_order(rows["split"], SPLIT_LABELS)[0]
+    return Drawn(charts.plot_doses(tables.retrieval_table(rows[rows["split"] == split])))
+
+
+def _against_rivals(rows: pd.DataFrame) -> pd.DataFrame:
+    chosen = rows["variant"].iloc[0]
+    return difference_table(rows, [(chosen, rival) for rival in _RIVALS if rival != chosen])
+
+
+def _said(found: pd.DataFrame) -> list[str]:
+    return differences.describe_differences(differences.forest_table(found))
 
 
 def _ascl_rsum(rows: pd.DataFrame) -> Drawn:
     ranks = _ranked(_plain(_pair(rows)))
     apart = scores.rsum_differences(ranks, "contrastive")
-    return Drawn(table=scores.rsum_table(ranks), notes=scores.describe_rsum(apart, "contrastive"))
-
-
-def _ascl_ablation(rows: pd.DataFrame) -> Drawn:
-    parts = scores.ascl_recall_table(_plain(rows))
-    return Drawn(charts.plot_rsum(parts, "One part left out"), parts)
-
-
-def _ascl_parts(rows: pd.DataFrame) -> Drawn:
-    without = scores.rsum_differences(_ranked(_plain(rows)), "ascl")
-    return Drawn(table=without, notes=scores.describe_rsum(without, "ascl"))
+    notes = scores.describe_rsum(apart, "contrastive")
+    return Drawn(table=scores.rsum_table(ranks), notes=notes)
 
 
 def _ascl_queries(rows: pd.DataFrame) -> Drawn:
@@ -253,8 +200,40 @@ def _ascl_queries(rows: pd.DataFrame) -> Drawn:
     return Drawn(charts.plot_rsum(ways, "Whole captions, first halves, re-ranked"), table)
 
 
-def _ascl_queries_rsum(rows: pd.DataFrame) -> Drawn:
-    return Drawn(table=scores.rsum_table(_ranked(_pair(rows))))
+_main_rsum = _drawn(
+    lambda rows: scores.rsum_table(tables.in_label_order(rows), ["split", "variant"])
+)
+_seed_curves = _drawn(curves.seed_curves, curves.plot_seed_curves)
+_leak = _drawn(scores.leak_table, charts.plot_leak, scores.describe_leak)
+_matching = _drawn(scores.matching_table, charts.plot_matching)
+_search = _drawn(tables.choose_on_validation)
+_search_tested = _drawn(_against_rivals, say=_said)
+_cross_domain = _drawn(tables.cross_domain_table, charts.plot_cross_domain)
+_sections = _drawn(scores.summary_table)
+_section_scores = _drawn(lambda rows: scores.section_table(_own(rows)))
+_ascl_recall = _drawn(lambda rows: scores.ascl_recall_table(_plain(_pair(rows))))
+_ascl_differences = _drawn(lambda rows: scores.ascl_differences(_plain(_pair(rows))))
+_ascl_queries_rsum = _drawn(lambda rows: scores.rsum_table(_ranked(_pair(rows))))
+_ascl_ablation = _drawn(
+    lambda rows: scores.ascl_recall_table(_plain(rows)),
+    partial(charts.plot_rsum, title="One part left out"),
+)
+_ascl_parts = _drawn(
+    lambda rows: scores.rsum_differences(_ranked(_plain(rows)), "ascl"),
+    say=partial(scores.describe_rsum, reference="ascl"),
+)
+
+
+def _recall_curves(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_recall_curves(rows))
+
+
+def _confusions(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_confusions(scores.confusions(_own(rows))))
+
+
+def _relations(rows: pd.DataFrame) -> Drawn:
+    return Drawn(charts.plot_relation_scores(rows), scores.relation_table(rows))
 
 
 # -------------------------------------------------------------------------------------- the table
@@ -296,7 +275,7 @@ FIGURES = {
     "ablation_gi_itm_differences": Figure(
         "06_ablation_gi_itm", _ALL, _of("ranks", _GI_ITM), partial(_to_first, _GI_ITM)
     ),
-    "matching": Figure("06_ablation_gi_itm", _BOTH, _all("matching", TABLES[_GI_ITM]), _matching),
+    "matching": Figure("06_ablation_gi_itm", _BOTH, _of("matching", _GI_ITM), _matching),
     "domains": Figure("07_generalization", _CHART),
     "cross_domain": Figure("07_generalization", _BOTH, _chapter("cross_domain"), _cross_domain),
     "sections": Figure("07_generalization", "csv", _chapter("sections"), _sections),
@@ -316,7 +295,7 @@ FIGURES = {
     "ascl_queries_rsum": Figure("09_ascl", "csv", _chapter("ascl"), _ascl_queries_rsum),
     "ascl_spaces": Figure("09_ascl", "csv"),
     "retrieval": Figure("10_tables_and_figures", _ALL, _of("retrieval", "main"), _retrieval, 680),
-    "main_rsum": Figure("10_tables_and_figures", "csv", _of("ranks", "main"), _rsum),
+    "main_rsum": Figure("10_tables_and_figures", "csv", _of("ranks", "main"), _main_rsum),
     "recall_curves": Figure(
         "10_tables_and_figures", _CHART, _of("retrieval", "main"), _recall_curves, 680
     ),

@@ -7,7 +7,7 @@ goes to `save_table`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -182,13 +182,13 @@ def _check(table: pd.DataFrame) -> None:
         raise ValueError(f"a figure shows one dataset; the table has {found}")
 
 
-def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figure:
-    """A metric against the number of experts and against λ, both directions, with intervals.
+def plot_doses(table: pd.DataFrame) -> Figure:
+    """R@1 against the number of experts and against λ, both directions, with intervals.
 
-    `table` is `retrieval_table` of the MMAE ablation; DOSES says which of its rows lie on an axis.
-    A point that was not measured is left out. Raises ResultsError where an axis has none.
+    `table` is `retrieval_table` of the MMAE ablation on one split; DOSES says which rows lie on an
+    axis. What was not measured is left out. Raises ResultsError where an axis has nothing.
     """
-    table = table[table["split"] == split]
+    (split,) = table["split"].unique()
     figure, axes = panels(1, len(DOSES), 2.5, sharey=True)
     for axis, (name, doses) in zip(axes[0], DOSES.items(), strict=True):
         for (direction, shown), colour, marker, aside in zip(
@@ -198,7 +198,7 @@ def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figur
             found = {dose: rows.loc[v] for dose, v in doses.items() if v in rows.index}
             if not found:
                 raise ResultsError(f"no {direction} rows of {', '.join(doses.values())} on {split}")
-            numbers = [_numbers(row, [metric]) for row in found.values()]
+            numbers = [_numbers(row, ["R@1"]) for row in found.values()]
             values, low, high = np.array(numbers)[..., 0].T
             at = np.flatnonzero([dose in found for dose in doses]) + aside
             axis.vlines(at, low, high, color=colour, linewidth=1.2)
@@ -206,7 +206,7 @@ def plot_doses(table: pd.DataFrame, *, split: str, metric: str = "R@1") -> Figur
         axis.set_xticks(range(len(doses)), labels=[f"{dose:g}" for dose in doses])
         axis.set(xlabel=name, xlim=(-0.4, len(doses) - 0.6))
         grid(axis)
-    axes[0, 0].set_ylabel(f"{metric} (%), {label(split, SPLIT_LABELS).lower()}")
+    axes[0, 0].set_ylabel(f"R@1 (%), {label(split, SPLIT_LABELS).lower()}")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure
@@ -331,26 +331,24 @@ def plot_confusions(confusions: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def plot_cross_domain(
-    table: pd.DataFrame, metric: str = "R@1", direction: str = "text_to_image"
-) -> Figure:
+def plot_cross_domain(table: pd.DataFrame, direction: str = "text_to_image") -> Figure:
     """Heat maps of `cross_domain_table`, a variant each: trained on (row) × tested on (column).
 
-    Cells say the metric with its 95 % interval; what is only pretrained is every map's last row.
-    What was not measured is left blank. `metric` is one in percent. Raises ValueError for no rows.
+    Cells say R@1 with its 95 % interval; what is only pretrained is every map's last row. What was
+    not measured is left blank. Raises ValueError for no rows.
     """
     chosen = table[table["direction"] == direction]
     without = chosen["trained_on"] == NOT_FINETUNED
     variants = in_order(chosen.loc[~without, "variant"], VARIANT_LABELS)
-    if not variants or not metric.startswith("R@"):
-        raise ValueError(f"nothing to show of {metric}, {direction}: {len(chosen)} rows")
+    if not variants:
+        raise ValueError(f"nothing to show of R@1, {direction}: {len(chosen)} rows")
     trained, tested = (in_order(chosen[name], DOMAINS) for name in ("trained_on", "dataset"))
     names = [[label(name, DOMAINS) for name in side] for side in (trained, tested)]
     figure, axes = panels(1, len(variants), 1.1 + 0.5 * len(trained), sharey=True)
     for axis, variant in zip(axes[0], variants, strict=True):
         mine = chosen[(chosen["variant"] == variant) | without]
         values, low, high = (
-            mine.pivot(index="trained_on", columns="dataset", values=metric + end)
+            mine.pivot(index="trained_on", columns="dataset", values=f"R@1{end}")
             .reindex(index=trained, columns=tested).to_numpy(float)
             for end in _ENDS
         )  # fmt: skip
@@ -361,7 +359,7 @@ def plot_cross_domain(
         axis.set_title(label(variant, VARIANT_LABELS), loc="left")
         axis.set_xlabel("tested on")
     axes[0, 0].set_ylabel("trained on")
-    _colour_bar(figure, axes, f"{metric} (%), {label(direction, DIRECTION_LABELS)}")
+    _colour_bar(figure, axes, f"R@1 (%), {label(direction, DIRECTION_LABELS)}")
     return figure
 
 
@@ -392,17 +390,12 @@ def _colour_bar(figure: Figure, axes: np.ndarray, text: str) -> None:
 # -------------------------------------------------------------------------------------------- data
 
 
-class Summarised(Protocol):
-    """What `plot_summary` shows of a split: a number a caption, and sizes [n, 2] in pixels."""
+def plot_summary(summaries: Sequence[Any]) -> Figure:
+    """Histograms of caption lengths and names a caption, and picture sizes, one colour a split.
 
-    split: str
-    words: Sequence[int]
-    names: Sequence[int]
-    sizes: np.ndarray
-
-
-def plot_summary(summaries: Sequence[Summarised]) -> Figure:
-    """Histograms of caption lengths and names a caption, and picture sizes, one colour a split."""
+    A summary has `split`, `words` and `names` (a number a caption) and `sizes` [n, 2] in pixels, as
+    `datasets.care.summarise` gives.
+    """
     figure, ((*histograms, sizes),) = panels(1, 3, 2.3)
     units = {"words": "words", "names": "capitalised names"}
     for axis, (name, unit) in zip(histograms, units.items(), strict=True):

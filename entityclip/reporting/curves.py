@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -14,73 +14,33 @@ from matplotlib.ticker import MaxNLocator
 from entityclip.reporting.charts import panels
 from entityclip.reporting.style import marks, variant_legend
 from entityclip.results import Log, read_log
-from entityclip.variants import CURVE_SPLITS, VARIANT_LABELS, in_order
+from entityclip.variants import CURVE_SPLITS, TERM, VARIANT_LABELS, in_order
 
 _PHASES = {"training": "Training (mean of each epoch)", "validation": "Validation"}
 TERMS = {"vtc": "VTC", "vtc_moe": "VTC of the experts", "itm": "GI-ITM"}
 
 
-def stored_curves(rows: pd.DataFrame) -> dict[str, list[Log]]:
-    """Rows of kind "curves" as a (training, validation) pair a seed, by variant."""
-    found: dict[str, list[Log]] = {}
-    epochs = rows["metric"].str.extract(r"epoch (\d+)$", expand=False).astype(int)
-    rows = rows[["variant", "seed", "split", "value"]].assign(epoch=epochs)
-    for (variant, _), run in rows.groupby(["variant", "seed"], sort=True):
-        parts = [
-            run[run["split"] == split].rename(columns={"value": column})[["epoch", column]]
-            for split, column in CURVE_SPLITS.items()
-        ]
-        steps, validations = (part.sort_values("epoch", ignore_index=True) for part in parts)
-        found.setdefault(str(variant), []).append((steps, validations))
-    return found
-
-
-def seed_curves(logs: Mapping[str, Sequence[Log | str | Path]], term: str = "vtc") -> pd.DataFrame:
-    """One loss term by epoch over the seeds of each variant; `logs` holds a log a seed.
+def seed_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """A loss by epoch over the seeds of each variant, from rows of kind "curves".
 
     Columns: `variant`, `phase` ("training": mean over the epoch's steps, or "validation"), `epoch`,
     `seeds`, `mean`, `low` and `high` (least and greatest seed). An epoch that a seed has not
-    reached is left out, so that every point is over all seeds. Raises ValueError for no logs and
-    for a log without the term.
+    reached is left out, so that every point is over all seeds.
     """
-    tables = []
-    for variant, seeds in logs.items():
-        read = [_read(log) for log in seeds]
-        if not read or any(term not in steps for steps, _ in read):
-            raise ValueError(f"no {term!r} in the logs of {variant}")
-        for phase in _PHASES:
-            by_seed = pd.concat([_by_epoch(log, phase, term) for log in read], axis=1).dropna()
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "variant": variant,
-                        "phase": phase,
-                        "epoch": by_seed.index.astype(int),
-                        "seeds": by_seed.shape[1],
-                        "mean": by_seed.mean(axis=1).to_numpy(),
-                        "low": by_seed.min(axis=1).to_numpy(),
-                        "high": by_seed.max(axis=1).to_numpy(),
-                    }
-                )
-            )
-    if not tables:
-        raise ValueError(f"no {term!r} in the logs of nothing")
-    return pd.concat(tables, ignore_index=True)
+    phases = dict(zip(CURVE_SPLITS, _PHASES, strict=True))
+    epochs = rows["metric"].str.extract(r"epoch (\d+)$", expand=False).astype(int)
+    curves = rows.assign(phase=rows["split"].map(phases), epoch=epochs)
+    curves["seeds"] = curves.groupby(["variant", "phase"])["seed"].transform("nunique")
+    by_epoch = curves.groupby(["variant", "phase", "epoch", "seeds"])["value"]
+    table = by_epoch.agg(["count", "mean", "min", "max"]).reset_index()
+    table = table[table["count"] == table["seeds"]].drop(columns="count")
+    return table.rename(columns={"min": "low", "max": "high"}).reset_index(drop=True)
 
 
-def _by_epoch(log: Log, phase: str, term: str) -> pd.Series:
-    steps, validations = log
-    if phase == "training":
-        return steps.groupby("epoch")[term].mean()
-    if f"val_{term}" not in validations:  # killed before its first validation
-        return pd.Series(dtype=float)
-    return validations.groupby("epoch")[f"val_{term}"].last()
-
-
-def plot_seed_curves(curves: pd.DataFrame, name: str = "VTC") -> Figure:
+def plot_seed_curves(curves: pd.DataFrame) -> Figure:
     """Mean line and least-to-greatest band over seeds of each variant, from `seed_curves`.
 
-    `name` is the term's, as the axis should say it. Raises ValueError for an empty table.
+    Raises ValueError for an empty table.
     """
     if curves.empty:
         raise ValueError("nothing to show: no curves")
@@ -93,7 +53,7 @@ def plot_seed_curves(curves: pd.DataFrame, name: str = "VTC") -> Figure:
             axis.fill_between(rows["epoch"], rows["low"], rows["high"], **band)
             axis.plot(rows["epoch"], rows["mean"], color=colour, marker=marker)
         _name_axis(axis, title, "epoch")
-    axes[0].set_ylabel(name)
+    axes[0].set_ylabel(TERMS[TERM])
     seeds = curves.groupby("variant")["seeds"].first()
     ends = {v: " (1 seed)" if seeds[v] == 1 else f" ({seeds[v]} seeds)" for v in variants}
     variant_legend(figure, variants, ends)
@@ -108,7 +68,7 @@ def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc"
     whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
     logs and for a log without the term.
     """
-    read = {name: _read(log) for name, log in logs.items()}
+    read = {n: log if isinstance(log, tuple) else read_log(log) for n, log in logs.items()}
     lacking = [name for name, (steps, _) in read.items() if term not in steps]
     if lacking or not read:
         raise ValueError(f"no {term!r} in the logs of {', '.join(lacking) or 'nothing'}")
@@ -152,10 +112,6 @@ def _name_axis(axis: Axes, title: str, steps: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlabel(steps)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-
-
-def _read(log: Log | str | Path) -> Log:
-    return log if isinstance(log, tuple) else read_log(log)
 
 
 def _smooth(values: pd.Series) -> pd.Series:

@@ -66,9 +66,7 @@ def difference_sheet(differences: pd.DataFrame, reference: str = "") -> Sheet:
     return Sheet(["Group", "Variant", "Difference", "Seeds"], blocks, 2, notes)
 
 
-def describe_differences(
-    differences: pd.DataFrame, reference: str = "", *, higher_is_better: bool = True
-) -> list[str]:
+def describe_differences(differences: pd.DataFrame, reference: str = "") -> list[str]:
     """A sentence a group: what is better, what is worse, what these intervals cannot separate.
 
     `differences` has COLUMNS. `reference` is what was subtracted, as a reader should see
@@ -76,14 +74,14 @@ def describe_differences(
     difference without an interval is named as untested, never as a finding.
     """
     return [
-        f"{group}: {'; '.join(_verdicts(rows, reference, higher_is_better))}."
+        f"{group}: {'; '.join(_verdicts(rows, reference))}."
         for group, rows in differences.groupby("group", sort=False)
     ]
 
 
-def _verdicts(rows: pd.DataFrame, reference: str, higher_is_better: bool) -> list[str]:
+def _verdicts(rows: pd.DataFrame, reference: str) -> list[str]:
     apart, untested = separable(rows), rows["low"].isna()
-    better = (rows["value"] > 0) == higher_is_better
+    better = rows["value"] > 0  # all of what is compared is a share of hits
     of, to, by = (f" {word} {reference}" if reference else "" for word in ("than", "from", "with"))
     parts = (
         (f"better{of}", rows[apart & better]),

@@ -6,7 +6,7 @@ The numbers are those of `entityclip.evaluation.inspection`, handed over as arra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -310,23 +310,13 @@ def _short(expert: str) -> str:
     return expert.partition(" from ")[0]  # the colour tells from where
 
 
-class Plane(Protocol):
-    """A space in two dimensions, as `evaluation.inspection.plane` gives it."""
-
-    points: pd.DataFrame  # kind ("caption" or "picture"), pair, label, x, y
-    explained: tuple[float, float]  # the axes' shares of the variance
-    alignment: float
-    uniformity_images: float
-    uniformity_texts: float
-
-
-def space_table(planes: dict[str, Plane]) -> pd.DataFrame:
-    """The points of all planes, with their plane's title as `model`."""
+def space_table(planes: Mapping[str, Any]) -> pd.DataFrame:
+    """The points of all planes (`evaluation.inspection.plane`), with their title as `model`."""
     parts = [seen.points.assign(model=title) for title, seen in planes.items()]
     return pd.concat(parts, ignore_index=True)[["model", "kind", "pair", "label", "x", "y"]]
 
 
-def space_numbers(planes: dict[str, Plane]) -> pd.DataFrame:
+def space_numbers(planes: Mapping[str, Any]) -> pd.DataFrame:
     """A row a plane: `model`, `alignment`, `uniformity_images`, `uniformity_texts`."""
     names = ("alignment", "uniformity_images", "uniformity_texts")
     return pd.DataFrame(
@@ -334,7 +324,7 @@ def space_numbers(planes: dict[str, Plane]) -> pd.DataFrame:
     )
 
 
-def plot_space(planes: dict[str, Plane], pictures: int = 150) -> Figure:
+def plot_space(planes: Mapping[str, Any], pictures: int = 150) -> Figure:
     """Discs for pictures, triangles for captions, a thin line between those of a pair.
 
     `planes` holds `embedding_space.plane` by title, a panel each. The numbers above a panel are the
@@ -365,7 +355,7 @@ def plot_space(planes: dict[str, Plane], pictures: int = 150) -> Figure:
     return figure
 
 
-def _scatter(axis: Axes, seen: Plane, colours: dict[str, str], limit: int) -> None:
+def _scatter(axis: Axes, seen: Any, colours: dict[str, str], limit: int) -> None:
     points = seen.points[seen.points["pair"] < limit]
     pictures = points[points["kind"] == "picture"].set_index("pair")[["x", "y"]]
     captions = points[points["kind"] == "caption"]
@@ -383,7 +373,7 @@ def _scatter(axis: Axes, seen: Plane, colours: dict[str, str], limit: int) -> No
     axis.set(xticks=[], yticks=[])
 
 
-def _space_numbers(seen: Plane) -> str:
+def _space_numbers(seen: Any) -> str:
     return (
         f"alignment {seen.alignment:.2f}, uniformity {seen.uniformity_images:.2f} (pictures), "
         f"{seen.uniformity_texts:.2f} (captions)"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from entityclip.config import config_hash
-from entityclip.reporting.markup import Cell, Sheet, number_cell, sheet_markdown, standings
+from entityclip.reporting.markup import Cell, Sheet, number_cell, standings
 from entityclip.results import ResultsError
 from entityclip.statistics import (
     METRICS,
@@ -75,10 +75,8 @@ def recall_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
     ).drop(columns="place")  # fmt: skip
 
 
-def retrieval_sheet(
-    table: pd.DataFrame, reported: pd.DataFrame | None = None, *, marked: bool = True
-) -> Sheet:
-    """`retrieval_table` as printed: best and second of each split, direction and metric `marked`.
+def retrieval_sheet(table: pd.DataFrame, reported: pd.DataFrame | None = None) -> Sheet:
+    """`retrieval_table` as printed: best and second of each split, direction and metric marked.
 
     An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
     With `reported` (`reported_values`) there is a last column "Reported", empty where no source
@@ -90,17 +88,12 @@ def retrieval_sheet(
     blocks = [
         [
             [*_names(row, several), *cells, *([] if said is None else [said[at]])]
-            for (at, row), cells in zip(group.iterrows(), _cells(group, marked), strict=True)
+            for (at, row), cells in zip(group.iterrows(), _cells(group), strict=True)
         ]
         for _, group in table.groupby(["dataset", "split", "direction"], sort=False)
     ]
     header = [*names, *_PRINTED, *([] if said is None else ["Reported"])]
     return Sheet(header, blocks, len(names))
-
-
-def retrieval_markdown(table: pd.DataFrame) -> str:
-    """`retrieval_table` as a Markdown table in which nothing is marked."""
-    return sheet_markdown(retrieval_sheet(table, marked=False))
 
 
 def reported_cells(table: pd.DataFrame, reported: pd.DataFrame) -> pd.Series:
@@ -205,7 +198,7 @@ def _names(row: pd.Series, several: bool) -> list[str]:
     ]
 
 
-def _cells(group: pd.DataFrame, marked: bool) -> list[list[Cell]]:
+def _cells(group: pd.DataFrame) -> list[list[Cell]]:
     """The printed metrics of each row of one split and direction."""
     columns, rows = [], group.to_dict("records")
     for metric in _PRINTED:
@@ -215,7 +208,7 @@ def _cells(group: pd.DataFrame, marked: bool) -> list[list[Cell]]:
             [
                 number_cell(
                     *(row[name] for name in (metric, f"{metric}_low", f"{metric}_high")),
-                    mark if marked else "",
+                    mark,
                     over_seeds=row["interval"] == "t over seeds",
                 )
                 for row, mark in zip(rows, marks, strict=True)

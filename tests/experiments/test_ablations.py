@@ -167,7 +167,7 @@ def test_doses_lie_on_their_axes():
                 {"split": "test", "direction": direction, "variant": name,
                  "R@1": 50.0, "R@1_low": 45.0, "R@1_high": 55.0}
             )  # fmt: skip
-    figure = charts.plot_doses(pd.DataFrame(rows), split="test")
+    figure = charts.plot_doses(pd.DataFrame(rows))
     experts, weights = figure.axes
     assert [t.get_text() for t in experts.get_xticklabels()] == ["0", "1", "2", "4", "8"]
     # beside their places, so that two directions' intervals do not hide each other; 2 and 8 were
@@ -176,7 +176,7 @@ def test_doses_lie_on_their_axes():
     assert np.array_equal(weights.lines[0].get_xdata().round(), [1, 2])
     assert (experts.lines[0].get_xdata() != experts.lines[1].get_xdata()).all()
     with pytest.raises(ResultsError, match="no text_to_image rows of"):
-        charts.plot_doses(pd.DataFrame(rows).assign(variant="klip"), split="test")
+        charts.plot_doses(pd.DataFrame(rows).assign(variant="klip"))
 
 
 def test_the_winner_is_measured_on_test(experiment, monkeypatch):

@@ -29,14 +29,14 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import create_backbone
 from entityclip.models.losses import vtc_loss
-from entityclip.reporting.scores import ascl_over_seeds as over_seeds
-from entityclip.reporting.scores import ascl_recall_table as recall_table
 from entityclip.reporting.scores import (
+    ascl_differences,
     describe_rsum,
     rsum_differences,
     rsum_table,
-    seed_differences,
 )
+from entityclip.reporting.scores import ascl_over_seeds as over_seeds
+from entityclip.reporting.scores import ascl_recall_table as recall_table
 from entityclip.statistics import METRICS, rsum
 from entityclip.training.loop import train
 from entityclip.variants import Measured
@@ -286,8 +286,7 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
 
     mean = over_seeds(table).set_index(["variant", "split", "metric"])
     assert mean.loc[("ascl", "captions_test", "RSUM"), "count"] == 2
-    plain = table[~table.variant.str.contains("re-ranked")]
-    found = seed_differences(plain, "ascl", "contrastive")
+    found = ascl_differences(rows[~rows.variant.str.contains("re-ranked")])
     assert len(found) == 4  # 2 seeds, whole and short queries
     ranks = rows[rows["metric"] == "MeanR"]
     sums = rsum_table(ranks).set_index(["variant", "split"])
@@ -311,7 +310,7 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     assert apart["seeds"].tolist() == [2, 1]
     assert apart.loc[1, "difference"] == pytest.approx(by_seed[1])
     with pytest.raises(ValueError, match="not measured on the same"):
-        seed_differences(plain[plain.seed == 0], "ascl", "nothing")
+        ascl_differences(rows[rows.variant == "ascl"])
 
     def refuse(*_args, **_options):
         raise AssertionError("a finished run was redone")

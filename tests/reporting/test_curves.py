@@ -103,53 +103,45 @@ def test_plot_training_curves_names_the_log_without_the_term(tmp_path):
         plot_training_curves({})
 
 
-def losses(level, epochs=3):
-    """Two steps an epoch; validation at twice the training's mean."""
-    steps = [
-        {"step": 2 * e + s, "epoch": e, "vtc": level / e + s} for e in range(1, epochs + 1)
-        for s in (0, 1)
-    ]  # fmt: skip
-    validations = [{"epoch": e, "val_vtc": 2 * level / e} for e in range(1, epochs + 1)]
-    return pd.DataFrame(steps), pd.DataFrame(validations)
+def stored(variant, seed, losses, split="train"):
+    """Rows of kind "curves": a loss an epoch."""
+    return pd.DataFrame(
+        {"variant": variant, "seed": seed, "split": split, "metric": f"vtc, epoch {epoch}",
+         "value": loss}
+        for epoch, loss in enumerate(losses, start=1)
+    )  # fmt: skip
 
 
 def test_seed_curves_are_means_with_the_least_and_the_greatest_seed():
-    curves = seed_curves({"clip": [losses(1.0), losses(2.0), losses(6.0)]})
+    losses = {0: [1.5, 1.0, 0.5], 1: [2.5, 1.5, 1.0], 2: [6.5, 3.5, 3.0]}
+    rows = [stored("clip", seed, loss) for seed, loss in losses.items()]
+    rows += [stored("clip", seed, [2 * x for x in loss], "val") for seed, loss in losses.items()]
+    curves = seed_curves(pd.concat(rows, ignore_index=True))
+    assert list(curves) == ["variant", "phase", "epoch", "seeds", "mean", "low", "high"]
     training = curves[curves["phase"] == "training"]
     assert training["epoch"].tolist() == [1, 2, 3]
-    first = training.iloc[0]
-    assert (first["low"], first["mean"], first["high"]) == (1.5, 3.5, 6.5)
-    assert first["seeds"] == 3
-    last = curves[curves["phase"] == "validation"].iloc[-1]
-    assert (last["low"], last["mean"], last["high"]) == pytest.approx((2 / 3, 2, 4))
+    assert training.iloc[0].tolist()[3:] == [3, 3.5, 1.5, 6.5]
+    assert curves.iloc[-1].tolist()[1:] == ["validation", 3, 3, 3.0, 1.0, 6.0]
 
 
 def test_an_epoch_that_a_seed_lacks_is_left_out():
-    curves = seed_curves({"clip": [losses(1.0, 3), losses(2.0, 2)]})
-    assert curves.groupby("phase")["epoch"].max().tolist() == [2, 2]
-
-
-def test_a_run_before_its_first_validation_has_training_only():
-    steps, _ = losses(1.0)
-    curves = seed_curves({"clip": [(steps, pd.DataFrame({"epoch": [], "val_loss": []}))]})
-    assert set(curves["phase"]) == {"training"}
-    plot_seed_curves(curves)
+    rows = [stored("clip", 0, [3, 2, 1]), stored("clip", 1, [3, 2]), stored("clip", 0, [4], "val")]
+    curves = seed_curves(pd.concat(rows, ignore_index=True))
+    assert curves.groupby("phase")["epoch"].max().to_dict() == {"training": 2, "validation": 1}
 
 
 def test_seed_curves_draw_their_band():
-    curves = seed_curves({"clip": [losses(1.0), losses(3.0)], "entityclip": [losses(2.0)]})
+    # a run before its first validation has training only
+    rows = [stored("clip", 0, [1.5, 1]), stored("clip", 1, [2.5, 2]), stored("entityclip", 0, [2])]
+    curves = seed_curves(pd.concat(rows, ignore_index=True))
     figure = plot_seed_curves(curves)
-    training = curves[(curves["phase"] == "training") & (curves["variant"] == "clip")]
+    training = curves[curves["variant"] == "clip"]
     line = next(line for line in figure.axes[0].lines if line.get_marker() == "s")
     np.testing.assert_allclose(line.get_ydata(), training["mean"])
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (training["low"].min(), training["high"].max())
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["CLIP, fine-tuned (2 seeds)", "EntityCLIP (1 seed)"]
-
-
-def test_seed_curves_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="no 'itm' in the logs of clip"):
-        seed_curves({"clip": [losses(1.0)]}, "itm")
-    with pytest.raises(ValueError, match="logs of nothing"):
-        seed_curves({})
+    assert figure.axes[0].get_ylabel() == "VTC"
+    with pytest.raises(ValueError, match="no curves"):
+        plot_seed_curves(curves.iloc[:0])

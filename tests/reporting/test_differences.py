@@ -38,9 +38,6 @@ def test_sentences_say_what_the_intervals_do():
         "B (+1.0, -1.0 to +3.0); without an interval, so not compared with CLIP: C (+4.0).",
         "Long tail, R@1: worse than CLIP: A & more $x^ (-2.0, -3.0 to -1.0).",
     ]
-    lower = describe_differences(make_differences(), "CLIP", higher_is_better=False)
-    assert lower[0].startswith("Test, R@1: worse than CLIP: A & more")
-    assert lower[1].startswith("Long tail, R@1: better than CLIP: A & more")
     alone = describe_differences(make_differences())
     assert alone[0].startswith("Test, R@1: better: A & more")
     assert "not separable from 0: B" in alone[0]

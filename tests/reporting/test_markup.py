@@ -17,7 +17,7 @@ from entityclip.reporting.markup import (
     sheet_markdown,
     standings,
 )
-from entityclip.reporting.tables import retrieval_markdown, retrieval_sheet, retrieval_table
+from entityclip.reporting.tables import retrieval_sheet, retrieval_table
 from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS
 from tests.reporting.samples import make_rows
 
@@ -209,13 +209,6 @@ def test_a_missing_cell_changes_no_other_groups_marks():
     sheet = retrieval_sheet(retrieval_table(rows[~gone]))
     assert marks_of(sheet, "R@1")[:2] == [["second", "", "best"]] * 2
     assert marks_of(sheet, "R@1")[2:] == [["", "best", "second"]] * 2
-
-
-def test_plain_markdown_has_the_same_cells_without_marks():
-    table = retrieval_table(make_rows())
-    marked = sheet_markdown(retrieval_sheet(table))
-    assert "**" in marked
-    assert re.sub(r"\*\*|</?u>", "", marked) == retrieval_markdown(table)
 
 
 @pytest.mark.parametrize(

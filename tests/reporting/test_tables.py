@@ -1,19 +1,26 @@
 """Tables of recall from rows, the papers' numbers beside them, and what is refused."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from entityclip.config import REPOSITORY
+from entityclip.reporting.markup import sheet_markdown
 from entityclip.reporting.tables import (
     reported_cells,
     reported_values,
-    retrieval_markdown,
     retrieval_sheet,
     retrieval_table,
 )
 from entityclip.results import ResultsError
 from tests.reporting.samples import make_rows
+
+
+def markdown(table):
+    """The table as printed, without its marks."""
+    return re.sub(r"\*\*|</?u>", "", sheet_markdown(retrieval_sheet(table)))
 
 
 def cell(table, variant, split="test", direction="text_to_image"):
@@ -41,7 +48,7 @@ def test_table_holds_the_rows_values_in_the_houses_order():
 def test_an_unknown_variant_comes_last_under_its_own_name():
     table = retrieval_table(make_rows({"other": 90, "entityclip": 65, "ablation": 5}))
     assert table["variant"].tolist()[:3] == ["entityclip", "ablation", "other"]
-    assert "| other |" in retrieval_markdown(table)
+    assert "| other |" in markdown(table)
 
 
 def test_a_row_that_is_gone_leaves_exactly_its_cell_blank():
@@ -57,7 +64,7 @@ def test_a_row_that_is_gone_leaves_exactly_its_cell_blank():
     changed = before.ne(after) & ~(before.isna() & after.isna())
     assert changed.to_numpy().sum() == 3
     assert np.isnan([cell(after, "clip")[f"R@5{end}"] for end in ("", "_low", "_high")]).all()
-    assert "| 70.0 [69.5, 70.5] |  | 72.0" in retrieval_markdown(after)
+    assert "| 70.0 [69.5, 70.5] |  | 72.0" in markdown(after)
 
 
 def test_several_seeds_are_averaged_with_students_interval():
@@ -128,7 +135,7 @@ def test_rows_of_different_settings_are_never_averaged():
 def test_markdown_shows_values_with_their_intervals():
     rows = make_rows({"clip": 76.7, "a|b": 1.0}, ["test"])
     rows.loc[rows["metric"] == "MeanR", ["low", "high"]] = np.nan
-    lines = retrieval_markdown(retrieval_table(rows)).splitlines()
+    lines = markdown(retrieval_table(rows)).splitlines()
     assert lines[0] == "| Split | Direction | Variant | R@1 | R@5 | R@10 | MedR | MeanR |"
     assert lines[2] == (
         "| Test | text → image | CLIP, fine-tuned | 76.7 [76.2, 77.2] | 77.7 [77.2, 78.2] "
@@ -136,7 +143,7 @@ def test_markdown_shows_values_with_their_intervals():
     )
     assert "| a\\|b |" in lines[3]
     two = pd.concat([rows, rows.assign(dataset="n24news")], ignore_index=True)
-    assert retrieval_markdown(retrieval_table(two)).startswith("| Dataset | Split |")
+    assert markdown(retrieval_table(two)).startswith("| Dataset | Split |")
 
 
 def test_reported_values_are_read_with_their_places(tmp_path):
