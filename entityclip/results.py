@@ -539,7 +539,7 @@ def schema_of(kind: str) -> Schema:
 def _all_rows(profile: Profile, kind: str, shipped: bool) -> pd.DataFrame:
     files = row_files(profile, kind, shipped=shipped)
     if not any(file.exists() and file.stat().st_size for file in files):
-        return pd.DataFrame(columns=list(schema_of(kind).columns))
+        return pd.DataFrame(columns=list(schema_of(kind).columns))  # no rows, but their columns
     return read_rows(*files, schema=schema_of(kind))
 
 

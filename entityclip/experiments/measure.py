@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,12 +18,10 @@ from entityclip.evaluation.probes import _batches, mixed_embeddings
 from entityclip.evaluation.ranks import retrieval_ranks
 from entityclip.evaluation.retrieval import (
     as_retrieval,
-    evaluate_embeddings,
     evaluate_retrieval,
-    evaluate_similarity,
 )
 from entityclip.evaluation.sections import TEMPLATES, evaluate_sections
-from entityclip.experiments.experiment import Experiment, device
+from entityclip.experiments.experiment import METHODS, Experiment, device
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import (
     Row,
@@ -30,12 +30,60 @@ from entityclip.results import (
     measurement_rows,
     provenance,
     read_log,
-    row_files,
     rows_of,
+    schema_of,
 )
 from entityclip.statistics import Retrieval, bootstrap_interval, recall_at_k, retrievals
 from entityclip.training.run_folder import RECORD
-from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, Method, find_variant
+from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, find_variant
+
+# --------------------------------------------------------------------------------------- the memo
+
+
+def measured(
+    experiment: Experiment,
+    kind: str,
+    identity: Mapping[str, Any],
+    split: str,
+    make: Callable[[], Iterable[Row]] | None,
+    *,
+    on: Experiment | None = None,
+    trained: Callable[[], str | None],
+    shipped: bool = True,
+) -> pd.DataFrame:
+    """The stored rows of one measurement; where there are none, those that `make` gives, stored.
+
+    `split` is `on`'s, by default `experiment`'s; `trained` gives the fingerprint of what trained
+    the model. Rows of other data do not count, those that the repository ships do where `shipped`.
+    With `make` None nothing is made.
+    """
+    find = partial(rows_of, experiment.profile, kind, [identity], shipped=shipped)
+    if make is None and (rows := find()).empty:
+        return rows  # before the data, which take longer
+    find = partial(find, data=(on or experiment).fingerprint(split))
+    rows = find()
+    if rows["trained_fingerprint"].notna().any():
+        rows = find(trained=trained())
+    if rows.empty and make is not None:
+        store(experiment, kind, make(), trained())
+        rows = find(trained=trained())
+    return rows
+
+
+def store(experiment: Experiment, kind: str, rows: Iterable[Row], trained: str | None) -> list[Row]:
+    """Append rows, all or none, with the fingerprint of what trained the model; the rows."""
+    rows = [{**row, "trained_fingerprint": trained} for row in rows]
+    append_rows(experiment.results / f"{kind}.jsonl", rows, schema_of(kind))
+    return rows
+
+
+def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all parts; of none where all are empty, with their columns."""
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled or parts[:1], ignore_index=True)
+
+
+# ----------------------------------------------------------------------------------- measurements
 
 
 def measure_sections(
@@ -53,32 +101,31 @@ def measure_sections(
     what has no rows is left out. Models are `experiment`'s, trained first if need be; pictures are
     those of a split of `on`, by default `experiment` too. Raises ValueError as `classify_sections`.
     """
-    on, files = on or experiment, row_files(experiment.profile, "sections")
-    dataset, fingerprint = on.settings.dataset, on.fingerprint(split)
-    parts = []
+    on, parts = on or experiment, []
     for variant in variants:
-        config = {**experiment.identity(variant), "templates": list(templates)}
-        wanted = {"data": fingerprint, "trained": experiment.trained_fingerprint(variant)}
-        stored = rows_of(experiment.profile, "sections", [config], **wanted)
-        stored = stored[stored["split"] == split]
-        if train and stored.empty:
+        identity = {**experiment.identity(variant), "templates": list(templates)}
+
+        def make(variant: str = variant, identity: Mapping[str, Any] = identity) -> list[Row]:
             _, rows = evaluate_sections(
                 experiment.load(variant),
                 on.dataset(split),
                 variant=variant,
-                dataset_name=dataset,
+                dataset_name=on.settings.dataset,
                 split=split,
-                config=config,
+                config=identity,
                 seed=experiment.seed,
                 templates=templates,
                 bootstrap=experiment.settings.bootstrap,
                 progress=experiment.progress,
             )
-            rows = [row | {"trained_fingerprint": wanted["trained"]} for row in rows]
-            append_rows(files[-1], rows)  # all or none
-            stored = rows_of(experiment.profile, "sections", [config], **wanted)
-        parts.append(stored)
-    return pd.concat(parts, ignore_index=True)
+            return rows
+
+        rows = measured(
+            experiment, "sections", identity, split, make if train else None,
+            on=on, trained=partial(experiment.trained_on, variant),
+        )  # fmt: skip
+        parts.append(rows)
+    return joined(parts)
 
 
 def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split: str) -> list[Row]:
@@ -108,8 +155,7 @@ def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split:
             rows += _recall_rows(
                 experiment, variant, split, direction, {f"R@1, {name}": ranks}, model, start
             )
-    append_rows(experiment.results / "leak.jsonl", rows)
-    return rows
+    return store(experiment, "leak", rows, experiment.trained_on(variant))
 
 
 @torch.inference_mode()
@@ -142,8 +188,7 @@ def measure_matching(
         # a rank of 1 where it is right: accuracy is R@1, and so is its interval
         ranks = {f"accuracy, {name}": 2 - torch.cat(parts).long()}
         rows += _recall_rows(experiment, variant, split, "pairs", ranks, model, start)
-    append_rows(experiment.results / "matching.jsonl", rows)
-    return rows
+    return store(experiment, "matching", rows, experiment.trained_on(variant))
 
 
 def _recall_rows(
@@ -159,7 +204,6 @@ def _recall_rows(
         config=experiment.identity(variant),
         seed=experiment.seed,
         data_fingerprint=experiment.fingerprint(split),
-        trained_fingerprint=experiment.trained_fingerprint(variant),
         device=model.device,
         wall_time_s=time.perf_counter() - start,
     )
@@ -180,11 +224,6 @@ def _recall_rows(
             provenance=origin,
         )
     return rows
-
-
-def ranking(method: Method) -> Callable[..., Retrieval]:
-    """How a method compares pictures with captions."""
-    return evaluate_similarity if method == "ascl" else evaluate_embeddings
 
 
 log = logging.getLogger(__name__)
@@ -229,15 +268,10 @@ def stored_ranks(
     experiment: Experiment, variant: str, split: str, *, shipped: bool = True
 ) -> Retrieval | None:
     """The ranks of an earlier measurement with this very seed, settings and data, if stored."""
-    identity = [experiment.identity(variant)]
-    rows = rows_of(experiment.profile, "ranks", identity, shipped=shipped)
-    if not (rows["split"] == split).any():  # before the data, which take longer
-        return None
-    rows = rows_of(
-        experiment.profile, "ranks", identity, shipped=shipped,
-        data=experiment.fingerprint(split), trained=experiment.trained_fingerprint(variant),
+    rows = measured(
+        experiment, "ranks", experiment.identity(variant), split, None,
+        trained=partial(experiment.trained_on, variant), shipped=shipped,
     )  # fmt: skip
-    rows = rows[rows["split"] == split]
     if rows.empty:
         return None
     return retrievals(rows).get(experiment.seed)
@@ -264,15 +298,12 @@ def evaluate(
         bootstrap=experiment.settings.bootstrap,
         workers=experiment.settings.finetuning.workers,
         progress=experiment.progress,
-        rank=ranking(find_variant(variant).method),
+        rank=METHODS[find_variant(variant).method].ranks,
     )
-    trained = experiment.trained_fingerprint(variant)
-    rows = [row | {"trained_fingerprint": trained} for row in rows]
-    if kind == "retrieval":  # ranks first: who finds them skips the measurement
-        append_rows(experiment.results / f"{kind}.jsonl", rows)
-        append_rows(experiment.results / "ranks.jsonl", rank_rows(rows, retrieval))
-    else:
-        append_rows(experiment.results / f"{kind}.jsonl", rows)
+    trained = experiment.trained_on(variant)
+    rows = store(experiment, kind, rows, trained)
+    if kind == "retrieval":  # ranks last: who finds them skips the measurement
+        store(experiment, "ranks", rank_rows(rows, retrieval), trained)
     return retrieval
 
 
@@ -298,19 +329,18 @@ def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
 
     The loss stands as the value, with the pairs of an epoch as `n_queries`.
     """
-    variants = list(variants)
     logs = experiment.logs(variants)
     known = find_rows(experiment.profile, "curves")
     done = set() if known.empty else set(known.loc[known["seed"] == experiment.seed, "variant"])
-    rows: list[Row] = []
-    for name in variants:
-        if name in logs and name not in done and (logs[name].parent / RECORD).exists():
-            rows += _rows(experiment, name, logs[name])
-    append_rows(experiment.results / "curves.jsonl", rows)
-    return len(rows)
+    count = 0
+    for name, log_file in logs.items():
+        if name not in done and (log_file.parent / RECORD).exists():
+            rows = _curve_rows(experiment, name, log_file)
+            count += len(store(experiment, "curves", rows, experiment.trained_on(name)))
+    return count
 
 
-def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
+def _curve_rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
     record = json.loads((log.parent / RECORD).read_text(encoding="utf-8"))
     tables: list[pd.DataFrame] = list(read_log(log))
     rows: list[Row] = []
@@ -330,7 +360,6 @@ def _rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
                 config=experiment.identity(variant),
                 seed=experiment.seed,
                 data_fingerprint=experiment.fingerprint(split),
-                trained_fingerprint=experiment.trained_fingerprint(variant),
                 device=device(),
                 wall_time_s=record["wall_time_s"],
             ),
