@@ -19,7 +19,7 @@ from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
 from entityclip.evaluation.retrieval import similarities
 from entityclip.experiments import commands
 from entityclip.experiments import sweep as sweeping
-from entityclip.experiments.experiment import Experiment, replace_explanations
+from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     measure,
     measure_leak,
@@ -27,6 +27,7 @@ from entityclip.experiments.measure import (
     store_curves,
     stored_ranks,
 )
+from entityclip.experiments.splits import replace_explanations
 from entityclip.experiments.sweep import measure_variant, ship_rows, sweep
 from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
@@ -218,7 +219,7 @@ def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
     path.write_text("".join([head, *lines[1:]]) + json.dumps(foreign) + "\n")
     assert len(read_rows(path)) == len(whole)
     # whoever has the data at hand refuses rows of others; elsewhere the latest count
-    present = {"data": base.fingerprint("test"), "trained": base.trained_fingerprint("zero-shot")}
+    present = {"data": base.fingerprint("test"), "trained": base.trained_on("zero-shot")}
     identities = [base.identity("zero-shot")]
     assert len(rows_of(base.profile, "retrieval", identities, **present)) == len(fewer)
     assert len(find_rows(base.profile, "retrieval")) == len(whole)
@@ -277,7 +278,7 @@ def test_ascl_reads_the_same_pairs_and_a_second_caption_of_each(runs):
     base = experiment()
     model = base.build("ascl")
     assert isinstance(model, AsCL)
-    served = base.with_seconds("train", base.dataset("train"))
+    served = base.dataset("train", others=True)
     assert served.pairs == base.dataset("train").pairs
     batch = served.collate([served[i] for i in range(16)])
     tokens = base.backbone.tokenize(base.second_captions("train"))

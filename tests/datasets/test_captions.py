@@ -16,7 +16,7 @@ from entityclip.datasets.newsroom.outlet_a import newsroom_facts, second_caption
 from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS
 from entityclip.datasets.pair import ImageError
 from entityclip.evaluation.retrieval import similarities
-from entityclip.experiments.chapters import AsCLRuns
+from entityclip.experiments.chapters import ascl_run, load_ascl, measure_ascl
 from entityclip.experiments.experiment import Experiment
 from entityclip.models.clip import create_backbone
 from tests.fixtures.layouts import karpathy
@@ -115,7 +115,7 @@ def test_others_stay_with_their_rows_past_a_broken_picture(flickr, tiny):
     assert several.collate(items[1:2]) == items[1:2]
 
 
-def ascl_runs(root, weights, max_broken):
+def on_flickr(root, weights, max_broken):
     settings = {
         "pretrained": str(weights),
         "pretraining": None,
@@ -129,7 +129,7 @@ def ascl_runs(root, weights, max_broken):
             "finetuning": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
         },
     }  # fmt: skip
-    return AsCLRuns(Experiment(load_profile("smoke", settings=settings), progress=False))
+    return Experiment(load_profile("smoke", settings=settings), progress=False)
 
 
 def test_ascl_trains_past_a_broken_file_and_is_not_evaluated_without_one(
@@ -140,12 +140,14 @@ def test_ascl_trains_past_a_broken_file_and_is_not_evaluated_without_one(
     save_file(tiny.clip.state_dict(), weights)
     (flickr / "flickr30k-images" / "1001.jpg").write_bytes(b"<html>404</html>")
     with pytest.raises(ImageError, match=r"more than the share 0\.01"):
-        ascl_runs(flickr, weights, 0.01).finetune("ascl", 0)
-    runs = ascl_runs(flickr, weights, 0.2)
-    done = json.loads((runs.finetune("ascl", 0) / "run.json").read_text())
+        load_ascl(on_flickr(flickr, weights, 0.01), "ascl", 0)
+    experiment = on_flickr(flickr, weights, 0.2)
+    folder = experiment.run(ascl_run(experiment, "ascl", 0))
+    done = json.loads((folder / "run.json").read_text())
     assert {name.split("#")[0] for name in done["broken"]["train"]} == {"1001"}
-    assert not runs.measure(["ascl"], [0]).empty
-    test = next(p for p in runs.pairs("test")).image.name
+    assert not measure_ascl(experiment, ["ascl"], [0]).empty
+    test = next(p for p in experiment.pairs("ascl:test")).image.name
     (flickr / "flickr30k-images" / test).write_bytes(b"<html>404</html>")
+    model, data = load_ascl(experiment, "ascl", 0), experiment.dataset("ascl:test")
     with pytest.raises(ImageError, match="evaluation needs every picture"):
-        similarities(runs.load("ascl", 0), runs.dataset("test"), progress=False)
+        similarities(model, data, progress=False)

@@ -25,13 +25,20 @@ from entityclip.evaluation.relations import (
     weighted_f1,
     zero_shot_clusters,
 )
-from entityclip.experiments.chapters import RelationStudy
+from entityclip.experiments import chapters
+from entityclip.experiments.chapters import measure_relations
 from entityclip.experiments.experiment import Experiment
 from entityclip.models.clip import create_backbone
 from entityclip.reporting import charts
 from entityclip.reporting.inspection import plot_cams
 from entityclip.reporting.scores import relation_table
-from entityclip.results import CLASSIFICATION, ResultsError, append_rows, read_rows
+from entityclip.results import (
+    CLASSIFICATION,
+    ResultsError,
+    append_rows,
+    chapter_rows,
+    read_rows,
+)
 from entityclip.variants import BEFORE, PROTOCOLS
 
 
@@ -222,8 +229,8 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENTITYCLIP_RUNS", str(folder))
         patch.setattr(Experiment, "build", lambda self, variant: _Untrained())
-        study = RelationStudy(Experiment(profile, progress=False))
-        study.measure()
+        study = Experiment(profile, progress=False)
+        measure_relations(study)
         yield study
 
 
@@ -233,7 +240,7 @@ class _Untrained:
 
 
 def test_every_variant_seed_protocol_and_label_has_its_row(study):
-    rows = study.rows()
+    rows = chapter_rows(study.profile, "relations")
     keys = rows[["variant", "seed", "protocol", "label"]].drop_duplicates()
     assert len(rows) == len(keys) == 2 * 2 * 3 * 3
     assert set(rows["variant"]) == {BEFORE, "ITR: cluster_image + contrast"}
@@ -244,30 +251,38 @@ def test_every_variant_seed_protocol_and_label_has_its_row(study):
     assert {"git_commit", "versions", "data_fingerprint"} < set(rows.columns)
 
 
+def stored(study):
+    return study.results / "relations.jsonl"
+
+
 def test_what_is_stored_is_not_measured_again(study, monkeypatch):
-    before = study.files[-1].read_bytes()
-    monkeypatch.setattr(RelationStudy, "_predict", pytest.fail)
-    assert len(study.measure()) == 36
-    assert study.files[-1].read_bytes() == before
-    assert len(study.measure([4], ["clusters"])) == 6
+    before = stored(study).read_bytes()
+    monkeypatch.setattr(chapters, "score", pytest.fail)
+    assert len(measure_relations(study)) == 36
+    assert stored(study).read_bytes() == before
+    assert len(measure_relations(study, [4], ["clusters"])) == 6
 
 
 def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
-    whole = study.files[-1].read_bytes()
+    whole = stored(study).read_bytes()
     lines = whole.splitlines(keepends=True)
     kept = [line for line in lines if b'"fine-tuning"' not in line or b'"seed": 4,' not in line]
-    study.files[-1].write_bytes(b"".join(kept))
+    stored(study).write_bytes(b"".join(kept))
     asked = []
-    original = RelationStudy._measure
+    original = chapters._relation_rows
     monkeypatch.setattr(
-        RelationStudy, "_measure", lambda self, *what: asked.append(what) or original(self, *what)
+        chapters,
+        "_relation_rows",
+        lambda x, judge, protocol, *rest: (
+            asked.append((judge.seed, protocol)) or original(x, judge, protocol, *rest)
+        ),
     )
-    rows = study.measure()
-    assert [(seed, list(lacking)) for _, seed, lacking in asked] == [(4, ["fine-tuning"])] * 2
-    again = read_rows(study.files[-1], schema=CLASSIFICATION)
+    rows = measure_relations(study)
+    assert asked == [(4, "fine-tuning")] * 2
+    again = read_rows(stored(study), schema=CLASSIFICATION)
     assert len(rows) == len(again) == 36
-    study.files[-1].write_bytes(whole)
-    was = read_rows(study.files[-1], schema=CLASSIFICATION)
+    stored(study).write_bytes(whole)
+    was = read_rows(stored(study), schema=CLASSIFICATION)
     key = ["variant", "seed", "protocol", "label"]
     pd.testing.assert_series_equal(
         again.set_index(key)["value"].sort_index(), was.set_index(key)["value"].sort_index()
@@ -275,10 +290,10 @@ def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
 
 
 def test_rows_come_in_one_order_whatever_was_stored_first(study):
-    whole, rows = study.files[-1].read_bytes(), study.rows()
-    study.files[-1].write_bytes(b"".join(reversed(whole.splitlines(keepends=True))))
-    pd.testing.assert_frame_equal(study.rows(), rows)
-    study.files[-1].write_bytes(whole)
+    whole, rows = stored(study).read_bytes(), chapter_rows(study.profile, "relations")
+    stored(study).write_bytes(b"".join(reversed(whole.splitlines(keepends=True))))
+    pd.testing.assert_frame_equal(chapter_rows(study.profile, "relations"), rows)
+    stored(study).write_bytes(whole)
     shown = relation_table(rows)
     assert shown["label"].head(3).tolist() == ["text", "image", "combined"]
     assert list(dict.fromkeys(shown["protocol"])) == list(PROTOCOLS)
@@ -286,11 +301,10 @@ def test_rows_come_in_one_order_whatever_was_stored_first(study):
 
 def test_unknown_protocols_and_missing_rows_are_named(study):
     with pytest.raises(ValueError, match="no protocol 'probe'; there are linear probe, clusters"):
-        study.measure(protocols=["probe"])
-    with pytest.raises(ResultsError, match="no rows of the present settings"):
-        study.rows([99])
+        measure_relations(study, protocols=["probe"])
+    assert measure_relations(study, [99], train=False).empty
     with pytest.raises(ResultsError, match=r"row 1 lacks .*protocol"):
-        append_rows(study.files[-1].with_name("x.jsonl"), [{"variant": "a"}], CLASSIFICATION)
+        append_rows(stored(study).with_name("x.jsonl"), [{"variant": "a"}], CLASSIFICATION)
 
 
 def test_gains_are_paired_by_seed():
@@ -311,7 +325,7 @@ def test_gains_are_paired_by_seed():
 
 
 def test_figures_show_every_seed_and_picture(study, data):
-    rows = study.rows()
+    rows = chapter_rows(study.profile, "relations")
     figure = charts.plot_relation_scores(rows)
     assert [axis.get_title(loc="left") for axis in figure.axes] == list(PROTOCOLS)
     shown = [len(points.get_offsets()) for points in figure.axes[0].collections[::2]]

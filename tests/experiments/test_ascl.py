@@ -23,8 +23,8 @@ from entityclip.evaluation.retrieval import (
 from entityclip.evaluation.retrieval import (
     retrieve_ascl as retrieve,
 )
-from entityclip.experiments import chapters as ascl_runs
-from entityclip.experiments.chapters import AsCLRuns
+from entityclip.experiments import chapters
+from entityclip.experiments.chapters import feature_spaces, load_ascl, measure_ascl
 from entityclip.experiments.experiment import Experiment
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import create_backbone
@@ -260,18 +260,17 @@ TINY = {
 }  # fmt: skip
 
 
-def make_runs(**changes):
+def experiment(**changes):
     settings = {**TINY, "ascl": {**TINY["ascl"], **changes}}
-    return AsCLRuns(Experiment(load_profile("smoke", settings=settings), progress=False))
+    return Experiment(load_profile("smoke", settings=settings), progress=False)
 
 
 def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
-    first = make_runs()
+    first, seeds = experiment(), variants.ascl_seeds(experiment().profile)
     ways = (Measured(), Measured(short_queries=True), Measured(rerank=True))
-    rows = first.measure(["contrastive", "ascl"], first.seeds, ways)
-    variants, directions = 2, 2
-    assert len(rows) == variants * len(first.seeds) * len(ways) * directions * len(METRICS)
+    rows = measure_ascl(first, ["contrastive", "ascl"], ways=ways)
+    assert len(rows) == 2 * len(seeds) * len(ways) * 2 * len(METRICS)
     assert set(rows["n_queries"]) == {4, 20}
     table = recall_table(rows)
     stored_otherwise = rows.sort_values("direction", kind="stable")
@@ -315,16 +314,20 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("a finished run was redone")
 
-    monkeypatch.setattr(ascl_runs, "train", refuse)
-    monkeypatch.setattr(AsCLRuns, "_measure", refuse)
-    again = make_runs().measure(["contrastive", "ascl"], first.seeds, ways)
+    monkeypatch.setattr("entityclip.experiments.experiment.train", refuse)
+    monkeypatch.setattr(chapters, "ascl_retrieval", refuse)
+    again = measure_ascl(experiment(), ["contrastive", "ascl"], ways=ways)
     assert again["value"].tolist() == rows["value"].tolist()
-    with pytest.raises(AssertionError, match="redone"):
-        make_runs(test_pairs=25).measure(["ascl"], [0])
+    with pytest.raises(AssertionError, match="redone"):  # other pairs to measure on
+        measure_ascl(experiment(test_pairs=25), ["ascl"], [0])
+    with pytest.raises(AssertionError, match="redone"):  # and to train on
+        measure_ascl(experiment(train_pairs=25), ["ascl"], [0])
+    for changes in ({"test_pairs": 25}, {"train_pairs": 25}):
+        assert measure_ascl(experiment(**changes), ["ascl"], [0], train=False).empty
     with pytest.raises(ValueError, match="no AsCL variant 'acsl'"):
-        first.measure(["acsl"], [0])
+        measure_ascl(first, ["acsl"], [0])
 
-    spaces = first.spaces({"ascl": first.load("ascl", 0)})
+    spaces = feature_spaces(first, {"ascl": load_ascl(first, "ascl", 0)})
     assert 0 < spaces["alignment"].item() < 4
     assert spaces["uniformity, pictures"].item() < 0
 
@@ -336,4 +339,4 @@ def test_settings_are_checked():
         load_profile("smoke", settings={"ascl": {"model": {"temperature": 0.0}}})
     without = load_profile("smoke", settings={"ascl": None})
     with pytest.raises(ValueError, match="no `ascl` block"):
-        AsCLRuns(Experiment(without))
+        chapters.ascl_run(Experiment(without), "ascl", 0)

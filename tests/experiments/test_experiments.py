@@ -225,3 +225,27 @@ def test_encoding_leaves_the_model_as_it_was(backbone, make_dataset):
     model.eval()
     encode_pairs(model, make_dataset("test", 4), progress=False)
     assert not model.training
+
+
+def test_a_pretraining_by_itr_is_found_again(runs, monkeypatch):
+    source = {"dataset": "newsroom", "limit": 20}
+    itr = {
+        "unlabelled": {**source, "split": "relation_unlabelled"},
+        "labelled": {**source, "split": "relation_train"},
+        "judged": {**source, "split": "relation_test"},
+        "objective": {"iterations": 1, "subset": 8, "batch_size": 8, "clusters": 2},
+        "held_out": 8,
+    }
+    base = experiment(itr=itr)
+    ids = [{pair.id for pair in base.pairs(f"itr:{s}")} for s in ("unlabelled", "held_out")]
+    assert not ids[0] & ids[1]
+    assert [len(found) for found in ids] == [20, 8]
+    folder = base.pretrain_itr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "build", pytest.fail)  # nothing is built anew
+        assert experiment(itr=itr).pretrain_itr() == folder
+    assert base.itr_run(2).identity["itr"]["seed"] == 2
+    assert base.folder(base.itr_run(2)) != folder
+    assert base.pretrain_itr(("cluster_generated",)) != folder
+    with pytest.raises(ValueError, match="no `itr` block"):
+        experiment(itr=None).pretrain_itr()

@@ -12,14 +12,11 @@ from entityclip.checkpoints import CheckpointError, read_meta
 from entityclip.config import (
     ClassifierConfig,
     ITRConfig,
-    ITRSettings,
-    PairSource,
     ProfileError,
     load_profile,
 )
 from entityclip.datasets.captions import with_generated
 from entityclip.datasets.dataset import PairDataset
-from entityclip.experiments.experiment import ITRRuns
 from entityclip.models.clip import create_backbone, load_clip_weights
 from entityclip.models.itr import ITRModel, cluster
 from entityclip.training import itr
@@ -330,24 +327,3 @@ def test_defaults_are_the_authors():
     assert (config.lr, config.head_lr_scale, config.temperature) == (1e-5, 100, 1.0)
     weights = [config.weight(task) for task in ALL]
     assert weights == [0.2, 1.0, 1.0]
-
-
-def test_a_profiles_run_is_found_again(tmp_path):
-    source = {"dataset": "newsroom", "limit": 20}
-    sources = {
-        name: PairSource(split=f"relation_{split}", **source)
-        for name, split in (("unlabelled", "unlabelled"), ("labelled", "train"), ("judged", "test"))
-    }
-    itr = ITRSettings(**sources, held_out=8, objective=replace(CONFIG, iterations=1, clusters=2))
-    settings = load_profile("smoke").settings.model_copy(update={"itr": itr})
-    runs = ITRRuns(settings, tmp_path, progress=False)
-    assert not {p.id for p in runs.pairs("unlabelled")} & {p.id for p in runs.pairs("held_out")}
-    assert (len(runs.pairs("unlabelled")), len(runs.pairs("held_out"))) == (20, 8)
-    folder = runs.pretrain(fresh, {"weights": "a"}, seed=1)
-    assert runs.pretrain(pytest.fail, {"weights": "a"}, seed=1) == folder  # nothing is built anew
-    again = {runs.identity({"weights": w}, s)["itr"]["seed"] for w in "ab" for s in (1, 2)}
-    assert again == {1, 2}
-    generated = runs.pretrain(fresh, {"weights": "a"}, seed=1, tasks=("cluster_generated",))
-    assert generated != folder
-    with pytest.raises(ValueError, match="no `itr` block"):
-        ITRRuns(settings.model_copy(update={"itr": None}), tmp_path)
