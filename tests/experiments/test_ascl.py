@@ -199,7 +199,7 @@ def test_ranks_of_similarities_keep_the_tie_rule():
     expected = retrieval_ranks(queries, candidates, groups)
     similarity = queries @ candidates.T
     assert torch.equal(similarity_ranks(similarity, groups), expected)
-    assert torch.equal(similarity_ranks(similarity, groups, chunk=4), expected)
+    assert torch.equal(similarity_ranks(similarity, groups, side=4), expected)
     flat = similarity_ranks(torch.zeros(30, 40), groups)
     assert flat.min() >= 40 - 6 + 1
     with pytest.raises(ValueError, match="query 0 and candidate 0 is nan"):
