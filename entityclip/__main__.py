@@ -21,7 +21,7 @@ COMMANDS = {
     "embed": ("search.commands:embed", "embed pictures and texts by a trained model"),
     "export": ("search.commands:export", "write a checkpoint as a plain open_clip model"),
     "data": ("datasets.__main__:main", "verify, summarise or prepare a downloaded data set"),
-    "figures": ("reproduce.figures:main", "redraw tables and figures from stored rows"),
+    "figures": ("reproduce.__main__:figures", "redraw tables and figures from stored rows"),
     "reproduce": ("reproduce.__main__:main", "run the notebooks in order"),
 }
 

@@ -1,8 +1,6 @@
-"""Run the notebooks in order with a profile: ``entityclip reproduce --profile demo``.
+"""``entityclip reproduce`` (``python -m entityclip.reproduce``) and ``entityclip figures``.
 
-Names and types are checked before anything starts. Each notebook runs in a staging folder; its
-figures and executed copy replace the last good ones only when it succeeded. Finished work is not
-done again unless its sources, settings or package changed, or ``--force`` is given.
+What runs notebooks or draws is imported late: help need not wait for it.
 """
 
 from __future__ import annotations
@@ -12,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entityclip.config import REPOSITORY
+from entityclip.config import REPOSITORY, SHIPPED_PROFILE, ProfileError, load_profile
+from entityclip.files import cores
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 FIGURES = REPOSITORY / "figures"
@@ -34,7 +33,11 @@ def main(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="entityclip reproduce", description=__doc__.split("\n\n")[1]
+        prog="entityclip reproduce",
+        description="Run the notebooks in order with a profile. Names and types are checked before "
+        "anything starts. Each notebook runs in a staging folder; its figures and executed copy "
+        "replace the last good ones only when it succeeded. Finished work is not done again unless "
+        "its sources, settings or package changed, or --force is given.",
     )
     add, several = parser.add_argument, dict(nargs="+", action="extend", default=[])
     add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
@@ -47,6 +50,44 @@ def _parser() -> argparse.ArgumentParser:
     limits = "limit for one cell; 0: none (default: 600 for smoke, 3600 for demo, else none)"
     add("--timeout", type=int, metavar="SECONDS", help=limits)
     return parser
+
+
+def figures(argv: Sequence[str] | None = None) -> int:
+    """``entityclip figures``; its exit code.
+
+    0: all drawn; 1: a figure failed and nothing was changed; 2: refused; 130, 143: stopped by
+    SIGINT, SIGTERM.
+    """
+    parser = argparse.ArgumentParser(
+        prog="entityclip figures",
+        description="Redraw tables and figures that need no model, from stored rows, by several "
+        "processes at once. All are put in place together when all are drawn, or none.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a file's stem; none: all figures")
+    parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
+    parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
+    options = parser.parse_args(argv)
+    workers = min(cores(), 4) if options.workers is None else options.workers
+    if workers < 1:
+        parser.error(f"--workers is {workers}; at least one process must draw")
+    from entityclip.reproduce.figures import redraw, why_not
+    from entityclip.reproduce.staging import Stopped, alone_with, stoppable
+
+    for problem in filter(None, map(why_not, options.names)):
+        parser.error(problem)
+    try:
+        profile = load_profile(options.profile)
+        home = FIGURES if profile.name == SHIPPED_PROFILE else profile.figures()
+        folder = (options.figures or home).resolve()
+        with stoppable(), alone_with(profile, folder):
+            return redraw(profile, folder, options.names, workers=workers)
+    except (ProfileError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"stopped by {stop}: the last good figures stay", file=sys.stderr)
+        return 128 + stop.signum
 
 
 if __name__ == "__main__":

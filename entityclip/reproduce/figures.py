@@ -1,12 +1,10 @@
-"""Redraw tables and figures that need no model: ``entityclip figures [NAME ...]``.
+"""Redraw tables and figures from stored rows: what ``entityclip figures [NAME ...]`` does.
 
-They are drawn from stored rows by several processes at once and shown to nobody. All are put in
-place together when all are drawn, or none.
+Several processes draw at once, and show nobody. All are put in place when all are drawn, or none.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import gc
 import multiprocessing
@@ -22,9 +20,8 @@ from pathlib import Path
 import matplotlib as mpl
 
 from entityclip import left_out
-from entityclip.config import REPOSITORY, SHIPPED_PROFILE, Profile, ProfileError, load_profile
-from entityclip.files import cores
-from entityclip.reproduce.staging import InUse, Stopped, alone_with, journal_in, promote, stoppable
+from entityclip.config import Profile
+from entityclip.reproduce.staging import journal_in, promote
 from entityclip.results import ResultsError
 
 # seaborn would import them for densities, dendrograms and sliders, none of which are drawn here:
@@ -34,42 +31,7 @@ with left_out("scipy.stats", "scipy.cluster", "ipywidgets"):
     from entityclip.reporting.style import apply_style
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    0: all drawn; 1: a figure failed and nothing was changed; 2: refused; 130, 143: stopped by
-    SIGINT, SIGTERM.
-    """
-    parser = argparse.ArgumentParser(
-        prog="entityclip figures", description=__doc__.split("\n\n")[1]
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a file's stem; none: all figures")
-    parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
-    parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
-    options = parser.parse_args(argv)
-    workers = min(cores(), 4) if options.workers is None else options.workers
-    if workers < 1:
-        parser.error(f"--workers is {workers}; at least one process must draw")
-    for name in options.names:
-        if problem := _problem(name):
-            parser.error(problem)
-    try:
-        profile = load_profile(options.profile)
-        shipped = profile.name == SHIPPED_PROFILE
-        home = REPOSITORY / "figures" if shipped else profile.figures()
-        figures = (options.figures or home).resolve()
-        with stoppable(), alone_with(profile, figures):
-            return redraw(profile, figures, options.names or catalogue.FROM_ROWS, workers=workers)
-    except (ProfileError, InUse, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"stopped by {stop}: the last good figures stay", file=sys.stderr)
-        return 128 + stop.signum
-
-
-def _problem(name: str) -> str | None:
+def why_not(name: str) -> str | None:
     """What keeps a figure from being drawn here, or None."""
     if name in catalogue.FIGURES:
         need = f"{name} needs a model; run `{catalogue.made_by(name)}`"
@@ -79,10 +41,11 @@ def _problem(name: str) -> str | None:
     return f"no figure {name!r}; {hint}there are {', '.join(catalogue.FROM_ROWS)}"
 
 
-def redraw(profile: Profile, figures: Path, names: Sequence[str], *, workers: int) -> int:
+def redraw(profile: Profile, figures: Path, names: Sequence[str] = (), *, workers: int) -> int:
     """Draw figures in `workers` processes and put their files into `figures`; 0, or 1 if one fails.
 
-    Each says in a line how long it took, and whether it was skipped for want of rows.
+    None named are all that need no model. Each says in a line how long it took, and whether it was
+    skipped for want of rows.
     """
     start, failed = time.monotonic(), False
     stage = profile.runs / "staging" / "redraw"
@@ -91,7 +54,11 @@ def redraw(profile: Profile, figures: Path, names: Sequence[str], *, workers: in
     # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     # what has most files first, so that all processes end at about the same time
-    names = sorted(names, key=lambda name: len(catalogue.FIGURES[name].kinds), reverse=True)
+    names = sorted(
+        names or catalogue.FROM_ROWS,
+        key=lambda name: len(catalogue.FIGURES[name].kinds),
+        reverse=True,
+    )
     with ProcessPoolExecutor(min(workers, len(names)), context, initializer=_begin) as pool:
         drawing = {name: pool.submit(_draw, profile, name, stage) for name in names}
         for name, drawn in drawing.items():

@@ -14,6 +14,7 @@ import pytest
 from entityclip.config import load_profile
 from entityclip.reporting import catalogue
 from entityclip.reporting.style import apply_style
+from entityclip.reproduce import __main__
 from entityclip.reproduce import figures as redrawing
 from entityclip.reproduce.staging import alone_with
 
@@ -92,19 +93,19 @@ def test_a_killed_process_changes_no_file(demo, tmp_path, monkeypatch, capfd):
 )
 def test_what_cannot_be_drawn_is_refused(command, said, capsys):
     with pytest.raises(SystemExit, match="2"):
-        redrawing.main(command)
+        __main__.figures(command)
     assert said in capsys.readouterr().err
 
 
 def test_only_what_is_named_is_drawn(demo, tmp_path):
-    assert redrawing.main(["search", "sections", "--figures", str(tmp_path)]) == 0
+    assert __main__.figures(["search", "sections", "--figures", str(tmp_path)]) == 0
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"search.csv", "sections.csv"}
 
 
 def test_what_has_no_rows_is_skipped_aloud(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     command = ["--profile", "smoke", "--workers", "2", "--figures", str(tmp_path / "there")]
-    assert redrawing.main(command) == 0
+    assert __main__.figures(command) == 0
     said = capfd.readouterr().out
     assert said.count(": skipped: ") == len(catalogue.FROM_ROWS)
     assert f"0 files in {tmp_path / 'there'}" in said
@@ -122,7 +123,7 @@ def test_processes_that_inherit_nothing_draw_too(demo, tmp_path, monkeypatch):
 def test_a_command_that_cannot_start_says_why(options, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     with alone_with(load_profile("smoke"), tmp_path / "smoke" / "figures"):
-        assert redrawing.main(options) == 2
+        assert __main__.figures(options) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert "none-such" in said or f"run by process {os.getpid()}" in said
@@ -132,7 +133,7 @@ def test_a_stopped_command_leaves_no_process_behind(tmp_path):
     command = f"""
 import os, pathlib, sys, time
 from entityclip.reporting import catalogue
-from entityclip.reproduce.figures import main
+from entityclip.reproduce.__main__ import figures as main
 def slow(profile):
     pathlib.Path({str(tmp_path)!r}, f"{{os.getpid()}}.pid").touch()
     time.sleep(120)
@@ -164,7 +165,7 @@ class Refusing:
             raise RuntimeError(f"{name} was imported")
 
 sys.meta_path.insert(0, Refusing())
-from entityclip.reproduce.figures import main
+from entityclip.reproduce.__main__ import figures as main
 code = main(sys.argv[1:])
 rooms = ("datasets", "models", "training", "evaluation", "explanations", "experiments", "search")
 loaded = [name for name in sys.modules if name.split(".")[1:2] and name.split(".")[1] in rooms
