@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat server that misbehaves as told; standard library only.
+"""An OpenAI-compatible chat server that misbehaves as told.
 
 In a test: ``with FakeServer(faults=...) as server: OpenAIChat("fake", server.url)``. As a process
 of its own, for benchmarks: ``python -m tests.fake_llm_server DELAY_S`` prints its address.
@@ -14,14 +14,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+from aiohttp import web
+
 _CAPTION = re.compile(r"<caption>\n(.*)\n</caption>")
-_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 # (caption, how many times it was asked before) -> what to do; None answers as asked
 Fault = Callable[[str, int], str | None]
 
 
-def answer(caption: str, seed: int = 0) -> str:
+def answer(caption: str) -> str:
     """What the server says of a caption: passes every check where the caption holds a name."""
     names = [word.strip(".,:;") for word in caption.split()[1:] if word[0].isupper()]
     return f"{' and '.join(names) or 'That'} wore grey coats, answer {len(caption)}."
@@ -35,13 +36,10 @@ class FakeServer:
     """
 
     def __init__(self, *, delay_s: float = 0.0, faults: Fault = lambda caption, asked: None):
-        self.delay_s, self.faults = delay_s, faults
-        self.asked: Counter[str] = Counter()
-        self.answered: Counter[str] = Counter()
-        self.bodies: list[dict] = []
-        self.headers: list[bytes] = []
+        self.delay_s, self.faults, self.port = delay_s, faults, 0
+        self.asked, self.answered = Counter(), Counter()
+        self.bodies, self.headers = [], []
         self.in_flight = self.most_in_flight = 0
-        self.port = 0
 
     @property
     def url(self) -> str:
@@ -69,83 +67,54 @@ class FakeServer:
 
     async def _run(self, ready: threading.Event) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        self._connections: set[asyncio.StreamWriter] = set()
-        server = await asyncio.start_server(
-            self._connection, "127.0.0.1", self.port, reuse_address=True
-        )
-        self.port = server.sockets[0].getsockname()[1]
+        server = web.Server(self._respond, access_log=None, handler_cancellation=True)
+        site = await self._loop.create_server(server, "127.0.0.1", self.port, reuse_address=True)
+        self.port = site.sockets[0].getsockname()[1]
         ready.set()
         await self._stopped.wait()
-        server.close()
-        for writer in list(self._connections):
-            writer.transport.abort()
+        site.close()
+        for connection in server.connections:
+            connection.transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+    async def _respond(self, request: web.BaseRequest) -> web.Response:
+        self.headers.append(str(request.headers))
+        body = await request.json()
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(_LENGTH.search(head)[1])
-                self.headers.append(head)
-                body = json.loads(await reader.readexactly(length))
-                self.in_flight += 1
-                self.most_in_flight = max(self.in_flight, self.most_in_flight)
-                try:
-                    data = await self._respond(body)
-                finally:
-                    self.in_flight -= 1
-                if data is None:
-                    return
-                writer.write(data)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
+            return await self._answer(request, body)
         finally:
-            self._connections.discard(writer)
-            writer.close()
+            self.in_flight -= 1
 
-    async def _respond(self, body: dict) -> bytes | None:
+    async def _answer(self, request: web.BaseRequest, body: dict) -> web.Response:
         content = body["messages"][-1]["content"]
         caption = _CAPTION.search(content)[1]
         fault = self.faults(caption, self.asked[caption])
         self.asked[caption] += 1
         self.bodies.append(body)
-        await asyncio.sleep(self.delay_s + (0.2 if fault == "slow" else 0.0))
-        if fault == "hang":
-            await asyncio.sleep(3600)
+        waits = {"slow": 0.2, "hang": 3600}
+        await asyncio.sleep(self.delay_s + waits.get(fault, 0.0))
         if fault == "close":
-            return None
+            request.transport.abort()
         if fault in ("429", "500", "400", "401"):
             # as real servers do, the error repeats what was sent
-            return _response(int(fault), {"error": {"message": content}}, "Retry-After: 0.05\r\n")
-        text = answer(caption, body.get("seed", 0))
-        choices = [
-            {
-                "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": "I'm sorry, but I cannot help." if fault == "refuse" else text,
-                },
-                "finish_reason": "length" if fault == "length" else "stop",
-            }
-        ]
-        if fault == "empty":
-            choices = []
-        if fault not in ("empty", "truncated"):
-            self.answered[caption] += 1
+            error = {"error": {"message": content}}
+            return web.json_response(error, status=int(fault), headers={"Retry-After": "0.05"})
+        text = "I'm sorry, but I cannot help." if fault == "refuse" else answer(caption)
+        message = {"role": "assistant", "content": text}
+        reason = "length" if fault == "length" else "stop"
+        choices = [{"index": 0, "message": message, "finish_reason": reason}]
         record = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-        return _response(200, {**record, "choices": choices}, cut=fault == "truncated")
-
-
-def _response(status: int, body: dict, headers: str = "", *, cut: bool = False) -> bytes:
-    data = json.dumps(body).encode()
-    data = data[: len(data) // 2] if cut else data
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{headers}"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+        record["choices"] = [] if fault == "empty" else choices
+        data = json.dumps(record)
+        if fault not in ("empty", "truncated", "close"):
+            self.answered[caption] += 1
+        cut = len(data) // 2 if fault == "truncated" else None
+        return web.Response(text=data[:cut], content_type="application/json")
 
 
 if __name__ == "__main__":

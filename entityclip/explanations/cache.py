@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b, sha256
@@ -85,7 +86,7 @@ def cache_keys(captions: Iterable[str], source: Source) -> list[bytes]:
     return keys
 
 
-class ExplanationCache:
+class ExplanationCache(AbstractContextManager):
     """One JSONL file of explanations, made on first use. Close it, or use it in a ``with``.
 
     Opening indexes the whole file (about 2 s a million rows) and mends a last line torn by a killed
@@ -96,7 +97,7 @@ class ExplanationCache:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._index: dict[bytes, int] = {}  # key -> where its line starts
-        self._end, self._lines, self._synced = 0, 0, time.monotonic()
+        self._end, self._synced = 0, time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = open_to_append(self.path)
         self._file = self.path.open("rb")  # another: appending moves the place to read from
@@ -107,9 +108,6 @@ class ExplanationCache:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> ExplanationCache:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -138,13 +136,12 @@ class ExplanationCache:
             except ValueError:
                 if not line.endswith(b"\n"):
                     return  # another process is at it: next time
-                raise self._error(line, "starts with no key of 32 hex digits") from None
+                raise self._error("starts with no key of 32 hex digits", self._end) from None
             self._add(key, line)
 
     def _add(self, key: bytes, line: bytes) -> None:
         self._index.setdefault(key, self._end)
         self._end += len(line)
-        self._lines += 1
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The keys without a row, each once, in order of their first place."""
@@ -184,25 +181,22 @@ class ExplanationCache:
 
     def _parse(self, start: int) -> Explanation:
         self._file.seek(start)
-        line = self._file.readline()
         try:
-            record = json.loads(line)
+            record = json.loads(self._file.readline())
             del record["key"]
             record["sampling"] = record["sampling"] and Sampling(**record["sampling"])
             row = Explanation(**{**record, "checks": tuple(record["checks"])})
             sha = text_sha(row.text)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._error(line, f"is no explanation ({error})", start) from error
+            raise self._error(f"is no explanation ({error})", start) from error
         if sha != row.text_sha:
-            raise self._error(line, "holds another text than its text_sha says", start)
+            raise self._error("holds another text than its text_sha says", start)
         return row
 
-    def _error(self, line: bytes, problem: str, start: int | None = None) -> CacheError:
-        number = self._lines + 1
-        if start is not None:
-            self._file.seek(0)
-            number = self._file.read(start).count(b"\n") + 1
-        shown = line[:60].decode("utf-8", "replace")
+    def _error(self, problem: str, start: int) -> CacheError:
+        self._file.seek(0)
+        number = self._file.read(start).count(b"\n") + 1
+        shown = self._file.readline()[:60].decode("utf-8", "replace")
         return CacheError(
             f"{self.path}, line {number} {problem}: {shown!r}…; delete that line and run again: "
             "only its caption is asked anew"

@@ -53,14 +53,8 @@ def explain(
     check is asked for once more under another seed (unless the temperature is 0); if that fails
     too, the one with fewer failures is kept and marked in `Explanation.checks`.
 
-    Args:
-        pairs: what to explain; captions may repeat.
-        llm: who is asked, e.g. `OpenAIChat` or `KnowledgeBase`.
-        cache: a cache or its path.
-        sampling: ``Sampling()`` if None.
-        prompt: one of `PROMPTS` or your own.
-        reuse: other sources (e.g. an imported file) whose rows also do, in order of preference.
-        progress: show a progress bar.
+    `prompt` is one of `PROMPTS` or your own, `sampling` ``Sampling()`` unless given. `reuse` names
+    other sources (e.g. an imported file) whose rows also do, in order of preference.
 
     A pair without a caption is not asked: "skipped". A caption that gets no answer although others
     do comes as "error". Both are empty, marked, counted in a warning, and not cached.
@@ -208,13 +202,8 @@ def cost_table(
 ) -> pd.DataFrame:
     """Captions a second, hours and price per 100,000 distinct captions, one row a replica count.
 
-    ::
-
-        captions/s = replicas · tokens_per_s / (tokens_per_caption · (1 + retried))
-        hours      = 100,000 / captions/s / 3600
-        price      = hours · replicas · price_per_hour
-
-    So replicas shorten the wait and leave the price as it is.
+    Captions a second are replicas · tokens_per_s / (tokens_per_caption · (1 + retried)), so that
+    replicas shorten the wait and leave the price as it is.
 
     Args:
         replicas: how many servers.

@@ -254,26 +254,24 @@ def training_pairs(
     path = Path(source.replace("{split}", split)).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"settings.explanation_source: there is no file {path.resolve()}; run the extraction "
-            f"(notebook 01_explanations, or `explain`) first, or give {OWN!r} or {KNOWLEDGE_BASE!r}"
+            f"settings.explanation_source: there is no file {path.resolve()}; run `entityclip "
+            f"explain` first, or give {OWN!r} or {KNOWLEDGE_BASE!r}"
         )
-    rows = _authors_rows(path, pairs, dataset) if path.suffix == ".json" else _rows(path, pairs)
-    if all(row.checks == (MISSING,) for row in rows):
+    found = (_authors if path.suffix == ".json" else _cached)(path, pairs, dataset)
+    if not any(found):
         raise ValueError(
             f"{path} explains none of the {len(pairs)} {split} pairs of {dataset}; extract this "
             "split into it too, or give a file a split with {split} in its name"
         )
+    missing = Explanation.made_now("", "", Source("", "", None), MISSING, (MISSING,))
+    rows = [replace(row or missing, id=pair.id) for pair, row in zip(pairs, found, strict=True)]
     return apply_policy(pairs, rows, policy)
 
 
-def _rows(path: Path, pairs: Sequence[Pair]) -> list[Explanation]:
+def _cached(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation | None]:
     with ExplanationCache(path) as cache:
         keys = cache_keys([pair.caption for pair in pairs], _only_source(cache))
-        found = [cache.read(key) for key in keys]
-    return [
-        replace(row, id=pair.id) if row else _missing(pair)
-        for pair, row in zip(pairs, found, strict=True)
-    ]
+        return [cache.read(key) for key in keys]
 
 
 def _only_source(cache: ExplanationCache) -> Source:
@@ -293,29 +291,22 @@ def _only_source(cache: ExplanationCache) -> Source:
     return sources.pop()
 
 
-def _authors_rows(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation]:
+def _authors(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation | None]:
     if dataset not in _NAMES:
         raise ValueError(
             f"{path}: {dataset} has no layout of the authors ({', '.join(_NAMES)} have); "
-            "give a cache as `explain` writes it, *.jsonl"
+            "give a cache as `entityclip explain` writes it, *.jsonl"
         )
-    texts = read_authors(path, dataset)
-    source = Source(path.name, "authors", None)
+    texts, source = read_authors(path, dataset), Source(path.name, "authors", None)
     found = [texts.get(picture_name(pair, dataset)) for pair in pairs]
-    return [
-        _missing(pair) if text is None else _judged(pair, text, source)
-        for pair, text in zip(pairs, found, strict=True)
-    ]
+    judged = zip(pairs, found, strict=True)
+    return [None if text is None else _judged(pair, text, source) for pair, text in judged]
 
 
 def _judged(pair: Pair, text: str, source: Source) -> Explanation:
     """The row of a text whose prompt and end are not known."""
     checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
     return Explanation.made_now(pair.id, text, source, "unknown", checks)
-
-
-def _missing(pair: Pair) -> Explanation:
-    return Explanation.made_now(pair.id, "", Source("", "", None), MISSING, (MISSING,))
 
 
 def _same_pairs(pairs: Sequence[Pair], explanations: Sequence[Explanation]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,13 @@ _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after th
 
 class LLMError(RuntimeError):
     """A model cannot be used or a server stays away. Never holds a key or a caption's text."""
+
+
+def need(*packages: str) -> None:
+    """Raise LLMError, saying what to install, for a package that a back-end lacks."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise LLMError(f"this language model needs {package}: pip install 'entityclip[llm]'")
 
 
 @dataclass(frozen=True)

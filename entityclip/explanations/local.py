@@ -7,7 +7,6 @@ never unpickled, and code that comes with a model is not run.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from entityclip.explanations.llm import Completion, LLMError, Sampling
+from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +77,7 @@ class LocalLLM:
         Raises LLMError, saying what to do, without the extra ``llm`` and for a missing or
         unreadable model; ValueError for an unknown precision.
         """
-        _need("transformers")
+        need("transformers")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = _dtype(precision, device)
         source, options = _source(model)
@@ -258,7 +257,7 @@ def _source(model: str | Path) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` is given: folder or hub name, and the GGUF file in that folder."""
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
-        _need("gguf")
+        need("gguf")
         if not path.is_file():
             raise LLMError(f"there is no GGUF file {str(model)!r}; check the path")
         with path.open("rb") as file:
@@ -270,8 +269,3 @@ def _source(model: str | Path) -> tuple[str, dict[str, str]]:
     if not path.is_dir() and (isinstance(model, Path) or str(model).startswith((".", "/", "~"))):
         raise LLMError(f"there is no model folder {str(model)!r}; check the path")
     return str(path) if path.is_dir() else str(model), {}
-
-
-def _need(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise LLMError(f"a local language model needs {package}: pip install 'entityclip[llm]'")

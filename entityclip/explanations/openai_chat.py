@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import queue
+import random
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from entityclip.explanations.llm import Completion, LLMError, Sampling
+from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 _KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
 _KEY_NAME = re.compile(r"(?:^|_)(?:api_?key|key|secret|password|access_token|auth)$", re.IGNORECASE)
@@ -100,7 +101,7 @@ class OpenAIChat:
             raise ValueError("give at least one base_url and a concurrency of at least 1")
         if min(timeout_s, patience_s, backoff_s) <= 0:
             raise ValueError("timeout_s, patience_s and backoff_s are seconds above 0")
-        _library()
+        need("openai", "aiohttp")
         self.model, self.urls, self.concurrency = model, urls, concurrency
         self.timeout_s, self.patience_s, self.backoff_s = timeout_s, patience_s, backoff_s
 
@@ -177,61 +178,53 @@ class _Servers:
 
     def __init__(self, chat: OpenAIChat):
         import httpx2  # the openai client's own
+        import openai
 
-        self._openai, tenacity = _library()
-        self._model, self._timeout_s, self._patience_s = chat.model, chat.timeout_s, chat.patience_s
+        self._openai, self._response = openai, httpx2.Response
+        self._model, self._timeout_s = chat.model, chat.timeout_s
+        self._patience_s, self._backoff_s = chat.patience_s, chat.backoff_s
         self._last_answer, self._refused = time.monotonic(), 0  # refused: since the last answer
         self._clients = [
-            self._openai.AsyncOpenAI(
+            openai.AsyncOpenAI(
                 base_url=url,
                 api_key=os.environ.get("OPENAI_API_KEY") or "none",
-                max_retries=0,  # tenacity's task
+                max_retries=0,  # complete's task
                 timeout=None,  # _ask's task
-                http_client=self._openai.DefaultAioHttpClient(timeout=None),  # half the CPU
+                http_client=openai.DefaultAioHttpClient(timeout=None),  # half the default's CPU
             )
             for url in chat.urls
         ]
-        self._response = httpx2.Response
         self._options = {
-            "headers": dict.fromkeys(_UNSENT, self._openai.omit),
+            "headers": dict.fromkeys(_UNSENT, openai.omit),
             "idempotency_key": "unused",  # else it draws one from the system for each request
         }
-        pause = tenacity.wait_random_exponential(multiplier=chat.backoff_s, max=_LONGEST_PAUSE_S)
-
-        def wait(state: Any) -> float:
-            after = state.outcome.exception().retry_after
-            # jitter on top: all the workers were told the same
-            return pause(state) if after is None else after + pause(state) / 10
-
-        self._retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
-            stop=tenacity.stop_after_delay(chat.patience_s),
-            wait=wait,
-            reraise=True,
-        )
 
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
 
     async def complete(self, index: int, prompt: str, sampling: Sampling) -> Completion:
-        began, turns = time.monotonic(), itertools.count(index)
-
-        async def attempt() -> Completion:
-            client = self._clients[next(turns) % len(self._clients)]
-            return await self._ask(client, prompt, sampling)
-
-        try:
-            return await self._retrying.copy()(
-                attempt
-            )  # a copy, since it keeps its state in itself
-        except _Passing as error:
-            if self._last_answer < began:
-                raise LLMError(
-                    f"{self._model}: no server answered for {self._patience_s:.0f} s (last: "
-                    f"{error}); what was answered is kept, run again to go on"
-                ) from None
-            return Completion("", "error", self._model)
+        began = time.monotonic()
+        for attempt in itertools.count():
+            client = self._clients[(index + attempt) % len(self._clients)]
+            try:
+                return await self._ask(client, prompt, sampling)
+            except _Passing as error:
+                failure = error
+            if time.monotonic() - began >= self._patience_s:
+                break
+            pause = random.uniform(
+                0, min(self._backoff_s * 2.0 ** min(attempt, 99), _LONGEST_PAUSE_S)
+            )
+            if failure.retry_after is not None:  # jitter on top: all the workers were told the same
+                pause = failure.retry_after + pause / 10
+            await asyncio.sleep(pause)
+        if self._last_answer < began:
+            raise LLMError(
+                f"{self._model}: no server answered for {self._patience_s:.0f} s (last: "
+                f"{failure}); what was answered is kept, run again to go on"
+            )
+        return Completion("", "error", self._model)
 
     async def _ask(self, client: Any, prompt: str, sampling: Sampling) -> Completion:
         try:
@@ -304,13 +297,3 @@ def _at_hand(answers: queue.SimpleQueue) -> list[tuple[int, Completion]]:
     if batch[-1] is None:
         answers.put(batch.pop())  # for the next call
     return batch
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        import aiohttp  # noqa: F401 - what DefaultAioHttpClient needs
-        import openai
-        import tenacity
-    except ImportError as error:
-        raise LLMError(f"{error.name} is not installed: pip install 'entityclip[llm]'") from error
-    return openai, tenacity

@@ -11,7 +11,6 @@ import pytest
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
 from entityclip.explanations import ExplanationCache, neutralise
 from entityclip.explanations.__main__ import main
-from tests.fake_llm_server import FakeServer
 
 CAPTIONS = {split: [p.caption for p in newsroom_pairs(split, 6)] for split in ("train", "val")}
 
@@ -41,6 +40,8 @@ def test_the_knowledge_base_explains_what_trains_and_goes_on(run, tmp_path):
 
 def test_a_server_is_asked_and_what_it_leaves_is_counted(run, tmp_path):
     pytest.importorskip("openai", reason="needs the extra `llm`")
+    from tests.fake_llm_server import FakeServer
+
     cut, lost = map(neutralise, CAPTIONS["train"][:2])
     faults = {cut: "length", lost: "400"}
     with FakeServer(delay_s=0.02, faults=lambda caption, asked: faults.get(caption)) as server:

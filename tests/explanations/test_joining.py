@@ -59,7 +59,7 @@ def test_missing_rows_are_counted_and_the_policy_applies(policy, kept, captions,
 
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path):
     path = tmp_path / "cache.jsonl"
-    with pytest.raises(FileNotFoundError, match=r"explanation_source: .*cache\.jsonl; run the"):
+    with pytest.raises(FileNotFoundError, match=r"explanation_source: .*cache\.jsonl; run `entity"):
         joined(PAIRS, path)
     explain(PAIRS[:6], KnowledgeBase(), path, progress=False)
     with pytest.raises(ValueError, match=r"none of the 6 val pairs of newsroom; extract this"):

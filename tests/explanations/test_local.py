@@ -1,5 +1,6 @@
 """The transformers back-end on a tiny model with random weights, made here."""
 
+import importlib.util
 from collections import Counter
 
 import pytest
@@ -345,10 +346,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path, make, message):
 
 @pytest.mark.parametrize("package", ["transformers", "gguf"])
 def test_a_missing_extra_says_what_to_install(monkeypatch, tmp_path, package):
-    find = local.importlib.util.find_spec
-    monkeypatch.setattr(
-        local.importlib.util, "find_spec", lambda name: None if name == package else find(name)
-    )
+    find = importlib.util.find_spec
+    found = {package: None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: found[n] if n in found else find(n))
     with pytest.raises(LLMError, match=rf"needs {package}: pip install 'entityclip\[llm\]'"):
         LocalLLM.load(gguf(tmp_path / "a.gguf", b"GGUF"), device="cpu")
 
