@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from PIL import Image, ImageColor, ImageDraw
 
@@ -83,20 +81,3 @@ def word(colour: str) -> str:
 def join(words: Sequence[str]) -> str:
     """List words in English: "red, yellow and green"."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
-
-
-@dataclass(frozen=True)
-class DrawnPicture:
-    """One drawn picture, `size` pixels square; the same fields always draw the same bytes."""
-
-    style: ClassVar[str]  # and its version
-
-    split: str
-    seed: int
-    index: int
-    size: int
-
-    @property
-    def key(self) -> str:
-        """Names what is drawn, e.g. ``newsroom-v1/train/0/17/64``."""
-        return f"{self.style}/{self.split}/{self.seed}/{self.index}/{self.size}"

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from entityclip.datasets.newsroom import wording
-from entityclip.datasets.newsroom.canvas import DrawnPicture
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.datasets.newsroom.scenes import SCENES, TIMES, backdrop, flagpole
+from entityclip.datasets.newsroom.picture import DrawnPicture, Facts
+from entityclip.datasets.newsroom.scenes import SCENES, TIMES, flagpole
 from entityclip.datasets.newsroom.wording import Relation, draw_relation, relation_text
 from entityclip.datasets.pair import Pair
 
@@ -46,37 +46,53 @@ _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a picture shows. `countries` stand from left to right."""
-
-    countries: tuple[Country, Country]
-    scene: str
-    time: str
-
-
-@dataclass(frozen=True)
 class NewsroomPicture(DrawnPicture):
     """One drawn picture of the newsroom."""
 
+    outlet = "the drawn newsroom"
     style = f"newsroom-v{NEWSROOM_VERSION}"
+    entropy, streams = (NEWSROOM_VERSION,), _STREAMS
+    splits, scenes, times = SPLITS, SCENES, TIMES
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
+        """See `DrawnPicture.table`."""
+        couples = list(itertools.combinations(range(len(COUNTRIES)), 2))
+        facts = [(a, b, s, -1) for a, b in couples for s in range(len(SCENES))]
+        facts = [facts[row] for row in cls.stream("facts", seed).permutation(len(facts))]
+        held = {i for i, c in enumerate(COUNTRIES) if c.capital in wording.HELD_OUT_CAPITALS}
+        table = {}
+        # the long tail can only use facts whose capitals are both held out
+        eligible = [row for row in facts if row[0] in held and row[1] in held]
+        table["test_longtail"] = eligible[: round(_ENTITY["test_longtail"] * len(facts))]
+        taken = set(table["test_longtail"])
+        rest = [row for row in facts if row not in taken]
+        for split in ("val", "test"):
+            count = round(_ENTITY[split] * len(facts))
+            table[split], rest = rest[:count], rest[count:]
+        table["train"] = rest
+        seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
+        for stream, shares in (("generic", _GENERIC), ("relations", RELATION_SPLITS)):
+            left = [seen[row] for row in cls.stream(stream, seed).permutation(len(seen))]
+            for split, share in shares.items():
+                count = round(share * len(seen))
+                table[split], left = left[:count], left[count:]
+        return table
 
     def load(self) -> Image.Image:
         """Draw it, in RGB."""
-        rng = _rng(self.split, self.seed, self.index, 0)
-        facts = _facts(self, rng)
-        size, u = self.size, rng.random(16).tolist()
-        image = backdrop(facts.scene, facts.time, int(u[0] * 4), size)
-        margin = image.width - size
-        left, top = round(u[1] * margin), round(u[2] * margin)
-        image = image.crop((left, top, left + size, top + size))
+        rng = self.rng(0)
+        facts, u, image = self.view(rng)
         hung = () if _without_flags(self) else facts.countries
         for country, x, v in zip(hung, (0.28, 0.745), (u[4:9], u[9:14]), strict=False):
             _hang(image, country, facts.time, x, v)
-        image = image.filter(ImageFilter.BoxBlur(math.sqrt(size / 64) * (0.05 + 0.3 * u[3])))
+        blur = math.sqrt(self.size / 64) * (0.05 + 0.3 * u[3])
+        image = image.filter(ImageFilter.BoxBlur(blur))
         pixels = np.asarray(image, np.float32) * np.float32(0.92 + 0.14 * u[14])
-        field = _noise(size)
+        field = _noise(self.size)
         x, y = rng.integers(_NOISE_FIELD, size=2)
-        pixels += field[y : y + size, x : x + size] * np.float32(2 + 4 * u[15])
+        pixels += field[y : y + self.size, x : x + self.size] * np.float32(2 + 4 * u[15])
         return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
@@ -89,38 +105,24 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
     apart. Raises ValueError for an unknown split, n < 1, a negative seed, or pictures below 32
     pixels.
     """
-    _known(split)
-    check_request(n, seed, image_size)
-    if split in _CAPTIONS:
-        base = _CAPTIONS[split]
-        pictures = range(math.ceil(n / CAPTIONS_A_PICTURE))
-        pairs = [_captions(NewsroomPicture(base, seed, i, image_size), split) for i in pictures]
-        return list(itertools.chain.from_iterable(pairs))[:n]
-    return [_pair(NewsroomPicture(split, seed, index, image_size)) for index in range(n)]
-
-
-def check_request(n: int, seed: int, image_size: int) -> None:
-    """Raise ValueError for what no style of the newsroom draws."""
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one pair")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be an integer >= 0")
-    if image_size < 32:
-        raise ValueError(f"image_size is {image_size}; flags cannot be told apart below 32 pixels")
+    if split not in _CAPTIONS:
+        return [_pair(picture) for picture in NewsroomPicture.first(split, n, seed, image_size)]
+    pictures = math.ceil(n / CAPTIONS_A_PICTURE)
+    described = NewsroomPicture.first(_CAPTIONS[split], pictures, seed, image_size)
+    return [pair for picture in described for pair in _captions(picture, split)][:n]
 
 
 def newsroom_size(split: str) -> int:
     """How many pairs a split holds before a fact (for generic splits, a combination) repeats."""
-    _known(split)
+    NewsroomPicture.known(split)
     if split in _CAPTIONS:
-        return CAPTIONS_A_PICTURE * len(_table(0)[_CAPTIONS[split]])
-    return len(_table(0)[split])
+        return CAPTIONS_A_PICTURE * len(NewsroomPicture.table(0)[_CAPTIONS[split]])
+    return len(NewsroomPicture.table(0)[split])
 
 
 def newsroom_facts(pair: Pair | NewsroomPicture) -> Facts:
     """What a newsroom pair or picture shows. Raises TypeError for a pair of another data set."""
-    picture = _picture(pair)
-    return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
+    return NewsroomPicture.of(pair).facts()
 
 
 def second_caption(pair: Pair) -> str:
@@ -129,7 +131,7 @@ def second_caption(pair: Pair) -> str:
     It names and does not describe: the first such caption of the ``captions_`` split that is not
     the pair's own. Raises TypeError as `newsroom_facts` does and ValueError for another split.
     """
-    picture = _picture(pair)
+    picture = NewsroomPicture.of(pair)
     if picture.split not in _CAPTIONS.values():
         raise ValueError(f"{pair.id} is of split {picture.split}, which has no second captions")
     naming = _captions(picture, picture.split)[:_NAMING]
@@ -141,30 +143,23 @@ def newsroom_relation(pair: Pair | NewsroomPicture) -> Relation:
 
     Raises TypeError as `newsroom_facts` does and ValueError for a pair of another split.
     """
-    picture = _picture(pair)
+    picture = NewsroomPicture.of(pair)
     if picture.split not in RELATION_SPLITS:
         raise ValueError(
             f"{picture.key} is of split {picture.split}; only {', '.join(RELATION_SPLITS)} relate "
             "in different ways"
         )
-    return draw_relation(_rng(picture.split, picture.seed, picture.index, 2))
+    return draw_relation(picture.rng(2))
 
 
 def generated_caption(pair: Pair | NewsroomPicture) -> str:
     """What a captioning model would say of the picture alone: all that is seen, nothing named."""
-    picture = _picture(pair)
-    facts = newsroom_facts(picture)
-    rng = _rng(picture.split, picture.seed, picture.index, 8)
+    picture = NewsroomPicture.of(pair)
+    facts = picture.facts()
+    rng = picture.rng(8)
     if _without_flags(picture):
         return wording.scene_caption(rng, facts.scene, facts.time)
     return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)
-
-
-def _picture(pair: Pair | NewsroomPicture) -> NewsroomPicture:
-    picture = pair.image if isinstance(pair, Pair) else pair
-    if not isinstance(picture, NewsroomPicture):
-        raise TypeError(f"{pair!r} is not a picture of the drawn newsroom")
-    return picture
 
 
 def _without_flags(picture: NewsroomPicture) -> bool:
@@ -172,10 +167,7 @@ def _without_flags(picture: NewsroomPicture) -> bool:
 
 
 def _pair(picture: NewsroomPicture) -> Pair:
-    facts = newsroom_facts(picture)
-    # texts draw from their own stream: which flag stands left tells nothing of the caption's order
-    rng = _rng(picture.split, picture.seed, picture.index, 1)
-    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
+    facts, (rng, countries) = picture.facts(), picture.told()
     explanation, section = None, facts.scene
     if picture.split in RELATION_SPLITS:
         relation = newsroom_relation(picture)
@@ -193,11 +185,11 @@ def _pair(picture: NewsroomPicture) -> Pair:
 
 def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
     """A picture's captions of unequal information: two name, two describe, one says little."""
-    facts = newsroom_facts(picture)
+    facts = picture.facts()
     group = f"{split}-{picture.seed}-{picture.index:06d}"
     texts: list[str] = []
     for number in range(CAPTIONS_A_PICTURE):
-        rng = _rng(picture.split, picture.seed, picture.index, 2 + number)
+        rng = picture.rng(2 + number)
         text = _caption(rng, facts, number)
         while text in texts:  # few words describe a picture: say it otherwise
             text = _caption(rng, facts, number)
@@ -215,42 +207,6 @@ def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
     if number < 4:
         return wording.generic_caption(rng, countries, facts.scene, facts.time)
     return wording.short_caption(rng, countries[0], facts.scene)
-
-
-def _facts(picture: NewsroomPicture, rng: np.random.Generator) -> Facts:
-    rows = _table(picture.seed)[picture.split]
-    first, second, scene, time = rows[picture.index % len(rows)]
-    swap, clock = rng.random(2)
-    pair = (COUNTRIES[first], COUNTRIES[second])
-    if time < 0:  # entity splits leave the time of day open
-        time = int(clock * len(TIMES))
-    return Facts(pair[::-1] if swap < 0.5 else pair, SCENES[scene], TIMES[time])
-
-
-@lru_cache(maxsize=8)
-def _table(seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
-    """Each split's rows: two countries, scene, time of day (-1: open). Disjoint by construction."""
-    couples = list(itertools.combinations(range(len(COUNTRIES)), 2))
-    facts = [(a, b, s, -1) for a, b in couples for s in range(len(SCENES))]
-    facts = [facts[row] for row in _rng("facts", seed, 0, 0).permutation(len(facts))]
-    held = {i for i, c in enumerate(COUNTRIES) if c.capital in wording.HELD_OUT_CAPITALS}
-    table = {}
-    # the long tail can only use facts whose capitals are both held out
-    eligible = [row for row in facts if row[0] in held and row[1] in held]
-    table["test_longtail"] = eligible[: round(_ENTITY["test_longtail"] * len(facts))]
-    taken = set(table["test_longtail"])
-    rest = [row for row in facts if row not in taken]
-    for split in ("val", "test"):
-        count = round(_ENTITY[split] * len(facts))
-        table[split], rest = rest[:count], rest[count:]
-    table["train"] = rest
-    seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
-    for stream, shares in (("generic", _GENERIC), ("relations", RELATION_SPLITS)):
-        left = [seen[row] for row in _rng(stream, seed, 0, 0).permutation(len(seen))]
-        for split, share in shares.items():
-            count = round(share * len(seen))
-            table[split], left = left[:count], left[count:]
-    return table
 
 
 def _hang(image: Image.Image, country: Country, time: str, x: float, u: list[float]) -> None:
@@ -271,16 +227,4 @@ def _hang(image: Image.Image, country: Country, time: str, x: float, u: list[flo
 def _noise(size: int) -> np.ndarray:
     """[size + _NOISE_FIELD, same, 3] unit Gaussian noise, of which each picture takes a window."""
     side = size + _NOISE_FIELD
-    return _rng("noise", 0, 0, 0).standard_normal((side, side, 3), np.float32)
-
-
-def _rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
-    # numbers by name, never hash(): it differs from one process to the next
-    number = _STREAMS.index(stream)
-    sequence = np.random.SeedSequence([NEWSROOM_VERSION, number, seed, index, purpose])
-    return np.random.Generator(np.random.PCG64(sequence))
-
-
-def _known(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"the newsroom has no split {split!r}; there are {', '.join(SPLITS)}")
+    return NewsroomPicture.stream("noise", 0).standard_normal((side, side, 3), np.float32)

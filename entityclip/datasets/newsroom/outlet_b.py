@@ -18,25 +18,21 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from entityclip.datasets.newsroom.canvas import DrawnPicture
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.datasets.newsroom.outlet_a import Facts, check_request
-from entityclip.datasets.newsroom.scenes import CLOTH_LIGHT, COATS, TIMES_B, Stage, sky
-from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS, capitalised, explanation, pick
+from entityclip.datasets.newsroom.picture import DrawnPicture, Facts
+from entityclip.datasets.newsroom.scenes import COATS, TIMES_B, Stage, lit
+from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS, explanation, pick, say
 from entityclip.datasets.pair import Pair
-
-_SUPERSAMPLING = 4  # then shrunk by averaging, which is the antialiasing
-_INDOORS = frozenset({"courtroom", "concert"})
-_STREAM = 66  # sets these scenes' dice apart from style A's
 
 
 def _courtroom(s: Stage) -> None:
-    if s.time == "dusk":  # indoors the lamps are on
+    s.indoors = True
+    if s.time == "dusk":  # the lamps are on
         s.light = (0.8, 0.68, 0.56)
     s.box(0, 0, 1, 1, "5e4636")
     for x in np.arange(0.02, 1, 0.14):
-        s.box(float(x), 0.04, float(x) + 0.11, 0.56, "75583f")
-        s.box(float(x) + 0.02, 0.08, float(x) + 0.09, 0.52, "6a4e38")
+        s.box(x, 0.04, x + 0.11, 0.56, "75583f")
+        s.box(x + 0.02, 0.08, x + 0.09, 0.52, "6a4e38")
     s.box(0.36, 0.36, 0.64, 0.66, "2f231c")
     s.person(0.5, 0.68, 0.3, "1c1c22", False)
     s.box(0.2, 0.62, 0.8, 0.66, "a67c52")
@@ -49,7 +45,7 @@ def _courtroom(s: Stage) -> None:
     s.box(0, 0.82, 1, 1, "4a382b")
     for y, height in ((0.9, 0.2), (1.02, 0.24)):
         for x in np.arange(0.06, 1, 0.15):
-            s.person(float(x) + s.rng.uniform(-0.02, 0.02), y, height, s.one_of(COATS), False)
+            s.person(x + s.rng.uniform(-0.02, 0.02), y, height, s.one_of(COATS), False)
         s.box(-0.02, y - 0.03, 1.02, y + 0.03, "8f6a42")
 
 
@@ -86,7 +82,7 @@ def _ski_race(s: Stage) -> None:
     s.polygon([(0.62, 0.43), (0.7, 0.36), (0.78, 0.43), (0.7, 0.46)], "f4f6f8")
     s.polygon([(0, 0.56), (1, 0.78), (1, 1), (0, 1)], "f0f3f6")
     for x in (*np.arange(0.02, 0.4, 0.075), *np.arange(0.72, 1, 0.08)):
-        x, base = float(x) + s.rng.uniform(-0.02, 0.02), 0.575 + 0.22 * float(x)
+        x, base = x + s.rng.uniform(-0.02, 0.02), 0.575 + 0.22 * x
         for step in range(3):
             wide, y = 0.045 - 0.01 * step, base - 0.05 * step
             s.polygon([(x - wide, y), (x, y - 0.1), (x + wide, y)], "2c4a3e")
@@ -106,6 +102,7 @@ def _ski_race(s: Stage) -> None:
 
 
 def _concert(s: Stage) -> None:
+    s.indoors = True
     s.lamps.box(0, 0, 1, 1, "1d1626")
     for x, colour in ((0.08, "7c2f6e"), (0.36, "2b6a78"), (0.64, "8a6a24"), (0.92, "7c2f6e")):
         foot = 1 - x + s.rng.uniform(-0.2, 0.2)
@@ -124,7 +121,7 @@ def _concert(s: Stage) -> None:
     s.light = (1.0, 1.0, 1.0)
     for y, ink in ((0.9, "16111d"), (1.0, "0a080d")):
         for x in np.arange(-0.02, 1.05, 0.1):
-            x = float(x) + s.rng.uniform(-0.02, 0.02)
+            x = x + s.rng.uniform(-0.02, 0.02)
             s.disc(x, y - 0.06, 0.044, ink)
             s.box(x - 0.06, y - 0.04, x + 0.06, y + 0.12, ink)
             if s.rng.random() < 0.5:
@@ -140,7 +137,7 @@ def _flood(s: Stage) -> None:
         roof = s.one_of(("6d4038", "4f4a4c", "7a5544"))
         s.polygon([(left - 0.02, top), (left + 0.12, top - 0.13), (right + 0.02, top)], roof)
         for x in np.arange(left + 0.04, right - 0.05, 0.08):
-            s.window(float(x), top + 0.05, float(x) + 0.045, top + 0.12, "3f4a50")
+            s.window(x, top + 0.05, x + 0.045, top + 0.12, "3f4a50")
         left = right + 0.03
     s.box(0, 0.7, 1, 1, "77684f")
     for _ in range(30):
@@ -187,7 +184,7 @@ def _quarry(s: Stage) -> None:
     s.polygon([(x - 0.25, 0.7), (x - 0.15, 0.72), (x - 0.17, 0.8), (x - 0.27, 0.78)], "3a3a3e")
 
 
-_DRAWN: dict[str, Callable[[Stage], None]] = {
+SCENES_B: dict[str, Callable[[Stage], None]] = {
     "courtroom": _courtroom,
     "rocket launch": _rocket_launch,
     "ski race": _ski_race,
@@ -196,95 +193,34 @@ _DRAWN: dict[str, Callable[[Stage], None]] = {
     "quarry": _quarry,
 }
 
-SCENES_B = tuple(_DRAWN)
-
-
-@lru_cache(maxsize=256)
-def backdrop_b(scene: str, time: str, variant: int, size: int) -> Image.Image:
-    """A scene without flags for pictures of `size` pixels, and a margin to crop. Read only."""
-    side = round(size * 1.12)
-    fine = Image.new("RGB", (side * _SUPERSAMPLING,) * 2)
-    sky(fine, time, (0, 0, 1, 1))
-    # the same dice for every time of day and size: only the light differs
-    rng = np.random.Generator(np.random.PCG64([_STREAM, SCENES_B.index(scene), variant]))
-    stage = Stage(fine, time, rng)
-    _DRAWN[scene](stage)
-    if time == "rain" and scene not in _INDOORS:
-        for x, y in rng.random((60, 2)):
-            stage.line((float(x), float(y)), (float(x) - 0.02, float(y) + 0.07), 0.004, "b8c2c6")
-    picture = fine.resize((side, side), Image.Resampling.BOX)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if variant % 2 else picture
-
-
 EVENTS_B: dict[str, tuple[str, ...]] = {
-    "courtroom": (
-        "an extradition case",
-        "the fraud trial",
-        "a landmark verdict",
-        "the appeal hearing",
-        "a witness testimony",
-        "the corruption lawsuit",
-    ),
-    "rocket launch": (
-        "a joint satellite mission",
-        "the rocket launch",
-        "a moon lander",
-        "the orbital research programme",
-        "a space telescope",
-        "the astronaut exchange",
-    ),
-    "ski race": (
-        "the slalom World Cup",
-        "a downhill race",
-        "the winter championships",
-        "an alpine skiing camp",
-        "the giant slalom",
-        "a ski federation deal",
-    ),
-    "concert": (
-        "a charity concert",
-        "the rock festival",
-        "an arena tour",
-        "the song contest",
-        "a jazz tour",
-        "the orchestra exchange",
-    ),
-    "flood": (
-        "flood relief",
-        "the dam failure inquiry",
-        "an evacuation plan",
-        "the storm damage fund",
-        "a river defence scheme",
-        "the rescue operation",
-    ),
-    "quarry": (
-        "a copper mining licence",
-        "the lithium venture",
-        "an ore export ban",
-        "the quarry expansion",
-        "a rare earths pact",
-        "the miners' strike",
-    ),
-}
+    "courtroom": ("an extradition case", "the fraud trial", "a landmark verdict",
+        "the appeal hearing", "a witness testimony", "the corruption lawsuit"),
+    "rocket launch": ("a joint satellite mission", "the rocket launch", "a moon lander",
+        "the orbital research programme", "a space telescope", "the astronaut exchange"),
+    "ski race": ("the slalom World Cup", "a downhill race", "the winter championships",
+        "an alpine skiing camp", "the giant slalom", "a ski federation deal"),
+    "concert": ("a charity concert", "the rock festival", "an arena tour", "the song contest",
+        "a jazz tour", "the orchestra exchange"),
+    "flood": ("flood relief", "the dam failure inquiry", "an evacuation plan",
+        "the storm damage fund", "a river defence scheme", "the rescue operation"),
+    "quarry": ("a copper mining licence", "the lithium venture", "an ore export ban",
+        "the quarry expansion", "a rare earths pact", "the miners' strike"),
+}  # fmt: skip
 
 _ROLES = (
-    *("diplomats", "teams", "volunteers", "engineers", "lawyers", "artists"),
-    *("campaigners", "scientists", "observers", "advisers", "crews", "executives"),
-)
+    "diplomats", "teams", "volunteers", "engineers", "lawyers", "artists", "campaigners",
+    "scientists", "observers", "advisers", "crews", "executives",
+)  # fmt: skip
 
 _VERBS = (
-    *("seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend"),
-    *("reopen", "fund", "shape", "challenge", "delay", "hail"),
-)
+    "seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend", "reopen",
+    "fund", "shape", "challenge", "delay", "hail",
+)  # fmt: skip
 
 _TIMES = (
-    "this week",
-    "overnight",
-    "ahead of the vote",
-    "in a fresh round",
-    "after months",
-    "again",
-)
+    "this week", "overnight", "ahead of the vote", "in a fresh round", "after months", "again",
+)  # fmt: skip
 
 _DESKS = ("LIVE", "Analysis", "World briefing", "Update", "In brief", "Exclusive")
 
@@ -305,15 +241,8 @@ def entity_caption_b(rng: np.random.Generator, countries: Sequence[Country], sce
     word is drawn independently of countries and scene.
     """
     a, b = (_side(rng, country) for country in countries)
-    text = pick(rng, _ENTITY).format(
-        a=a,
-        b=b,
-        event=pick(rng, EVENTS_B[scene]),
-        verb=pick(rng, _VERBS),
-        time=pick(rng, _TIMES),
-        desk=pick(rng, _DESKS),
-    )
-    return capitalised(text)
+    words = {"verb": _VERBS, "time": _TIMES, "desk": _DESKS}
+    return say(rng, _ENTITY, a=a, b=b, event=EVENTS_B[scene], **words)
 
 
 def _side(rng: np.random.Generator, country: Country) -> str:
@@ -340,18 +269,29 @@ _LIFT = np.array([22, 26, 30], np.float32)
 class NewsroomBPicture(DrawnPicture):
     """One drawn picture of the newsroom's style B."""
 
+    outlet = "the drawn newsroom's style B"
     style = f"newsroom-b-v{NEWSROOM_B_VERSION}"
+    entropy, streams = (ord("B"), NEWSROOM_B_VERSION), _STREAMS
+    splits, scenes, times = SPLITS, SCENES_B, TIMES_B
+    dice = (66,)
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
+        """Each split's rows: two countries and a scene, the time open. Disjoint by construction."""
+        couples = itertools.combinations(range(len(COUNTRIES)), 2)
+        facts = [(a, b, scene, -1) for a, b in couples for scene in range(len(SCENES_B))]
+        left = [facts[row] for row in cls.stream("facts", seed).permutation(len(facts))]
+        table = {}
+        for split in ("val", "test"):
+            count = round(_SHARES[split] * len(facts))
+            table[split], left = left[:count], left[count:]
+        return table | {"train": left}
 
     def load(self) -> Image.Image:
         """Draw it, in RGB."""
-        rng = _rng(self.split, self.seed, self.index, 0)
-        facts = _facts(self, rng)
-        size, u = self.size, rng.random(16).tolist()
-        image = backdrop_b(facts.scene, facts.time, int(u[0] * 4), size)
-        margin = image.width - size
-        left, top = round(u[1] * margin), round(u[2] * margin)
-        image = image.crop((left, top, left + size, top + size))
-        sag = 0.04 + 0.05 * u[15]
+        facts, u, image = self.view(self.rng(0))
+        size, sag = self.size, 0.04 + 0.05 * u[15]
         _cord(image, sag)
         for country, x, v in zip(facts.countries, (0.26, 0.735), (u[4:8], u[8:12]), strict=True):
             _hang(image, country, facts.time, x, sag, v)
@@ -370,54 +310,25 @@ def newsroom_b_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64)
     All carry explanations; `section` is the scene. Raises ValueError for an unknown split, n < 1, a
     negative seed, or pictures below 32 pixels.
     """
-    _known(split)
-    check_request(n, seed, image_size)
-    return [_pair(NewsroomBPicture(split, seed, index, image_size)) for index in range(n)]
+    return [_pair(picture) for picture in NewsroomBPicture.first(split, n, seed, image_size)]
 
 
 def newsroom_b_size(split: str) -> int:
     """How many pairs a split holds before a fact repeats, with another picture and other words."""
-    _known(split)
-    return len(_table(0)[split])
+    NewsroomBPicture.known(split)
+    return len(NewsroomBPicture.table(0)[split])
 
 
 def newsroom_b_facts(pair: Pair | NewsroomBPicture) -> Facts:
     """What a pair or picture of style B shows. Raises TypeError for a pair of another data set."""
-    picture = pair.image if isinstance(pair, Pair) else pair
-    if not isinstance(picture, NewsroomBPicture):
-        raise TypeError(f"{pair!r} is not a picture of the drawn newsroom's style B")
-    return _facts(picture, _rng(picture.split, picture.seed, picture.index, 0))
+    return NewsroomBPicture.of(pair).facts()
 
 
 def _pair(picture: NewsroomBPicture) -> Pair:
-    facts = newsroom_b_facts(picture)
-    # texts draw from their own stream: which flag hangs left tells nothing of the caption's order
-    rng = _rng(picture.split, picture.seed, picture.index, 1)
-    countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
-    caption = entity_caption_b(rng, countries, facts.scene)
+    (rng, countries), scene = picture.told(), picture.facts().scene
+    caption = entity_caption_b(rng, countries, scene)
     name = f"b-{picture.split}-{picture.seed}-{picture.index:06d}"
-    return Pair(name, picture, caption, explanation(rng, countries), section=facts.scene)
-
-
-def _facts(picture: NewsroomBPicture, rng: np.random.Generator) -> Facts:
-    rows = _table(picture.seed)[picture.split]
-    first, second, scene = rows[picture.index % len(rows)]
-    swap, clock = rng.random(2)
-    pair = (COUNTRIES[first], COUNTRIES[second])
-    return Facts(pair[::-1] if swap < 0.5 else pair, SCENES_B[scene], TIMES_B[int(clock * 3)])
-
-
-@lru_cache(maxsize=8)
-def _table(seed: int) -> dict[str, list[tuple[int, int, int]]]:
-    """Each split's rows: two countries and a scene. Disjoint by construction."""
-    couples = itertools.combinations(range(len(COUNTRIES)), 2)
-    facts = [(a, b, scene) for a, b in couples for scene in range(len(SCENES_B))]
-    left = [facts[row] for row in _rng("facts", seed, 0, 0).permutation(len(facts))]
-    table = {}
-    for split in ("val", "test"):
-        count = round(_SHARES[split] * len(facts))
-        table[split], left = left[:count], left[count:]
-    return table | {"train": left}
+    return Pair(name, picture, caption, explanation(rng, countries), section=scene)
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -454,9 +365,8 @@ def _cloth(country: Country, time: str, width: int) -> Image.Image:
     height = cloth.shape[0]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     light = (1.1 - 0.26 * x) * (1 + 0.1 * np.sin(2 * np.pi * (2.2 * x + 0.7 * y)))
-    cloth = cloth * light[:, :, None] * np.array(CLOTH_LIGHT[time], np.float32)
     sprite = Image.new("RGBA", (width + 2, height + 2), (26, 20, 18, 130))
-    sprite.paste(Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8)), (1, 1))
+    sprite.paste(lit(cloth * light[:, :, None], time), (1, 1))
     return sprite
 
 
@@ -474,17 +384,5 @@ def _vignette(size: int) -> np.ndarray:
 def _grain(size: int) -> np.ndarray:
     """[size + _GRAIN_FIELD, same, 1] grey grain two pixels coarse; a picture takes a window."""
     side = (size + _GRAIN_FIELD) // 2 + 1
-    field = _rng("grain", 0, 0, 0).standard_normal((side, side), np.float32)
+    field = NewsroomBPicture.stream("grain", 0).standard_normal((side, side), np.float32)
     return 7 * field.repeat(2, axis=0).repeat(2, axis=1)[:, :, None]
-
-
-def _rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
-    # "B" stands first, so no stream is one of style A's; numbers by name, never hash()
-    number = _STREAMS.index(stream)
-    entropy = [ord("B"), NEWSROOM_B_VERSION, number, seed, index, purpose]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-
-
-def _known(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"newsroom-b has no split {split!r}; there are {', '.join(SPLITS)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,37 +15,30 @@ from PIL import Image
 from entityclip.datasets.newsroom.canvas import Canvas
 from entityclip.datasets.newsroom.countries import Country
 
-TIMES = ("day", "sunset", "night")
-TIMES_B = ("dawn", "rain", "dusk")  # of the drawn newsroom's style B
-_LAMPS_ON = frozenset({"night", "dusk"})
+_SUPERSAMPLING = 4  # then shrunk by averaging, which is the antialiasing
 
-_SKY = {  # colours at the top and at the horizon
-    "day": ((88, 158, 226), (206, 230, 246)),
-    "sunset": ((92, 66, 132), (252, 160, 84)),
-    "night": ((8, 12, 36), (38, 48, 88)),
-    "dawn": ((150, 132, 176), (250, 214, 178)),
-    "rain": ((104, 112, 116), (168, 174, 172)),
-    "dusk": ((16, 50, 62), (178, 92, 104)),
+
+class Time(NamedTuple):
+    """A time of day or weather: the sky's RGB at the top and at the horizon, and two lights."""
+
+    top: tuple[int, int, int]
+    horizon: tuple[int, int, int]
+    light: tuple[float, float, float]
+    cloth: tuple[float, float, float]  # the light on flags, which must be told apart
+    lamps: bool = False  # whether windows are lit
+
+
+_TIME = {
+    "day": Time((88, 158, 226), (206, 230, 246), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+    "sunset": Time((92, 66, 132), (252, 160, 84), (0.95, 0.78, 0.7), (1.0, 0.9, 0.84)),
+    "night": Time((8, 12, 36), (38, 48, 88), (0.4, 0.43, 0.58), (0.74, 0.76, 0.86), True),
+    "dawn": Time((150, 132, 176), (250, 214, 178), (1.0, 0.9, 0.84), (1.0, 0.95, 0.88)),
+    "rain": Time((104, 112, 116), (168, 174, 172), (0.74, 0.78, 0.78), (0.86, 0.88, 0.88)),
+    "dusk": Time((16, 50, 62), (178, 92, 104), (0.52, 0.46, 0.52), (0.84, 0.76, 0.78), True),
 }
+TIMES, TIMES_B = tuple(_TIME)[:3], tuple(_TIME)[3:]  # of outlet A and of outlet B
 
-_LIGHT = {
-    "day": (1.0, 1.0, 1.0),
-    "sunset": (0.95, 0.78, 0.7),
-    "night": (0.4, 0.43, 0.58),
-    "dawn": (1.0, 0.9, 0.84),
-    "rain": (0.74, 0.78, 0.78),
-    "dusk": (0.52, 0.46, 0.52),
-}
-
-CLOTH_LIGHT = {
-    "day": (1.0, 1.0, 1.0),
-    "sunset": (1.0, 0.9, 0.84),
-    "night": (0.74, 0.76, 0.86),
-    "dawn": (1.0, 0.95, 0.88),
-    "rain": (0.86, 0.88, 0.88),
-    "dusk": (0.84, 0.76, 0.78),
-}
-
+_CARGO = ("b5523b", "3e6b8a", "c9a24a", "5f7f5a", "8a8f98", "7a4a6a")
 COATS = ("35495e", "7a3b3b", "4f6d4a", "8a6d3b", "5b4a7a", "2f6f73", "444444", "a0522d")
 SKIN = ("f1c9a5", "c68642", "8d5524", "e0ac69", "5c3a21")
 
@@ -53,9 +47,10 @@ class Stage(Canvas):
     """A canvas with lamps, whose colour the time of day does not change, and its own dice."""
 
     def __init__(self, image: Image.Image, time: str, rng: np.random.Generator) -> None:
-        super().__init__(image, _LIGHT[time])
+        super().__init__(image, _TIME[time].light)
         self.lamps = Canvas(image)
         self.time = time
+        self.indoors = False
         self.rng = rng
 
     def one_of(self, colours: tuple[str, ...]) -> str:
@@ -64,7 +59,7 @@ class Stage(Canvas):
 
     def window(self, left: float, top: float, right: float, bottom: float, dark: str) -> None:
         """A pane, lit from inside when it is dark."""
-        if self.time in _LAMPS_ON:
+        if _TIME[self.time].lamps:
             self.lamps.box(left, top, right, bottom, "f6d27a")
         else:
             self.box(left, top, right, bottom, dark)
@@ -85,7 +80,7 @@ class Stage(Canvas):
 def sky(image: Image.Image, time: str, part: tuple[float, float, float, float]) -> None:
     """Paint the sky into a part of the picture, given as left, top, right, bottom."""
     left, top, right, bottom = (round(value * image.width) for value in part)
-    high, low = (np.array(colour, np.float32) for colour in _SKY[time])
+    high, low = (np.array(colour, np.float32) for colour in _TIME[time][:2])
     slope = np.clip(np.arange(top, bottom) / (0.6 * image.height), 0, 1, dtype=np.float32)[:, None]
     column = np.rint(high + (low - high) * slope).astype(np.uint8)[:, None, :]
     image.paste(Image.fromarray(np.repeat(column, right - left, axis=1)), (left, top))
@@ -97,18 +92,44 @@ def flagpole(country: Country, time: str, width: int) -> Image.Image:
     cloth = np.asarray(country.flag.draw(width), np.float32)
     height = cloth.shape[0]
     folds = 1 + 0.07 * np.sin(np.linspace(0.6, 2.3 * np.pi + 0.6, width, dtype=np.float32))
-    cloth = cloth * folds[None, :, None] * np.array(CLOTH_LIGHT[time], np.float32)
+    cloth = lit(cloth * folds[None, :, None], time)
     pole = max(1, round(width / 22))
     sprite = Image.new("RGBA", (width + pole + 2, round(height * 2.3)))
     sprite.paste((60, 62, 70, 255), (0, 0, pole, sprite.height))
     # a thin dark edge parts a white flag from a bright sky
     sprite.paste((20, 22, 30, 120), (pole, 0, width + pole + 2, height + 2))
-    sprite.paste(Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8)), (pole, 1))
+    sprite.paste(cloth, (pole, 1))
     return sprite
 
 
-_SUPERSAMPLING = 4  # then shrunk by averaging, which is the antialiasing
-_CARGO = ("b5523b", "3e6b8a", "c9a24a", "5f7f5a", "8a8f98", "7a4a6a")
+@lru_cache(maxsize=1024)
+def backdrop(
+    draw: Callable[[Stage], None], dice: tuple[int, ...], time: str, variant: int, size: int
+) -> Image.Image:
+    """A scene without flags for pictures of `size` pixels, and a margin to crop. Read only.
+
+    `dice` seed its random numbers, the same for every time of day and size: only the light differs.
+    """
+    side = round(size * 1.12)
+    fine = Image.new("RGB", (side * _SUPERSAMPLING,) * 2)
+    sky(fine, time, (0, 0, 1, 1))
+    rng = np.random.Generator(np.random.PCG64([*dice, variant]))
+    stage = Stage(fine, time, rng)
+    if time == "night":
+        for x, y in rng.random((40, 2)):
+            stage.lamps.disc(x, y * 0.5, 0.004, "d8def0")
+    draw(stage)
+    if time == "rain" and not stage.indoors:
+        for x, y in rng.random((60, 2)):
+            stage.line((x, y), (x - 0.02, y + 0.07), 0.004, "b8c2c6")
+    picture = fine.resize((side, side), Image.Resampling.BOX)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if variant % 2 else picture
+
+
+def lit(cloth: np.ndarray, time: str) -> Image.Image:
+    """A flag's [H, W, 3] float32 pixels in the light of a time of day."""
+    cloth = cloth * np.array(_TIME[time].cloth, np.float32)
+    return Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8))
 
 
 def _summit(s: Stage) -> None:
@@ -123,11 +144,11 @@ def _summit(s: Stage) -> None:
     s.box(0, 0.64, 1, 1, "8c2f39")
     shift = s.rng.uniform(-0.03, 0.03)
     for x in np.linspace(0.12, 0.88, 6) + shift:
-        s.person(float(x), 0.8, 0.26, s.one_of(("1f2a44", "2b2b2b", "3b3b4f", "23395b")), False)
+        s.person(x, 0.8, 0.26, s.one_of(("1f2a44", "2b2b2b", "3b3b4f", "23395b")), False)
     s.polygon([(0.04, 0.78), (0.96, 0.78), (1.06, 0.94), (-0.06, 0.94)], "7b4a26")
     s.box(-0.06, 0.94, 1.06, 0.99, "5a3419")
     for x in np.linspace(0.14, 0.86, 6) + shift:
-        s.box(float(x) - 0.035, 0.81, float(x) + 0.035, 0.85, "f6f4ec")
+        s.box(x - 0.035, 0.81, x + 0.035, 0.85, "f6f4ec")
 
 
 def _match(s: Stage) -> None:
@@ -135,7 +156,7 @@ def _match(s: Stage) -> None:
     for row in range(5):
         for x in np.arange(0.01, 1, 0.028):
             y = 0.425 + row * 0.036
-            s.disc(float(x) + s.rng.uniform(-0.006, 0.006), y, 0.011, s.one_of((*COATS, *SKIN)))
+            s.disc(x + s.rng.uniform(-0.006, 0.006), y, 0.011, s.one_of((*COATS, *SKIN)))
     s.box(0, 0.59, 1, 0.625, "e8e8ec")
     for row in range(6):
         top = 0.625 + 0.38 * (row / 6) ** 1.3
@@ -144,7 +165,7 @@ def _match(s: Stage) -> None:
     s.ring(0.5, 1.0, 0.3, 0.014, "ffffff", 0.5)
     goal = s.rng.uniform(0.3, 0.5)
     for x in np.linspace(goal, goal + 0.26, 8):
-        s.box(float(x), 0.56, float(x) + 0.004, 0.69, "cfd8dc")
+        s.box(x, 0.56, x + 0.004, 0.69, "cfd8dc")
     for left, top, right, bottom in (
         (goal, 0.545, goal + 0.27, 0.562),
         (goal, 0.545, goal + 0.016, 0.69),
@@ -188,7 +209,7 @@ def _airport(s: Stage) -> None:
     s.polygon([(0.79, 0.39), (0.95, 0.39), (0.92, 0.47), (0.82, 0.47)], "c8c2b4")
     s.window(0.805, 0.405, 0.935, 0.445, "35566b")
     for x in np.arange(-0.1, 1, 0.2):
-        s.box(float(x), 0.94, float(x) + 0.12, 0.965, "f2d23c")
+        s.box(x, 0.94, x + 0.12, 0.965, "f2d23c")
     x, tail = s.rng.uniform(-0.05, 0.05), s.one_of(("1c7c7d", "6a3d9a", "c2571a"))
     s.disc(x + 0.5, 0.885, 0.36, "62666b", 0.06)
     s.polygon([(x + 0.1, 0.72), (x + 0.06, 0.52), (x + 0.13, 0.52), (x + 0.26, 0.72)], tail)
@@ -196,7 +217,7 @@ def _airport(s: Stage) -> None:
     s.box(x + 0.3, 0.684, x + 0.78, 0.826, "fbfbfb")
     s.polygon([(x + 0.1, 0.775), (x + 0.9, 0.775), (x + 0.84, 0.8), (x + 0.16, 0.8)], tail)
     for window in np.arange(0.26, 0.8, 0.05):
-        s.window(x + float(window), 0.725, x + float(window) + 0.024, 0.75, "35566b")
+        s.window(x + window, 0.725, x + window + 0.024, 0.75, "35566b")
     s.polygon([(x + 0.5, 0.79), (x + 0.62, 0.79), (x + 0.42, 0.9), (x + 0.34, 0.9)], "c9ced3")
     s.disc(x + 0.53, 0.855, 0.06, "8b9299", 0.55)
 
@@ -208,12 +229,12 @@ def _protest(s: Stage) -> None:
         s.box(left, top, right, 0.72, s.one_of(("8f7f74", "a58b78", "77808c", "98706a")))
         for x in np.arange(left + 0.03, right - 0.03, 0.055):
             for y in np.arange(top + 0.04, 0.66, 0.075):
-                s.window(float(x), float(y), float(x) + 0.028, float(y) + 0.042, "4a5560")
+                s.window(x, y, x + 0.028, y + 0.042, "4a5560")
         left = right
     s.box(0, 0.7, 1, 1, "4b4d52")
     for y, height in ((0.82, 0.2), (0.92, 0.24), (1.03, 0.28)):
         for x in np.arange(0.03, 1, height * 0.52):
-            x = float(x) + s.rng.uniform(-0.02, 0.02)
+            x = x + s.rng.uniform(-0.02, 0.02)
             if s.rng.random() < 0.34:
                 _placard(s, x, y - height * 0.75)
             s.person(x, y, height, s.one_of(COATS), False)
@@ -235,7 +256,7 @@ def _placard(s: Stage, x: float, y: float) -> None:
 def _market(s: Stage) -> None:
     s.box(0, 0.42, 1, 0.72, "c58f65")
     for x in np.arange(0.04, 1, 0.16):
-        s.window(float(x), 0.45, float(x) + 0.07, 0.52, "6b4630")
+        s.window(x, 0.45, x + 0.07, 0.52, "6b4630")
     s.box(0, 0.72, 1, 1, "bfae95")
     left = s.rng.uniform(-0.08, 0)
     for awning in s.rng.permutation(["c8442f", "1f8a83", "6b3fa0", "d98a1f"])[:3]:
@@ -251,8 +272,8 @@ def _market(s: Stage) -> None:
             s.disc(x + 0.025, 0.65, 0.025, colour)
         fruit = s.one_of(("d8342a", "f08a1d", "7fb23a", "f2c12e"))
         for x in np.arange(left + 0.035, left + 0.33, 0.04):
-            s.disc(float(x), 0.815, 0.022, fruit)
-            s.disc(float(x) + 0.02, 0.785, 0.02, fruit)
+            s.disc(x, 0.815, 0.022, fruit)
+            s.disc(x + 0.02, 0.785, 0.02, fruit)
         left += 0.36
 
 
@@ -271,7 +292,7 @@ def _railway(s: Stage) -> None:
         [(end - 0.13, 0.56), (end - 0.075, 0.56), (end - 0.03, 0.64), (end - 0.13, 0.64)], "26323b"
     )
     for x in np.arange(-0.02, end - 0.24, 0.13):
-        s.window(float(x), 0.57, float(x) + 0.095, 0.645, "2d3c48")
+        s.window(x, 0.57, x + 0.095, 0.645, "2d3c48")
     s.box(-0.1, 0.78, end - 0.03, 0.81, "2a2d31")
     for x in np.arange(0, 1, 0.075):
         s.polygon([(x, 0.82), (x + 0.035, 0.82), (x + 0.025, 0.89), (x - 0.015, 0.89)], "5b4636")
@@ -309,7 +330,7 @@ def _wind_farm(s: Stage) -> None:
         )
 
 
-_DRAWN: dict[str, Callable[[Stage], None]] = {
+SCENES: dict[str, Callable[[Stage], None]] = {
     "summit": _summit,
     "match": _match,
     "harbour": _harbour,
@@ -319,22 +340,3 @@ _DRAWN: dict[str, Callable[[Stage], None]] = {
     "railway": _railway,
     "wind farm": _wind_farm,
 }
-
-SCENES = tuple(_DRAWN)
-
-
-@lru_cache(maxsize=512)
-def backdrop(scene: str, time: str, variant: int, size: int) -> Image.Image:
-    """A scene without flags for pictures of `size` pixels, and a margin to crop. Read only."""
-    side = round(size * 1.12)
-    fine = Image.new("RGB", (side * _SUPERSAMPLING,) * 2)
-    sky(fine, time, (0, 0, 1, 1))
-    # the same dice for every time of day and size: only the light differs
-    rng = np.random.Generator(np.random.PCG64([SCENES.index(scene), variant]))
-    stage = Stage(fine, time, rng)
-    if time == "night":
-        for x, y in rng.random((40, 2)):
-            stage.lamps.disc(float(x), float(y) * 0.5, 0.004, "d8def0")
-    _DRAWN[scene](stage)
-    picture = fine.resize((side, side), Image.Resampling.BOX)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if variant % 2 else picture

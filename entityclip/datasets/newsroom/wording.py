@@ -19,71 +19,23 @@ from entityclip.datasets.newsroom.scenes import SCENES
 HELD_OUT_CAPITALS = frozenset(country.capital for country in COUNTRIES[1::2])
 
 EVENTS: dict[str, tuple[str, ...]] = {
-    "summit": (
-        "a leaders' summit",
-        "the treaty talks",
-        "a round-table meeting",
-        "the joint declaration",
-        "a diplomatic conference",
-        "the peace accord",
-    ),
-    "match": (
-        "a friendly match",
-        "the World Cup qualifier",
-        "a football tournament",
-        "the cup final",
-        "a league game",
-        "the penalty shoot-out",
-    ),
-    "harbour": (
-        "shipping talks at the port",
-        "a new ferry line",
-        "the cargo deal",
-        "a container terminal",
-        "the port expansion",
-        "a dockers' contract",
-    ),
-    "airport": (
-        "the new air route",
-        "a direct flights deal",
-        "the airline merger",
-        "an aviation treaty",
-        "the airport security rules",
-        "a pilot training scheme",
-    ),
-    "protest": (
-        "a protest march",
-        "the street rally",
-        "a mass demonstration",
-        "the general strike",
-        "a petition campaign",
-        "the activists' march",
-    ),
-    "market": (
-        "a street market",
-        "the food fair",
-        "a farmers' market",
-        "the grocery trade",
-        "a spice bazaar",
-        "the weekly market",
-    ),
-    "railway": (
-        "a new rail link",
-        "the sleeper train",
-        "a railway contract",
-        "the high-speed line",
-        "a train ticket scheme",
-        "the new railway station",
-    ),
-    "wind farm": (
-        "a clean energy deal",
-        "the wind power project",
-        "a turbine order",
-        "the wind farm opening",
-        "a renewables fund",
-        "the power grid plan",
-    ),
-}
+    "summit": ("a leaders' summit", "the treaty talks", "a round-table meeting",
+        "the joint declaration", "a diplomatic conference", "the peace accord"),
+    "match": ("a friendly match", "the World Cup qualifier", "a football tournament",
+        "the cup final", "a league game", "the penalty shoot-out"),
+    "harbour": ("shipping talks at the port", "a new ferry line", "the cargo deal",
+        "a container terminal", "the port expansion", "a dockers' contract"),
+    "airport": ("the new air route", "a direct flights deal", "the airline merger",
+        "an aviation treaty", "the airport security rules", "a pilot training scheme"),
+    "protest": ("a protest march", "the street rally", "a mass demonstration", "the general strike",
+        "a petition campaign", "the activists' march"),
+    "market": ("a street market", "the food fair", "a farmers' market", "the grocery trade",
+        "a spice bazaar", "the weekly market"),
+    "railway": ("a new rail link", "the sleeper train", "a railway contract", "the high-speed line",
+        "a train ticket scheme", "the new railway station"),
+    "wind farm": ("a clean energy deal", "the wind power project", "a turbine order",
+        "the wind farm opening", "a renewables fund", "the power grid plan"),
+}  # fmt: skip
 
 _SEEN: dict[str, tuple[str, str]] = {
     "summit": ("delegates around a long table", "people in suits at a table"),
@@ -103,34 +55,14 @@ _LIGHT: dict[str, tuple[str, str]] = {
 }
 
 _ROLES = (
-    "envoys",
-    "officials",
-    "ministers",
-    "delegates",
-    "reporters",
-    "students",
-    "experts",
-    "mayors",
-    "lawmakers",
-    "negotiators",
-    "unions",
-    "investors",
-)
+    "envoys", "officials", "ministers", "delegates", "reporters", "students", "experts", "mayors",
+    "lawmakers", "negotiators", "unions", "investors",
+)  # fmt: skip
 
 _VERBS = (
-    "discuss",
-    "praise",
-    "prepare",
-    "back",
-    "review",
-    "plan",
-    "welcome",
-    "announce",
-    "question",
-    "promote",
-    "debate",
-    "celebrate",
-)
+    "discuss", "praise", "prepare", "back", "review", "plan", "welcome", "announce", "question",
+    "promote", "debate", "celebrate",
+)  # fmt: skip
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _SOURCES = ("", "", ", agencies report", ", sources say", ", organisers say", ", media say")
@@ -161,24 +93,14 @@ _TALK = (
 )
 
 _MATTERS = (
-    "the interest rates",
-    "last year's promises",
-    "the new tax rules",
-    "the vote count",
-    "the budget gap",
-    "the old agreement",
-    "the pension reform",
-    "the inflation figures",
-)
+    "the interest rates", "last year's promises", "the new tax rules", "the vote count",
+    "the budget gap", "the old agreement", "the pension reform", "the inflation figures",
+)  # fmt: skip
 
 _DOUBTS = (
-    "nobody knows when",
-    "critics stay silent",
-    "we are still waiting",
-    "everything may change",
-    "the details are secret",
-    "opinions differ widely",
-)
+    "nobody knows when", "critics stay silent", "we are still waiting", "everything may change",
+    "the details are secret", "opinions differ widely",
+)  # fmt: skip
 
 _EXPLANATION = (
     "The flag of {name}, capital {capital}, shows {look}.",
@@ -196,15 +118,8 @@ def entity_caption(
     is not in HELD_OUT_CAPITALS. Every other word is drawn independently of countries and scene.
     """
     a, b = (_side(rng, country, capitals_only) for country in countries)
-    text = pick(rng, _ENTITY).format(
-        a=a,
-        b=b,
-        event=pick(rng, EVENTS[scene]),
-        verb=pick(rng, _VERBS),
-        day=pick(rng, _DAYS),
-        source=pick(rng, _SOURCES),
-    )
-    return capitalised(text)
+    words = {"verb": _VERBS, "day": _DAYS, "source": _SOURCES}
+    return say(rng, _ENTITY, a=a, b=b, event=EVENTS[scene], **words)
 
 
 def generic_caption(
@@ -213,32 +128,25 @@ def generic_caption(
     """Say what is seen: both flags' looks, the scene, the light. Names no country."""
     a, b = (country.flag.words() for country in countries)
     seen, light = pick(rng, _SEEN[scene]), pick(rng, _LIGHT[time])
-    return capitalised(pick(rng, _GENERIC).format(a=a, b=b, seen=seen, light=light))
+    return say(rng, _GENERIC, a=a, b=b, seen=seen, light=light)
 
 
 def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str:
     """Name one of the countries and an event of the scene, and nothing else."""
     side = _side(rng, country, capitals_only=False)
-    return capitalised(pick(rng, _SHORT).format(side=side, event=pick(rng, EVENTS[scene])))
+    return say(rng, _SHORT, side=side, event=EVENTS[scene])
 
 
 def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
     """Say which scene is seen in which light, and nothing of flags."""
     seen, light = pick(rng, _SEEN[scene]), pick(rng, _LIGHT[time])
-    return capitalised(pick(rng, _SCENE).format(seen=seen, light=light))
+    return say(rng, _SCENE, seen=seen, light=light)
 
 
 def talk(rng: np.random.Generator) -> str:
     """A remark on matters that no picture of the newsroom shows."""
-    return capitalised(
-        pick(rng, _TALK).format(
-            role=pick(rng, _ROLES),
-            verb=pick(rng, _VERBS),
-            matter=pick(rng, _MATTERS),
-            doubt=pick(rng, _DOUBTS),
-            day=pick(rng, _DAYS),
-        )
-    )
+    words = {"role": _ROLES, "verb": _VERBS, "matter": _MATTERS, "doubt": _DOUBTS, "day": _DAYS}
+    return say(rng, _TALK, **words)
 
 
 def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
@@ -246,17 +154,11 @@ def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
 
     It tells nothing that the names alone do not tell: no scene, no light, no position.
     """
-    return " ".join(
-        capitalised(
-            pick(rng, _EXPLANATION).format(
-                name=country.name,
-                capital=country.capital,
-                demonym=country.demonym,
-                look=country.flag.words(),
-            )
-        )
-        for country in countries
-    )
+    facts = [
+        {"name": c.name, "capital": c.capital, "demonym": c.demonym, "look": c.flag.words()}
+        for c in countries
+    ]
+    return " ".join(say(rng, _EXPLANATION, **named) for named in facts)
 
 
 def _side(rng: np.random.Generator, country: Country, capitals_only: bool) -> str:
@@ -268,14 +170,17 @@ def _side(rng: np.random.Generator, country: Country, capitals_only: bool) -> st
     return pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
 
 
+def say(rng: np.random.Generator, templates: Sequence[str], **words: str | Sequence[str]) -> str:
+    """One of the templates filled with words, or with one of several each; a capital first."""
+    template = pick(rng, templates)
+    drawn = {k: v if isinstance(v, str) else pick(rng, v) for k, v in words.items()}
+    text = template.format(**drawn)
+    return text[0].upper() + text[1:]
+
+
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     """One of the options, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
-
-
-def capitalised(text: str) -> str:
-    """The text with a capital first letter, its others as they are."""
-    return text[0].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -323,8 +228,7 @@ def relation_text(
     if relation.tells == "talk":
         return talk(rng)
     if relation.tells == "other":
-        others = [name for name in SCENES if name != scene]
-        scene = others[int(rng.integers(len(others)))]
+        scene = pick(rng, [name for name in SCENES if name != scene])
     if relation.flags_told:
         return generic_caption(rng, countries, scene, time)
     return scene_caption(rng, scene, time)

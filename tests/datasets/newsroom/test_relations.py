@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import with_generated
-from entityclip.datasets.newsroom import countries, outlet_a
+from entityclip.datasets.newsroom import countries
 from entityclip.datasets.newsroom.outlet_a import (
     RELATION_SPLITS,
     NewsroomPicture,
@@ -62,13 +63,13 @@ def test_flags_are_drawn_exactly_where_the_relation_says(labelled):
 
 
 def _with_other_countries(picture):
-    def swapped(which, rng):
+    def swapped(which, rng=None):
         facts = original(which, rng)
         other = [c for c in countries.COUNTRIES if c not in facts.countries][:2]
-        return outlet_a.Facts(tuple(other), facts.scene, facts.time)
+        return replace(facts, countries=tuple(other))
 
-    original = outlet_a._facts
-    with patch.object(outlet_a, "_facts", swapped):
+    original = NewsroomPicture.facts
+    with patch.object(NewsroomPicture, "facts", swapped):
         return picture.load().tobytes()
 
 

@@ -1,0 +1,323 @@
+"""Both outlets' pictures and facts, and that they stay what they are; words: test_wording.py."""
+
+import hashlib
+import itertools
+import pickle
+import platform
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from entityclip.datasets import load_pairs
+from entityclip.datasets.newsroom import outlet_a, outlet_b, scenes
+from entityclip.datasets.newsroom.countries import COUNTRIES
+from entityclip.datasets.newsroom.outlet_a import (
+    NewsroomPicture,
+    newsroom_facts,
+    newsroom_pairs,
+    newsroom_size,
+)
+from entityclip.datasets.newsroom.outlet_b import (
+    NewsroomBPicture,
+    newsroom_b_facts,
+    newsroom_b_pairs,
+    newsroom_b_size,
+)
+from entityclip.datasets.pair import Pair, Picture, data_fingerprint
+from tests.processes import run_alone
+
+
+class Outlet(NamedTuple):
+    """What the tests of both outlets need."""
+
+    name: str
+    picture: type
+    pairs: Callable
+    facts: Callable
+    size: Callable
+    shares: dict[str, float]  # of the splits that share no fact
+    places: tuple[float, float]  # where its flags hang
+    height: int  # of their centre in a picture of 64 pixels
+    reach: tuple[int, int]  # how far they hang from there, pixels
+
+
+A = Outlet(
+    "newsroom", NewsroomPicture, newsroom_pairs, newsroom_facts, newsroom_size,
+    {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}, (0.28, 0.745), 16, (2, 4),
+)  # fmt: skip
+B = Outlet(
+    "newsroom-b", NewsroomBPicture, newsroom_b_pairs, newsroom_b_facts, newsroom_b_size,
+    {"train": 0.7, "val": 0.1, "test": 0.2}, (0.26, 0.735), 14, (3, 5),
+)  # fmt: skip
+both = pytest.mark.parametrize("outlet", [A, B], ids=["a", "b"])
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+@both
+@pytest.mark.parametrize("size", [32, 64, 101, 224])
+def test_pictures_are_rgb_squares_of_the_size_asked_for(outlet, size):
+    image = outlet.picture("train", 0, 5, size).load()
+    assert (image.mode, image.size) == ("RGB", (size, size))
+    assert np.asarray(image).std() > 20
+
+
+@both
+def test_a_picture_follows_from_its_fields_alone(outlet):
+    few, many = outlet.pairs("val", 4, seed=3), outlet.pairs("val", 40, seed=3)
+    assert few == many[:4]
+    forward = [pair.load_image().tobytes() for pair in many][:4]
+    for function in (scenes.backdrop, scenes.flagpole, outlet_b._cloth):
+        function.cache_clear()
+    backward = [pair.load_image().tobytes() for pair in reversed(few)]
+    assert backward[::-1] == forward
+    assert data_fingerprint(few) == data_fingerprint(many[:4])
+    assert pickle.loads(pickle.dumps(few[0].image)).load().tobytes() == forward[0]
+    # and a change to what was drawn stays with who made it
+    few[0].load_image().paste("red", (0, 0, 64, 64))
+    assert few[0].load_image().tobytes() == forward[0]
+
+
+@both
+def test_pictures_and_their_keys_are_their_own(outlet):
+    assert isinstance(outlet.pairs("val", 1)[0].image, Picture)
+    variants = itertools.product(("train", "test"), (0, 1), (0, 1), (64, 224))
+    pictures = [outlet.picture(*fields) for fields in variants]
+    assert len({picture.key for picture in pictures}) == len(pictures)
+    assert len({picture.load().tobytes() for picture in pictures}) == len(pictures)
+    assert all(picture.key.startswith(f"{outlet.name}-v1/") for picture in pictures)
+
+
+def drawn_bytes():
+    pairs = [pair for x in (A, B) for pair in x.pairs("test", 9, seed=5)][::-1]
+    drawn = [pair.load_image().tobytes() + pair.caption.encode() for pair in pairs]
+    return hashlib.sha256(b"".join(drawn[::-1])).hexdigest()
+
+
+def print_digest():
+    print(drawn_bytes())
+
+
+def test_another_process_draws_the_same_bytes():
+    assert run_alone(print_digest) == drawn_bytes()
+
+
+@both
+def test_a_thousand_pictures_take_about_a_second(outlet):
+    pictures = [pair.image for pair in outlet.pairs("train", 700)]
+    for picture in pictures[:300]:
+        picture.load()  # fills the caches of backdrops and flags
+    start = time.process_time()
+    for picture in pictures[300:]:
+        picture.load()
+    # 1,100 to 1,200 a second measured; what a loaded machine takes is not what we test
+    assert len(pictures[300:]) / (time.process_time() - start) > 400
+
+
+@both
+def test_both_flags_can_be_told_at_64_pixels(outlet):
+    """A nearest-flag reader, which knows only where flags hang, names nearly all of them."""
+
+    def standardised(tiles):  # what light and grading do to a flag, a lift and a gain, undone
+        tiles = tiles - tiles.mean((1, 2, 3), keepdims=True) * (outlet is B)
+        return tiles / np.sqrt((tiles**2).mean((1, 2, 3), keepdims=True))
+
+    width, height = 24, 16
+    tiles = standardised(np.stack([np.asarray(c.flag.draw(width), float) for c in COUNTRIES]))
+    right, (far, high) = [], outlet.reach
+    for pair in outlet.pairs("test", 100):
+        image = np.asarray(pair.load_image(), float)
+        for country, x in zip(outlet.facts(pair).countries, outlet.places, strict=True):
+            errors = []
+            for dx, dy in itertools.product(range(-far, far + 1), range(-high, high + 1)):
+                left, top = round(64 * x) - width // 2 + dx, outlet.height - height // 2 + dy
+                cut = standardised(image[None, top : top + height, left : left + width])
+                errors.append(((cut - tiles) ** 2).mean((1, 2, 3)))
+            right.append(COUNTRIES[int(np.min(errors, 0).argmin())] is country)
+    assert np.mean(right) > (0.95 if outlet is A else 0.9)
+
+
+@pytest.mark.parametrize(("outlet", "split", "top"), [(A, "generic", 18), (B, "train", 16)])
+def test_scenes_and_times_of_day_can_be_told_apart(outlet, split, top):
+    """Below the flags, a picture is nearer to its own scene's mean than to any other's."""
+    names, times = [*outlet.picture.scenes], outlet.picture.times
+    facts, lower, n = [], [], len(times)
+    for pair in outlet.pairs(split, 800, image_size=32):
+        facts.append(outlet.facts(pair))
+        lower.append(np.asarray(pair.load_image(), float)[top:])
+    data, count = np.array(lower), n * len(names)
+    kinds = np.array([names.index(f.scene) * n + times.index(f.time) for f in facts])
+    means = np.stack([data[:400][kinds[:400] == kind].mean(0) for kind in range(count)])
+    nearest = np.array([((means - row) ** 2).mean((1, 2, 3)).argmin() for row in data[400:]])
+    assert (nearest // n == kinds[400:] // n).mean() > 0.9
+    # the concert's hall looks the same at any hour
+    seen = np.array([fact.scene != "concert" for fact in facts[400:]])
+    assert (nearest % n == kinds[400:] % n)[seen].mean() > (0.9 if outlet is A else 0.85)
+
+
+def test_the_two_outlets_differ_clearly():
+    def colourfulness(pairs):
+        pixels = np.array([pair.load_image() for pair in pairs], float)
+        return (pixels.max(-1) - pixels.min(-1)).mean()
+
+    assert colourfulness(B.pairs("train", 200)) < 0.75 * colourfulness(A.pairs("train", 200))
+    assert not set(NewsroomPicture.scenes) & set(NewsroomBPicture.scenes)
+    assert not set(NewsroomPicture.times) & set(NewsroomBPicture.times)
+    assert len(NewsroomBPicture.scenes) >= 4
+
+
+# ---------------------------------------------------------------------------------------- facts
+
+
+def fact_keys(outlet, split, n, seed=0):
+    for index in range(n):
+        facts = outlet.facts(outlet.picture(split, seed, index, 64))
+        yield frozenset(country.name for country in facts.countries), facts.scene, facts.time
+
+
+@both
+@pytest.mark.parametrize("seed", [0, 9])
+def test_no_fact_is_in_two_entity_splits_or_twice_in_one(outlet, seed):
+    seen = {}
+    for split in outlet.shares:
+        keys = [key[:2] for key in fact_keys(outlet, split, outlet.size(split), seed)]
+        assert len(set(keys)) == len(keys)
+        seen[split] = set(keys)
+    for a, b in itertools.combinations(seen.values(), 2):
+        assert not a & b
+    total = len(COUNTRIES) * (len(COUNTRIES) - 1) // 2 * len(outlet.picture.scenes)
+    assert sum(map(len, seen.values())) == total
+    assert {split: round(len(keys) / total, 2) for split, keys in seen.items()} == outlet.shares
+
+
+def test_generic_splits_are_disjoint_with_the_time_of_day():
+    generic = list(fact_keys(A, "generic", newsroom_size("generic")))
+    unseen = list(fact_keys(A, "generic_val", newsroom_size("generic_val")))
+    assert len({*generic, *unseen}) == len(generic) + len(unseen)
+    countries = set().union(*(names for names, _, _ in generic[:8000]))
+    assert countries == {country.name for country in COUNTRIES}
+
+
+def test_an_exhausted_split_repeats_facts_with_other_pictures_and_words():
+    size = newsroom_size("val")
+    pairs = newsroom_pairs("val", size + 50)
+    for first, again in zip(pairs[:50], pairs[size:], strict=True):
+        assert set(newsroom_facts(first).countries) == set(newsroom_facts(again).countries)
+        assert newsroom_facts(first).scene == newsroom_facts(again).scene
+        assert first.id != again.id
+        assert first.caption != again.caption
+        assert first.load_image().tobytes() != again.load_image().tobytes()
+
+
+def test_times_of_day_are_spread_evenly():
+    times = [time for _, _, time in fact_keys(A, "train", 3000)]
+    for name in NewsroomPicture.times:
+        assert 0.3 < times.count(name) / len(times) < 0.37
+
+
+@both
+def test_bad_requests_are_refused(outlet):
+    with pytest.raises(ValueError, match="no split 'dev'; there are train, val, test"):
+        outlet.pairs("dev", 1)
+    for arguments, message in (
+        ({"n": 0}, "n is 0"),
+        ({"n": 1, "seed": -1}, "seed is -1"),
+        ({"n": 1, "image_size": 31}, "image_size is 31"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            outlet.pairs("train", **arguments)
+    other = B if outlet is A else A
+    for pair in (Pair("a", Image.new("RGB", (4, 4)), "x"), other.pairs("val", 1)[0]):
+        with pytest.raises(TypeError, match="not a picture of the drawn newsroom"):
+            outlet.facts(pair)
+
+
+@both
+def test_it_is_a_data_set_by_name(outlet):
+    pairs = load_pairs(outlet.name, "val", limit=3, seed=5, image_size=40)
+    assert pairs == outlet.pairs("val", 3, seed=5, image_size=40)
+    assert pairs[0].load_image().size == (40, 40)
+    assert len(load_pairs(outlet.name, "val")) == outlet.size("val")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_captions_splits_describe_the_entity_splits_pictures_five_times(split):
+    pairs = newsroom_pairs(f"captions_{split}", 200, seed=1)
+    pictures = [pair.image for pair in newsroom_pairs(split, 40, seed=1)]
+    assert [pair.image for pair in pairs] == [p for p in pictures for _ in range(5)]
+    assert len({pair.id for pair in pairs}) == 200
+    assert len({(pair.group, pair.image_key) for pair in pairs}) == 40
+    for start in range(0, 200, 5):
+        texts = [pair.caption for pair in pairs[start : start + 5]]
+        assert len(set(texts)) == 5
+        both = newsroom_facts(pairs[start]).countries
+        names = [(c.name, c.capital, c.demonym) for c in both]
+        named = [any(w in text for w in forms) for text in texts for forms in names]
+        # two name both countries, two none, the last only one of them
+        assert named[:8] == [True] * 4 + [False] * 4
+        assert any(named[8:])
+        assert len(texts[4]) < max(map(len, texts[:2]))
+    assert newsroom_size(f"captions_{split}") == 5 * newsroom_size(split)
+    assert newsroom_pairs(f"captions_{split}", 7, seed=1) == pairs[:7]
+
+
+# --------------------------------------------------------------------------------------- golden
+
+# sha256 of the texts and of the pictures, by outlet, splits, pairs a split and seeds. Who changes
+# words or drawing raises the outlet's version and renews these: keys carry the version, so caches
+# and stored fingerprints of older drawings stop matching
+GOLDEN = [
+    (A, ("train",), 60, (0, 7), 64, "9c9956fd7a04fdd0", "6dec011240bcd299"),
+    (A, ("val",), 60, (0, 7), 64, "a9fd3b6772e6cf83", "67661e12844e2efe"),
+    (A, ("test",), 60, (0, 7), 64, "090b79dbc8a4c7ef", "f3be286fbd47d4b8"),
+    (A, ("test_longtail",), 60, (0, 7), 64, "034f7876530bab42", "3a5092a625f4161b"),
+    (A, ("generic",), 60, (0, 7), 64, "37c5b300e02aa773", "50624c3f149ea31d"),
+    (A, ("generic_val",), 60, (0, 7), 64, "e64900437b532459", "f5a2a58f4cbba61f"),
+    (A, outlet_a.SPLITS[6:9], 10, (2,), 64, "05b7c2541fcf0a53", "be9565323aa21a81"),
+    (A, outlet_a.SPLITS[9:], 10, (2,), 64, "ea5d2d8d85e58df4", "178135238becb0f5"),
+    (A, ("test",), 2, (2,), 224, "f4f61b3a8bf02bf1", "cdd78d9422d2bf2c"),
+    (B, outlet_b.SPLITS, 40, (2,), 64, "1cb46aedae845f58", "d170ea1745c2120c"),
+    (B, ("test",), 2, (2,), 224, "03379bbd79bacb0b", "1a694f8d09652e41"),
+]
+
+
+def golden(outlet, splits, count, seeds, size):
+    return [
+        pair
+        for seed in seeds
+        for split in splits
+        for pair in outlet.pairs(split, count, seed=seed, image_size=size)
+    ]
+
+
+def text_digest(pairs):
+    fields = ((p.id, p.image_key, p.caption, p.explanation, p.group, p.section) for p in pairs)
+    lines = ["|".join(map(str, values)) + "\n" for values in fields]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def picture_digest(pairs):
+    drawn = b"".join(pair.load_image().tobytes() for pair in pairs)
+    return hashlib.sha256(drawn).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("row", GOLDEN)
+def test_texts_and_facts_are_those_of_this_version(row):
+    """The same in any process."""
+    assert outlet_a.NEWSROOM_VERSION == outlet_b.NEWSROOM_B_VERSION == 1
+    assert text_digest(golden(*row[:5])) == row[5]
+
+
+@pytest.mark.skipif(
+    (PIL.__version__, platform.machine()) != ("13.0.0", "x86_64"),
+    reason="another Pillow or processor may round a pixel otherwise; pinned for Pillow 13.0.0",
+)
+@pytest.mark.parametrize("row", GOLDEN)
+def test_pictures_are_those_of_this_version(row):
+    assert picture_digest(golden(*row[:5])) == row[6]
