@@ -9,6 +9,8 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from entityclip import __version__
 
@@ -41,7 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"entityclip: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     module, function = COMMANDS[name][0].split(":")
-    return getattr(import_module(f"entityclip.{module}"), function)(rest)
+    options = {"draw": _draw_summary} if name == "data" else {}
+    return getattr(import_module(f"entityclip.{module}"), function)(rest, **options)
+
+
+def _draw_summary(summaries: list[Any], folder: Path) -> list[Path]:
+    """The figure of ``entityclip data summary``, where what draws it is installed."""
+    try:
+        from entityclip.reporting.charts import save_summary
+    except ImportError as error:
+        print(f"no figure: {error.name} is missing; pip install 'entityclip[notebooks]'")
+        return []
+    return save_summary(summaries, folder)
 
 
 def help_text() -> str:

@@ -17,7 +17,7 @@ from entityclip.experiments.chapters import (
 )
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure_sections
-from entityclip.reporting.charts import plot_confusions, plot_cross_domain
+from entityclip.reporting.heat_maps import plot_confusions, plot_cross_domain
 from entityclip.reporting.tables import cross_domain_table, describe_transfer
 from entityclip.results import read_rows
 from tests.datasets import test_n24news as n24news

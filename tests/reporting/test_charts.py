@@ -1,11 +1,21 @@
 """Charts show the values of their tables, with their intervals."""
 
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from entityclip.reporting.charts import plot_lengths, plot_recall_curves, plot_retrieval
+from entityclip.explanations.checks import checks_table
+from entityclip.reporting.charts import (
+    plot_checks,
+    plot_lengths,
+    plot_recall_curves,
+    plot_retrieval,
+    save_summary,
+)
 from entityclip.reporting.style import marks, save_figure
 from entityclip.reporting.tables import retrieval_table
 from tests.reporting.samples import LEVELS, make_rows
@@ -83,3 +93,27 @@ def test_plot_lengths_counts_every_text_once():
     assert counted == [4, 3]
     dashed = [line.get_xdata()[0] for line in figure.axes[0].lines]
     assert dashed == [77]
+
+
+def test_the_figure_shows_the_tables_numbers():
+    table = checks_table({"good": [()], "bad": [("cut",), ()]})
+    (axis,) = plot_checks(table).axes
+    for line in axis.get_lines():
+        assert list(line.get_xdata()) == list(table[line.get_label()])
+        assert list(line.get_ydata()) == list(axis.get_yticks())  # first check on top
+    assert [t.get_text() for t in axis.get_yticklabels()] == [
+        c.replace("_", " ") for c in table.index
+    ]
+
+
+def test_a_summary_of_splits_is_drawn_and_saved(tmp_path):
+    words, sizes = np.array([3, 4, 4, 9]), np.array([[64, 48], [48, 64]])
+    splits = [
+        SimpleNamespace(split="train", words=words, names=words // 3, sizes=sizes),
+        SimpleNamespace(split="test", words=words, names=words // 3, sizes=sizes[:0]),
+    ]
+    assert [path.name for path in save_summary(splits, tmp_path)] == ["summary.png", "summary.svg"]
+    lengths, names, shown = plt.gcf().axes
+    assert [len(axis.patches) for axis in (lengths, names)] == [2, 2]
+    assert [text.get_text() for text in lengths.get_legend().get_texts()] == ["train", "test"]
+    assert shown.collections[0].get_offsets().tolist() == sizes.tolist()
