@@ -14,12 +14,11 @@ process; the time grows with M N, so a part tells the whole's.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 
 import torch
-from torch import Tensor
 
+from benchmarks.turns import compare_gradients
 from entityclip.models.ascl import HierarchicalFusion
 from entityclip.models.clip import Tokens
 from entityclip.results import peak_memory_mb
@@ -40,17 +39,6 @@ def make_fusion(width: int, device: str) -> HierarchicalFusion:
     return fusion
 
 
-def timed(step, tokens: list[Tensor], fusion: HierarchicalFusion) -> tuple[float, float, Tensor]:
-    for tensor in (*tokens, *fusion.parameters()):
-        tensor.grad = None
-    wall, processor = time.perf_counter(), time.process_time()
-    step().sin().sum().backward()
-    if tokens[0].is_cuda:
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - wall, time.process_time() - processor
-    return *spent, torch.cat([t.grad.flatten() for t in tokens])
-
-
 def compare(args: argparse.Namespace) -> None:
     image = make_tokens(args.batch, 1 + args.regions, args.width, args.device, requires_grad=True)
     text = make_tokens(args.batch, args.words, args.width, args.device, requires_grad=True)
@@ -66,23 +54,13 @@ def compare(args: argparse.Namespace) -> None:
     def literal():
         return literal_similarity(fusion, *sides(), text.valid)
 
-    runs = {"literal": [], "ours": []}
-    for _ in range(args.repeats):
-        for name, step in (("ours", ours), ("literal", literal)):
-            runs[name].append(timed(step, tokens, fusion))
     print(
         f"B={args.batch} regions={args.regions} words={args.words} d={args.width}, 8 heads, "
         f"{args.device}, {torch.get_num_threads()} threads"
     )
-    medians = {}
-    for name, found in runs.items():
-        medians[name] = [statistics.median(run[i] for run in found) for i in (0, 1)]
-        print(f"{name:8} {medians[name][0]:8.2f} s wall {medians[name][1]:8.2f} s processor")
-    wall, processor = (medians["literal"][i] / medians["ours"][i] for i in (0, 1))
-    print(f"ratio    {wall:8.1f}   wall {processor:8.1f}   processor")
-    ours_grad, literal_grad = runs["ours"][-1][2], runs["literal"][-1][2]
-    error = (ours_grad - literal_grad).abs().max() / literal_grad.abs().max()
-    print(f"max difference of a gradient: {error:.1e}")
+    ways = {name: lambda way=way: way().sin().sum() for name, way in
+            (("literal", literal), ("ours", ours))}  # fmt: skip
+    compare_gradients(ways, tokens, list(fusion.parameters()), args.repeats)
 
 
 @torch.inference_mode()

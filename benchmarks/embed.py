@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.turns import timed
 from entityclip.checkpoints import read_meta
 from entityclip.models.clip import create_backbone
 from entityclip.search.embedding import Vectors, embed
@@ -101,12 +102,8 @@ def main() -> None:
             f"{options.n / (first + second):.0f} a second, start-up included"
         )
         paths = sorted((folder / "in").iterdir())[: options.literal]
-        start = time.perf_counter()
-        expected = plain_open_clip(checkpoint, model, paths)
-        literal = time.perf_counter() - start
-        start = time.perf_counter()
-        embed(load_encoder(checkpoint, model), paths, progress=False)
-        ours = time.perf_counter() - start
+        expected, literal = timed(plain_open_clip, checkpoint, model, paths)
+        _, ours = timed(lambda: embed(load_encoder(checkpoint, model), paths, progress=False))
         found = Vectors.load(out).values[: len(paths)]
         print(
             f"{len(paths)} of them in one process: plain open_clip, one by one, "

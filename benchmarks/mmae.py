@@ -11,11 +11,10 @@ and the largest difference of a token's gradient, relative to the largest gradie
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import torch
 
+from benchmarks.turns import compare_gradients
 from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Tokens
 from entityclip.models.entityclip import GatedMatching
@@ -60,21 +59,6 @@ def our_loss(mmae: MMAE, matching: GatedMatching, sides: list[Tokens], negatives
     return vtc + 0.1 * vtc_moe + 0.1 * itm_loss(logits, negatives.valid)
 
 
-def timed(step, sides: list[Tokens], parameters, repeats: int) -> tuple[float, float, torch.Tensor]:
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        for tensor in (*parameters, *(s.tokens for s in sides)):
-            tensor.grad = None
-        start = time.perf_counter()
-        loss = step()
-        loss.backward()
-        if loss.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    gradients = torch.cat([s.tokens.grad.flatten() for s in sides])
-    return statistics.median(times[1:]), loss.item(), gradients
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
@@ -108,25 +92,18 @@ def main() -> None:
         image.tokens, text.tokens, ~text.valid, text.at, explanation.tokens, ~explanation.valid
     )
 
-    ours = timed(
-        lambda: our_loss(mmae, matching, sides, negatives, scale),
-        sides, [*mmae.parameters(), *matching.parameters()], args.repeats,
-    )  # fmt: skip
-    literal = timed(
-        lambda: twin(whole, scale, *negatives)["loss"],
-        sides, list(twin.parameters()), args.repeats,
-    )  # fmt: skip
-    name = (
-        torch.cuda.get_device_name()
-        if args.device != "cpu"
-        else f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
+    print(f"B={args.batch} d={args.width} experts={counts} L={tuple(LENGTHS.values())} on {name}, "
+          f"{torch.get_num_threads()} threads")  # fmt: skip
+    compare_gradients(
+        {
+            "literal": lambda: twin(whole, scale, *negatives)["loss"],
+            "ours": lambda: our_loss(mmae, matching, sides, negatives, scale),
+        },
+        [side.tokens for side in sides],
+        [*mmae.parameters(), *matching.parameters(), *twin.parameters()],
+        args.repeats,
     )
-    print(f"B={args.batch} d={args.width} experts={counts} L={tuple(LENGTHS.values())} on {name}")
-    print(f"literal {literal[0]:8.3f} s   loss {literal[1]:.6f}")
-    print(f"ours    {ours[0]:8.3f} s   loss {ours[1]:.6f}")
-    error = (ours[2] - literal[2]).abs().max() / literal[2].abs().max()
-    print(f"max difference: token gradients {error:.1e}, loss {abs(ours[1] / literal[1] - 1):.1e}")
-    print(f"ratio   {literal[0] / ours[0]:8.1f}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import torch
 from torch import Tensor
 
+from benchmarks.turns import timed
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.results import peak_memory_mb
 from entityclip.statistics import retrieval_metrics
@@ -30,12 +30,6 @@ def literal_ranks(queries: Tensor, candidates: Tensor, true: Tensor) -> Tensor:
         for query, own in zip(queries, true, strict=True)
     ]
     return torch.stack(ranks)
-
-
-def timed(function, *arguments):
-    start = time.perf_counter()
-    result = function(*arguments)
-    return result, time.perf_counter() - start
 
 
 def main() -> None:

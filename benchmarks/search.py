@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.turns import timed
 from entityclip.results import peak_memory_mb
 from entityclip.search.collection import nearest
 
@@ -35,12 +35,6 @@ def literal(query: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
     """Every score, sorted; of equal ones the lower row first."""
     scores = (vectors @ query[0]).astype(np.float32)
     return np.argsort(-scores, kind="stable")[:k]
-
-
-def timed(function, *arguments, **options):
-    start = time.perf_counter()
-    result = function(*arguments, **options)
-    return result, 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -62,10 +56,10 @@ def main() -> None:
         nearest(queries[:1], vectors, options.k)  # reads the file once
         times = {"nearest": [], "literal": []}
         for query in queries[:, None]:
-            expected, ms = timed(literal, query, vectors, options.k)
-            times["literal"].append(ms)
-            (_, found), ms = timed(nearest, query, vectors, options.k)
-            times["nearest"].append(ms)
+            expected, seconds = timed(literal, query, vectors, options.k)
+            times["literal"].append(1000 * seconds)
+            (_, found), seconds = timed(nearest, query, vectors, options.k)
+            times["nearest"].append(1000 * seconds)
             assert found[0].tolist() == expected.tolist(), "other pictures are found"
         peak = peak_memory_mb()
     median = {way: statistics.median(values) for way, values in times.items()}

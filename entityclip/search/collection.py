@@ -20,7 +20,8 @@ from entityclip.search.sources import Images, Source, list_pictures, read_pictur
 Floats = NDArray[np.floating]
 Scores = NDArray[np.float32]
 
-_ROWS_AT_ONCE = 2**14  # of the vectors: what is read of a memmap is still in the cache when used
+_ROWS_AT_ONCE = 2**17  # of the vectors: few products, on which threads need to meet
+_EXACT_AT_ONCE = 2**12  # vectors scored in float64
 _SCORES_AT_ONCE = 2**26  # 256 MiB: of as many queries as that allows, and of one at least
 
 # Rounding of a float32 dot product of width d: about sqrt(d) units of 2**-24 (Higham and Mary
@@ -73,11 +74,10 @@ def _best(
     slack = 2 * _ROUNDING * len(query) ** 0.5 * float(np.linalg.norm(query)) * longest
     places = np.flatnonzero(rough >= rough[top].min() - slack)
     exact = []
-    for start in range(0, len(places), _ROWS_AT_ONCE):
+    for start in range(0, len(places), _EXACT_AT_ONCE):
+        found = vectors[places[start : start + _EXACT_AT_ONCE]]
         # not a matrix product: equal vectors get equal scores wherever they stand
-        products = np.multiply(
-            vectors[places[start : start + _ROWS_AT_ONCE]], query, dtype=np.float64
-        )
+        products = np.multiply(found, query, dtype=np.float64)
         exact.append(products.sum(axis=1).astype(np.float32))
     scores = np.concatenate(exact)
     best = np.argsort(-scores, kind="stable")[:k]

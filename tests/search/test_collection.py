@@ -32,6 +32,7 @@ def literal(queries, vectors, k):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(searching, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(searching, "_EXACT_AT_ONCE", 5)
     monkeypatch.setattr(searching, "_SCORES_AT_ONCE", 7 * 731)
 
 
