@@ -54,7 +54,7 @@ test: lint unit notebooks
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 # ENTITYCLIP_REQUIRE_LLM: the tests against a real model must run here, not be skipped.
 unit: .venv/.model

@@ -14,31 +14,15 @@ from benchmarks.readme_findings import FIGURES, SPACE, ablations, chapters, diff
 from entityclip.config import REPOSITORY
 from entityclip.files import atomic_write_text
 from entityclip.reporting.style import read_table
-from entityclip.variants import (
-    DIRECTION_LABELS as DIRECTIONS,
-)
-from entityclip.variants import (
-    SPLIT_LABELS as SPLITS,
-)
-from entityclip.variants import (
-    VARIANT_LABELS as VARIANTS,
-)
-from entityclip.variants import (
-    label,
-)
+from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS, label
 
 # notebook -> what it makes, what it answers to
 MAP = {
     "00_setup_and_data": ("`pairs`, `generic_pairs`, `lengths`, `splits.csv`", "data sets"),
-    "01_explanations": (
-        "`explanations`, `explanation_checks`, `explanation_lengths`",
-        "the LLM's explanations",
-    ),
+    "01_explanations": ("`explanations`, `explanation_checks`, `explanation_lengths`",
+                        "the LLM's explanations"),
     "02_method": ("–", "the method, equation by equation"),
-    "03_train": (
-        "`pretraining_curves`, `training_curves`, `training_runs.csv`",
-        "training",
-    ),
+    "03_train": ("`pretraining_curves`, `training_curves`, `training_runs.csv`", "training"),
     "04_retrieval": (
         "`retrieval_gallery`, `attention_words`, `attention_patches`, `gates`, `embedding_space`",
         "the retrieval tables; what the experts look at",
@@ -49,27 +33,19 @@ MAP = {
         "`cross_domain`, `section_confusion`, `sections.csv`; with `ALL=1`: `domains`",
         "cross-domain retrieval, zero-shot sections",
     ),
-    "08_itr": (
-        "`itr_relations_f1`; with `ALL=1`: `itr_relations`, `itr_grad_cam`",
-        "the ITR paper",
-    ),
-    "09_ascl": (
-        "`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
-        "the AsCL paper",
-    ),
+    "08_itr": ("`itr_relations_f1`; with `ALL=1`: `itr_relations`, `itr_grad_cam`",
+               "the ITR paper"),
+    "09_ascl": ("`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
+                "the AsCL paper"),
     "10_tables_and_figures": (
         "`retrieval`, `differences`, `recall_curves`, `seed_curves`; what has rows of 05–09, 12",
         "all tables and figures, from stored rows",
     ),
-    "11_search": (
-        "`disagreements.csv`, `search_words.csv`, `query_gates.csv`",
-        "search with the trained model",
-    ),
-    "12_controls_and_search": (
-        "saved by 10",
-        "controls that could refute the claims; a search for better",
-    ),
-}
+    "11_search": ("`disagreements.csv`, `search_words.csv`, `query_gates.csv`",
+                  "search with the trained model"),
+    "12_controls_and_search": ("saved by 10",
+                               "controls that could refute the claims; a search for better"),
+}  # fmt: skip
 
 
 def results() -> str:
@@ -80,8 +56,8 @@ def results() -> str:
              "|---|---|--:|--:|--:|--:|"]  # fmt: skip
     for row in one_way.to_dict("records"):
         numbers = " | ".join(_number(row, metric) for metric in ("R@1", "R@10", "MeanR"))
-        split = label(row["split"], SPLITS).replace(" ", SPACE)
-        names = f"{split} | {label(row['variant'], VARIANTS)}"
+        split = label(row["split"], SPLIT_LABELS).replace(" ", SPACE)
+        names = f"{split} | {label(row['variant'], VARIANT_LABELS)}"
         lines.append(f"| {names} | {row['seeds']} | {numbers} |")
     said = "R@1, first minus second on the same queries and seeds (bold: the interval excludes 0):"
     return "\n".join([*lines, "", said, "", differences("differences")])
@@ -95,16 +71,19 @@ def controls() -> str:
 def differences(name: str) -> str:
     """A table of differences: a line a comparison, a column a split and direction."""
     rows = read_table(FIGURES / f"{name}.csv")
-    places = [(split, way) for split in SPLITS for way in DIRECTIONS]
+    places = [(split, way) for split in SPLIT_LABELS for way in DIRECTION_LABELS]
     places = [p for p in places if p in set(zip(rows["split"], rows["direction"], strict=True))]
-    heads = [f"{label(s, SPLITS)}, {DIRECTIONS[way].replace(' ', SPACE)}" for s, way in places]
+    heads = [
+        f"{label(s, SPLIT_LABELS)}, {DIRECTION_LABELS[way].replace(' ', SPACE)}"
+        for s, way in places
+    ]
     lines = [f"| R@1, difference | Seeds | {' | '.join(heads)} |",
              "|---|--:|" + "--:|" * len(places)]  # fmt: skip
     for (first, second), pair in rows.groupby(["first", "second"], sort=False):
         at = pair.set_index(["split", "direction"])
         cells = [difference_cell(at.loc[place]) if place in at.index else "" for place in places]
         seeds = "–".join(str(n) for n in sorted(set(pair["seeds"])))
-        names = f"{label(first, VARIANTS)} − {label(second, VARIANTS)}"
+        names = f"{label(first, VARIANT_LABELS)} − {label(second, VARIANT_LABELS)}"
         lines.append(f"| {names} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +101,7 @@ def leak() -> str:
     for variant, rows in table.groupby("variant", sort=False):
         value = rows.set_index("reads")["value"]
         numbers = " | ".join(f"{value[kind]:.1f}" for kind in reads)
-        lines.append(f"| {label(variant, VARIANTS)} | {rows['seeds'].iloc[0]} | {numbers} |")
+        lines.append(f"| {label(variant, VARIANT_LABELS)} | {rows['seeds'].iloc[0]} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 

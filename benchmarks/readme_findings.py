@@ -6,18 +6,7 @@ import pandas as pd
 
 from entityclip.config import REPOSITORY
 from entityclip.reporting.style import read_table
-from entityclip.variants import (
-    DIRECTION_LABELS as DIRECTIONS,
-)
-from entityclip.variants import (
-    SPLIT_LABELS as SPLITS,
-)
-from entityclip.variants import (
-    VARIANT_LABELS as VARIANTS,
-)
-from entityclip.variants import (
-    label,
-)
+from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS, label
 
 FIGURES = REPOSITORY / "figures"
 SPACE = "\N{NO-BREAK SPACE}"  # an interval or a name stays on one line
@@ -33,7 +22,7 @@ def ablations() -> str:
         apart = rows[(rows["low"] > 0) | (rows["high"] < 0)]
         seeds = "–".join(str(n) for n in sorted(set(rows["seeds"])))
         found = [
-            f"{label(variant, VARIANTS)} "
+            f"{label(variant, VARIANT_LABELS)} "
             + ", ".join(f"{difference_cell(row)} ({_place(row)})" for _, row in group.iterrows())
             for variant, group in apart.groupby("first", sort=False)
         ]
@@ -56,7 +45,9 @@ def _cross_domain() -> str:
     parts = []
     for variant, group in rows.groupby("variant", sort=False):
         at = group.set_index("dataset")["R@1"]
-        parts.append(f"{label(variant, VARIANTS)} {at['newsroom']:.1f} → {at['newsroom-b']:.1f}")
+        parts.append(
+            f"{label(variant, VARIANT_LABELS)} {at['newsroom']:.1f} → {at['newsroom-b']:.1f}"
+        )
     return (
         "- [Another outlet](figures/cross_domain.csv)'s pictures and words, R@1 text → image at "
         f"home → there, {rows['seeds'].iloc[0]} seeds: {', '.join(parts)}."
@@ -107,7 +98,7 @@ def _rsum() -> str:
 def _search() -> str:
     rows = read_table(FIGURES / "search.csv")
     tested = read_table(FIGURES / "search_tested.csv")
-    best, second = (f"{label(row['variant'], VARIANTS)} {row['R@1']:.1f}"
+    best, second = (f"{label(row['variant'], VARIANT_LABELS)} {row['R@1']:.1f}"
                     for _, row in rows.head(2).iterrows())  # fmt: skip
     close = int((rows["R@1"] > rows["R@1"].iloc[0] - 1).sum()) - 1
     one = tested[(tested["second"] == "clip") & (tested["split"] == "test")]
@@ -121,8 +112,8 @@ def _search() -> str:
 
 
 def _place(row: pd.Series) -> str:
-    ways = DIRECTIONS[row["direction"]].replace(" ", SPACE)
-    return f"{label(row['split'], SPLITS).lower()}, {ways}"
+    ways = DIRECTION_LABELS[row["direction"]].replace(" ", SPACE)
+    return f"{label(row['split'], SPLIT_LABELS).lower()}, {ways}"
 
 
 def difference_cell(row: pd.Series) -> str:
