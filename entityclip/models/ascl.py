@@ -56,8 +56,7 @@ class HierarchicalFusion(nn.Module):
             raise ValueError(f"heads={heads} does not divide the embedding width {width}")
         self.width, self.heads, self.local_weight = width, heads, local_weight
         # regions look at words with to_words, words at regions with to_regions
-        self.to_words = _projections(width)
-        self.to_regions = _projections(width)
+        self.to_words, self.to_regions = _projections(width), _projections(width)
         self.region_query = _identity(width)
         self.gate = nn.Linear(2 * width, width)
         nn.init.zeros_(self.gate.weight)
@@ -76,8 +75,7 @@ class HierarchicalFusion(nn.Module):
         attended = (attention * scaled).sum(dim=1)
         gate = self.gate(torch.cat([cls, attended], dim=-1)).sigmoid()
         pooled = F.normalize(gate * cls + (1 - gate) * attended, dim=-1)
-        valid = image.valid[:, 1:]
-        return self._side(scaled, valid, pooled, self.to_words, self.to_regions)
+        return self._side(scaled, image.valid[:, 1:], pooled, self.to_words, self.to_regions)
 
     def text_side(self, text: Tokens, words: Tensor) -> Side:
         """`words` [B, L] are the tokens to compare; the global feature is EOT's."""
@@ -92,8 +90,7 @@ class HierarchicalFusion(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._tiled(image, text)
-        weights = image.query.shape[0] * image.query.shape[1] * text.query.shape[1] * self.heads
-        size = max(1, _AT_ONCE // weights)
+        size = max(1, _AT_ONCE // (image.valid.numel() * text.valid.shape[1] * self.heads))
         parts = [text.rows(slice(s, s + size)) for s in range(0, len(text.pooled), size)]
         if len(parts) == 1:
             return self._similarity(image, text)
@@ -116,9 +113,8 @@ class HierarchicalFusion(nn.Module):
 
     def paired(self, image: Side, text: Side) -> Tensor:
         """S [B] of each picture with its own text: the diagonal of `forward`, and no more."""
-        to_words = self._paired_local(image, text)
-        to_regions = self._paired_local(text, image)
-        return self._mix((to_words + to_regions) / 2, (image.pooled * text.pooled).sum(dim=-1))
+        local = (self._paired_local(image, text) + self._paired_local(text, image)) / 2
+        return self._mix(local, (image.pooled * text.pooled).sum(dim=-1))
 
     def _similarity(
         self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
@@ -126,8 +122,7 @@ class HierarchicalFusion(nn.Module):
         # an enclosing autocast would attend in half precision
         with torch.autocast(image.pooled.device.type, enabled=False):
             local = self._local(image, text, of_text) + self._local(text, image, of_image).T
-            local = local / 2
-            return self._mix(local, image.pooled @ text.pooled.T)
+            return self._mix(local / 2, image.pooled @ text.pooled.T)
 
     def _mix(self, local: Tensor, whole: Tensor) -> Tensor:
         return self.local_weight * local + (1 - self.local_weight) * whole
@@ -233,8 +228,7 @@ def word_mask(at: Tensor, length: int) -> Tensor:
 
     A text without words keeps its end token as the only one, so that nothing is empty.
     """
-    position = torch.arange(length, device=at.device)
-    at = at[:, None]
+    position, at = torch.arange(length, device=at.device), at[:, None]
     return ((position >= 1) & (position < at)) | ((position == at) & (at <= 1))
 
 
@@ -274,12 +268,10 @@ def wrong_embeddings(
         size = (len(embeddings),)
         kinds = torch.randint(len(WRONG_KINDS), size, generator=generator, device=device)
     changed = [
-        add_noise(*given, noise, generator),
-        drop_entries(*given, dropout, generator),
-        shuffle_words(*given, generator),
-        zero_words(*given, cutoff, generator),
+        add_noise(*given, noise, generator), drop_entries(*given, dropout, generator),
+        shuffle_words(*given, generator), zero_words(*given, cutoff, generator),
         zero_channels(*given, cutoff, generator),
-    ]
+    ]  # fmt: skip
     return torch.stack(changed)[kinds, torch.arange(len(embeddings), device=device)]
 
 
@@ -320,17 +312,15 @@ def zero_words(x: Tensor, words: Tensor, share: float, rng: Rng = None) -> Tenso
 
 def zero_channels(x: Tensor, words: Tensor, share: float, rng: Rng = None) -> Tensor:
     """`share` of the channels zeroed in every word of a text, at least one."""
-    width = x.shape[-1]
-    key = torch.rand((len(x), width), generator=rng, device=x.device)
-    off = key.argsort(dim=1).argsort(dim=1) < max(1, round(share * width))
+    key = torch.rand((len(x), x.shape[-1]), generator=rng, device=x.device)
+    off = key.argsort(dim=1).argsort(dim=1) < max(1, round(share * x.shape[-1]))
     return x.masked_fill(words[..., None] & off[:, None], 0.0)
 
 
 def _ended(text: Tensor, end: Tensor, end_token: Tensor) -> Tensor:
     """`text` ended at place `end` [B] by `end_token` [B, 1], zeros after it."""
-    position = torch.arange(text.shape[1], device=text.device)
-    text = torch.where(position == end[:, None], end_token, text)
-    return text.masked_fill(position > end[:, None], 0)
+    after = torch.arange(text.shape[1], device=text.device) - end[:, None]
+    return torch.where(after == 0, end_token, text).masked_fill(after > 0, 0)
 
 
 @dataclass
@@ -348,8 +338,8 @@ class AsCLOutputs:
 class AsCL(DualEncoder):
     """A backbone with hierarchical fusion and generated samples.
 
-    With `fusion` and all samples off and no `temperature`, it is CLIP fine-tuned by its own
-    contrastive loss, in which other captions of a picture are no negatives: the comparison.
+    With `fusion` and all samples off and no `temperature`, it is CLIP's own contrastive loss, in
+    which other captions of a picture are no negatives: the comparison.
     """
 
     def __init__(self, backbone: Backbone, config: AsCLConfig):
@@ -421,8 +411,8 @@ class AsCL(DualEncoder):
             terms["ascl_generated"] = nt_xent(outputs.positive, same, scale, outputs.positive_wrong)
             loss = (loss + terms["ascl_generated"]) / 2
         if outputs.wrong is not None:
-            dropped = false_negatives(outputs.similarity, outputs.wrong)
-            terms["wrong_dropped"] = dropped.float().mean()
+            dropped = false_negatives(outputs.similarity, outputs.wrong).float()
+            terms["wrong_dropped"] = dropped.mean()
         return {"loss": loss, **terms}
 
     def _compare(self, image: Side, text: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -449,9 +439,8 @@ class AsCL(DualEncoder):
         return torch.where(first, richer, poorer_text(captions, at))
 
     def _paired(self, image: Side, text: Side) -> Tensor:
-        if self.fusion:
-            return self.fusion.paired(image, text)
-        return (image.pooled * text.pooled).sum(dim=-1)
+        plain = self.fusion is None
+        return (image.pooled * text.pooled).sum(-1) if plain else self.fusion.paired(image, text)
 
 
 def _global_side(pooled: Tensor) -> Side:

@@ -40,6 +40,9 @@ def library() -> ModuleType:
     return open_clip
 
 
+Lengths = Sequence[int] | None  # tokens of a batch's longest caption and explanation, if counted
+
+
 class Tokens(NamedTuple):
     """One encoded side of a batch, in the joint embedding space.
 
@@ -112,12 +115,7 @@ class Backbone(nn.Module):
         return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
 
     def texts_tokens(
-        self,
-        first: Tensor,
-        second: Tensor,
-        *,
-        trim: bool = True,
-        lengths: Sequence[int] | None = None,
+        self, first: Tensor, second: Tensor, *, trim: bool = True, lengths: Lengths = None
     ) -> list[Tokens]:
         """Encode captions and explanations, each [B, context_length], in one pass where that pays.
 
@@ -128,10 +126,8 @@ class Backbone(nn.Module):
         if lengths is None:
             lengths = [self.longest(side) for side in (first, second)]
         if trim and sum(lengths) < 0.8 * 2 * max(lengths):
-            return [
-                self.text_tokens(side, length=n)
-                for side, n in zip((first, second), lengths, strict=True)
-            ]
+            sides = zip((first, second), lengths, strict=True)
+            return [self.text_tokens(side, length=n) for side, n in sides]
         joint = self.text_tokens(torch.cat([first, second]), trim=trim, length=max(lengths))
         parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
         return [Tokens(*side) for side in parts]
@@ -241,7 +237,7 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
     if any(key.startswith(ours) for key in state):
         state = {k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
     try:
-        if is_transformers(state):
+        if "text_model.final_layer_norm.weight" in state:  # a transformers CLIPModel's
             check_config(path, backbone.clip)
             state = as_open_clip(state)
         backbone.clip.load_state_dict(state)
@@ -282,14 +278,8 @@ def _check_weights(name: str, pretrained: str, local: bool) -> None:
             "or give the path of a .safetensors file"
         )
     # open_clip only warns, and every number would be a little wrong
-    built, meant = (
-        bool(config.get("quick_gelu"))
-        for config in (
-            open_clip.get_model_config(name),
-            open_clip.get_pretrained_cfg(name, pretrained),
-        )
-    )
-    if built != meant:
+    built = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    if built != bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu")):
         other = name.removesuffix("-quickgelu") if built else f"{name}-quickgelu"
         raise BackboneError(
             f"{name} has the {'Quick' if built else 'plain '}GELU activation and weights "
@@ -330,24 +320,12 @@ _NAMES = {
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
     "text_model.final_layer_norm": "ln_final",
 }
-_TRANSPOSED = {
-    "visual_projection.weight": "visual.proj",
-    "text_projection.weight": "text_projection",
-}
+_TRANSPOSED = {"visual_projection.weight": "visual.proj",
+               "text_projection.weight": "text_projection"}  # fmt: skip
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_IN_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
+_IN_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
+             "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
 _JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
-
-
-def is_transformers(state: dict[str, Tensor]) -> bool:
-    """Whether these weights have a transformers CLIPModel's names."""
-    return "text_model.final_layer_norm.weight" in state
 
 
 def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -368,8 +346,7 @@ def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 missing = [other for other in parts if other not in state]
                 if missing:
                     raise ValueError(f"it lacks {missing[0]}")
-                joined = torch.cat([state[other] for other in parts])
-                renamed[f"{block}.attn.in_proj_{kind}"] = joined
+                renamed[f"{block}.attn.in_proj_{kind}"] = torch.cat([state[p] for p in parts])
             elif part not in _JOINED:
                 renamed[f"{block}.{_IN_LAYER.get(part, part)}.{kind}"] = tensor
         elif not name.endswith(".position_ids"):  # older files store these counting numbers
@@ -391,9 +368,16 @@ def check_config(path: Path, clip: nn.Module) -> None:
             f"transformers weights need their config.json beside them ({error}): the activation "
             "and the number of heads cannot be seen in the weights"
         ) from error
-    sides = {"vision": clip.visual.transformer, "text": clip.transformer}
-    for side, transformer in sides.items():
-        theirs, ours = _defaults(side) | config.get(f"{side}_config", {}), _described(transformer)
+    sides = (("vision", 12, clip.visual.transformer), ("text", 8, clip.transformer))
+    for side, heads, transformer in sides:
+        # what transformers assumes where config.json says nothing; older files leave these out
+        usual = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
+        theirs = usual | config.get(f"{side}_config", {})
+        block = transformer.resblocks[0]
+        gelu = isinstance(block.mlp.gelu, nn.GELU)
+        ours = {"hidden_act": "gelu" if gelu else "quick_gelu",
+                "num_attention_heads": block.attn.num_heads,
+                "layer_norm_eps": block.ln_1.eps}  # fmt: skip
         for name, value in ours.items():
             if theirs[name] != value:
                 hint = "; take the -quickgelu model" if theirs[name] == "quick_gelu" else ""
@@ -401,23 +385,6 @@ def check_config(path: Path, clip: nn.Module) -> None:
                     f"its {side}_config has {name} {theirs[name]!r}, the model {value!r}{hint}"
                 )
     # 2 is what older files say, and means the largest token, as in open_clip
-    eos = (_defaults("text") | config.get("text_config", {}))["eos_token_id"]
+    eos = config.get("text_config", {}).get("eos_token_id", 49407)
     if eos not in (2, clip.vocab_size - 1):
         raise ValueError(f"its texts end with token {eos}, the model's with {clip.vocab_size - 1}")
-
-
-def _described(transformer: nn.Module) -> dict[str, Any]:
-    block = transformer.resblocks[0]
-    gelu = isinstance(block.mlp.gelu, nn.GELU)
-    return {
-        "hidden_act": "gelu" if gelu else "quick_gelu",
-        "num_attention_heads": block.attn.num_heads,
-        "layer_norm_eps": block.ln_1.eps,
-    }
-
-
-def _defaults(side: str) -> dict[str, Any]:
-    """What transformers assumes where config.json says nothing; older files leave these out."""
-    heads = 12 if side == "vision" else 8
-    shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
-    return shared | ({"eos_token_id": 49407} if side == "text" else {})

@@ -6,7 +6,6 @@ nothing at test time (section 3.5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from entityclip.config import EntityCLIPConfig
-from entityclip.models.clip import Backbone, DualEncoder, Tokens
+from entityclip.models.clip import Backbone, DualEncoder, Lengths, Tokens
 from entityclip.models.experts import MMAE, Gate, PairVectors
 from entityclip.models.gather import Peers, Pool
 from entityclip.models.losses import bridge_loss, crossed_loss, itm_accuracy, itm_loss, vtc_loss
 from entityclip.models.negatives import Negatives, draw_in_batch
-
-Lengths = Sequence[int] | None  # tokens of a batch's longest caption and explanation, if counted
 
 
 class GatedMatching(nn.Module):
@@ -176,7 +173,7 @@ class EntityCLIP(DualEncoder):
             plain = true._replace(image_explanation=none, text_explanation=none)
             outputs.image_plain, outputs.text_plain = map(_unit, self.mmae.mix(image, text, plain))
         if self.matching is not None:
-            outputs.itm_logits = self._match(image, text, negatives, pool, [true, *others])
+            outputs.itm_logits = self._match(image, text, negatives, pool, true, *others)
             outputs.itm_valid = negatives.valid
         return outputs
 
@@ -236,12 +233,7 @@ class EntityCLIP(DualEncoder):
         return Encoded(*joined)
 
     def _match(
-        self,
-        image: Tokens,
-        text: Tokens,
-        negatives: Negatives,
-        pool: Pool,
-        pairs: list[PairVectors],
+        self, image: Tokens, text: Tokens, negatives: Negatives, pool: Pool, *pairs: PairVectors
     ) -> Tensor:
         """GI-ITM logits [3, B, 2] of the three kinds of pairs, in one pass of gate and head."""
         rows = torch.arange(len(image.pooled), device=image.pooled.device)

@@ -58,12 +58,8 @@ class Pool:
 
     def __init__(self, peers: Peers | None = None):
         self._peers = peers if peers is not None and peers.negatives == "global" else None
+        self.spans = self._peers is not None  # whether negatives may be rows of other processes
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by id; the key tensor stays alive
-
-    @property
-    def spans(self) -> bool:
-        """Whether negatives may be rows of other processes."""
-        return self._peers is not None
 
     def __call__(self, x: Tensor, *, sequences: bool = False) -> Tensor:
         """All rows that a negative's number may name, given this process's x [b, …]."""

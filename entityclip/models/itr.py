@@ -19,8 +19,6 @@ from entityclip.models.losses import vtc_loss
 
 # clustering task -> what is clustered together with the text
 PARTNER = {"cluster_image": "image", "cluster_generated": "generated"}
-
-
 Sides = dict[str, Tensor]  # "text", "image" and, where read, "generated": embeddings [B, d]
 
 
@@ -29,8 +27,7 @@ class ITRModel(nn.Module):
 
     def __init__(self, backbone: Backbone, config: ITRConfig):
         super().__init__()
-        self.backbone = backbone
-        self.config = config
+        self.backbone, self.config = backbone, config
         sides = ("text", "image") if "contrast" in config.tasks else ()
         self.projections = nn.ModuleDict(
             {side: nn.Linear(backbone.width, config.projection) for side in sides}
@@ -86,8 +83,6 @@ def joint(sides: Sides, task: str) -> Tensor:
 
 
 _RESTARTS = 10  # the best of so many starts is kept
-
-
 _MINI_BATCH = 4096
 
 
@@ -112,10 +107,9 @@ def cluster(
     if not np.isfinite(features).all():
         rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
         raise ValueError(f"{len(rows)} of {len(features)} embeddings are not finite: row {rows[0]}")
-    if len(features) > mini_batch_above:
-        kind = MiniBatchKMeans(k, random_state=seed, n_init=_RESTARTS, batch_size=_MINI_BATCH)
-    else:
-        kind = KMeans(k, random_state=seed, n_init=_RESTARTS)
+    options = {"random_state": seed, "n_init": _RESTARTS}
+    large = len(features) > mini_batch_above
+    kind = MiniBatchKMeans(k, batch_size=_MINI_BATCH, **options) if large else KMeans(k, **options)
     # one thread: sums in another order can move a pair to another cluster
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than k

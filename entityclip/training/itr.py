@@ -7,6 +7,7 @@ that task, the last). The towers of both checkpoints load by `clip.load_clip_wei
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def pretrain_itr(
     Raises TrainingError for fewer pairs than a batch or than clusters and for a loss that is not
     finite, ValueError for lacking generated captions, CheckpointError for damaged files.
     """
-    _check_sets(train_set, val_set, config)
-    return _Pretrainer(backbone, train_set, val_set, config, folder, identity or {}).run(progress)
+    sets = train_set, val_set
+    _check_sets(*sets, config)
+    return _Pretrainer(backbone, sets, config, folder, identity or {}).run(progress)
 
 
 def subset_rows(n: int, size: int, seed: int, iteration: int) -> list[int]:
@@ -76,23 +78,14 @@ def make_optimizer(model: ITRModel, config: ITRConfig) -> torch.optim.Optimizer:
 
 
 class _Pretrainer:
-    def __init__(
-        self,
-        backbone: Backbone,
-        train_set: PairDataset,
-        val_set: PairDataset | None,
-        config: ITRConfig,
-        folder: Path,
-        identity: dict[str, Any],
-    ):
+    def __init__(self, backbone: Backbone, sets, config: ITRConfig, folder: Path, identity: dict):
         self.config, self.device = config, backbone.device
         torch.manual_seed(config.seed)
         self.model = ITRModel(backbone, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
-        self.train_set = SplitServer(train_set, config.workers, self.device)
-        self.val_set = None
-        if val_set is not None and "contrast" in config.tasks:
-            self.val_set = SplitServer(val_set, 0, self.device)
+        self.train_set = SplitServer(sets[0], config.workers, self.device)
+        validates = sets[1] is not None and "contrast" in config.tasks
+        self.val_set = SplitServer(sets[1], 0, self.device) if validates else None
         self.folder = RunFolder(folder, {**identity, "itr": as_dict(config)}, self.device)
         self.iteration = self.step = 0  # done
         self.best: dict[str, Any] = {"iteration": 0, "val_contrast": None}
@@ -100,13 +93,8 @@ class _Pretrainer:
     def run(self, progress: bool) -> TrainResult:
         resumed = self._resume()
         per_iteration = min(self.config.subset, len(self.train_set)) // self.config.batch_size
-        bar = progress_bar(
-            total=self.config.iterations * per_iteration,
-            initial=self.iteration * per_iteration,
-            show=progress,
-            desc="ITR",
-            unit="step",
-        )
+        total, done = (n * per_iteration for n in (self.config.iterations, self.iteration))
+        bar = progress_bar(total=total, initial=done, show=progress, desc="ITR", unit="step")
         with bar, repeatable(self.device):
             while self.iteration < self.config.iterations:
                 self._iterate(bar)
@@ -127,8 +115,9 @@ class _Pretrainer:
             self.optimizer.state.pop(parameter, None)
         self.model.train()
         if labels or "contrast" in config.tasks:
+            batches = full_batches(rows, config.batch_size)
             places = full_batches(range(len(rows)), config.batch_size)
-            for at, batch in zip(places, self._batches(rows, config.batch_size), strict=True):
+            for at, batch in zip(places, self._served(batches), strict=True):
                 row = self._step(batch, {t: found[at] for t, found in labels.items()})
                 self.folder.add(row, batch.ids)
                 bar.update()
@@ -142,9 +131,7 @@ class _Pretrainer:
         if improved:
             self.best = {"iteration": self.iteration, "val_contrast": val}
         position = {"step": self.step, "iteration": self.iteration, "best": self.best}
-        self.folder.save(
-            self.model, self.optimizer, position, improved=improved, generators=False
-        )  # fmt: skip
+        self.folder.save(self.model, self.optimizer, position, improved=improved, generators=False)
 
     def _step(self, batch: Batch, labels: dict[str, Tensor]) -> dict[str, Any]:
         labels = {task: found.to(self.device) for task, found in labels.items()}
@@ -156,13 +143,8 @@ class _Pretrainer:
         tensors = {name: term.detach() for name, term in terms.items()}
         return {"step": self.step, "iteration": self.iteration + 1, **tensors}
 
-    def _batches(self, rows: list[int], size: int, *, rest: bool = False):
-        """The pairs of `rows`, `size` at a time; the `rest` that does not fill a batch, too."""
-        batches = full_batches(rows, size)
-        left = rows[len(batches) * size :]
-        return self.train_set.batches(
-            batches + [left] * (rest and bool(left)), self.config.seed + self.iteration
-        )
+    def _served(self, batches: list[list[int]]) -> Iterator[Batch]:
+        return self.train_set.batches(batches, self.config.seed + self.iteration)
 
     @torch.no_grad()
     def _pseudo_labels(self, rows: list[int]) -> dict[str, np.ndarray]:
@@ -172,14 +154,15 @@ class _Pretrainer:
         if not parts:
             return {}
         self.model.eval()
-        for batch in self._batches(rows, _EMBED_BATCH, rest=True):
+        for batch in self._served(
+            [rows[i : i + _EMBED_BATCH] for i in range(0, len(rows), _EMBED_BATCH)]
+        ):
             sides = self.model.encode(batch)
             for task, found in parts.items():
                 found.append(joint(sides, task).float().cpu())
-        options = {"seed": config.seed + self.iteration,
-                   "mini_batch_above": config.mini_batch_above}  # fmt: skip
+        k, above, seed = config.clusters, config.mini_batch_above, config.seed + self.iteration
         return {
-            task: cluster(torch.cat(found).numpy(), config.clusters, **options)
+            task: cluster(torch.cat(found).numpy(), k, seed=seed, mini_batch_above=above)
             for task, found in parts.items()
         }
 

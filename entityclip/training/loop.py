@@ -262,9 +262,9 @@ class _Trainer:
 
     def _tell(self, epoch: int, val_loss: float) -> None:
         """A line an epoch: all that a batch run's log shows of the bar."""
+        spent = self.folder.spent()
+        left = spent / self.step * (self.total - self.step)
         if self.progress:
-            spent = self.folder.spent()
-            left = spent / self.step * (self.total - self.step)
             tqdm.write(
                 f"epoch {epoch + 1}/{self.config.epochs}: validation loss {val_loss:.3f}, "
                 f"{spent:.0f} s so far, about {left:.0f} s left"
@@ -285,9 +285,9 @@ class _Trainer:
             return None
         self.step, self.best = meta["step"], meta["best"]
         for row in rows:
-            problems = row.get("broken", {}).items()
-            if problems:
-                self.sets[row["split"]].broken.add([Broken(*item) for item in problems])
+            if "broken" in row:
+                broken = [Broken(*item) for item in row["broken"].items()]
+                self.sets[row["split"]].broken.add(broken)
         return self.step
 
 

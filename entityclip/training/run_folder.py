@@ -173,10 +173,11 @@ class RunFolder:
         if not self.world.main:
             return
         weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        meta = position | {"identity": self.identity}
-        if self.facts is not None:
-            meta["facts"] = self.facts
-        self._sync_log()
+        facts = {} if self.facts is None else {"facts": self.facts}
+        meta = position | {"identity": self.identity} | facts
+        if self.log.exists():  # a checkpoint must not outlive its log
+            with open(self.log, "rb+") as file:
+                os.fsync(file.fileno())
         if improved:
             write_checkpoint(self.path / BEST, weights, meta)
         state, groups = pack_optimizer(optimizer)
@@ -191,13 +192,13 @@ class RunFolder:
         self, step: int, best: dict[str, Any], resumed_from: int | None, **more: Any
     ) -> TrainResult:
         """Write ``run.json``: the run has come to its end. `best`: where it was best, by what."""
-        result = TrainResult(self.path, step, *best.values(), self.spent(), resumed_from)
-        record = {"identity": self.identity, "steps": step, **best}
-        record |= {"wall_time_s": result.wall_time_s, "resumed_from": resumed_from, **more}
+        spent = self.spent()
+        record = {"identity": self.identity, "steps": step, **best, "wall_time_s": spent,
+                  "resumed_from": resumed_from, **more}  # fmt: skip
         if self.world.main:
             atomic_write_text(self.path / RECORD, json.dumps(record, indent=1) + "\n")
         self.world.exchange([step])  # nobody reads what the first has not written yet
-        return result
+        return TrainResult(self.path, step, *best.values(), spent, resumed_from)
 
     def spent(self) -> float:
         """Seconds of training so far, those of earlier, interrupted calls included."""
@@ -229,8 +230,7 @@ class RunFolder:
         """Raise TrainingError for a value that is not finite, naming the last good checkpoint."""
         if math.isfinite(value):
             return
-        last = self.path / LAST
-        good = "there is no checkpoint yet"
+        last, good = self.path / LAST, "there is no checkpoint yet"
         if last.exists():
             good = f"the last good checkpoint is {last} of step {read_meta(last)['step']}"
         batch = f". The batch: {', '.join(ids)}" if ids else ""
@@ -250,25 +250,17 @@ class RunFolder:
             if path.is_file() and path.name.startswith(ours):
                 path.unlink(missing_ok=True)
 
-    def _sync_log(self) -> None:
-        """Wait until the disk holds what is written: a checkpoint must not outlive its log."""
-        if self.log.exists():
-            with open(self.log, "rb+") as file:
-                os.fsync(file.fileno())
-
     def _truncated_log(self, step: int) -> list[dict[str, Any]]:
         """Forget rows after `step`, which a stopped run does again; the rows that stay."""
         if not self.log.exists():
             return []
         kept, rows = [], []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
+        with contextlib.suppress(ValueError):  # the line a killed run was writing
+            for line in self.log.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
-            except ValueError:
-                break  # the line a killed run was writing
-            if row["step"] <= step:
-                kept.append(line + "\n")
-                rows.append(row)
+                if row["step"] <= step:
+                    kept.append(line + "\n")
+                    rows.append(row)
         atomic_write_text(self.log, "".join(kept))
         return rows
 
