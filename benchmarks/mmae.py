@@ -21,7 +21,7 @@ from entityclip.models.entityclip import GatedMatching
 from entityclip.models.experts import MMAE
 from entityclip.models.losses import itm_loss, vtc_loss
 from entityclip.models.negatives import Negatives
-from tests.literal import LiteralEntityCLIP, Sides, load_experts
+from tests.literal import Sides, twin_of
 
 LENGTHS = {"image": 50, "text": 77, "explanation": 77}
 
@@ -71,18 +71,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     counts = (args.experts,) * 3
-    mmae = MMAE(args.width, EntityCLIPConfig(*counts)).to(args.device)
+    config = EntityCLIPConfig(*counts)
+    mmae = MMAE(args.width, config).to(args.device)
     matching = GatedMatching(args.width, 4 * args.experts).to(args.device)
-    twin = LiteralEntityCLIP(args.width, *counts, heads=1).to(args.device)
-    for name in ("image", "text", "explanation"):
-        load_experts(getattr(twin, name), getattr(mmae, name))
-    for ours, theirs in (
-        (mmae.image_gate.linear, twin.image_gate),
-        (mmae.text_gate.linear, twin.text_gate),
-        (matching.gate.linear, twin.fusion_gate),
-        (matching.head, twin.head),
-    ):
-        theirs.load_state_dict(ours.state_dict())
+    twin = twin_of(mmae, matching, config).to(args.device)
     sides = make_tokens(args.batch, args.width, args.device)
     scale = torch.tensor(14.3, device=args.device)
     rows = torch.arange(args.batch, device=args.device)

@@ -61,8 +61,7 @@ class Literal(nn.Module):
     def __init__(self, backbone: Backbone, config: EntityCLIPConfig) -> None:
         super().__init__()
         self.backbone, self.config = backbone, config
-        counts = config.image_experts, config.text_experts, config.explanation_experts
-        self.experts = LiteralEntityCLIP(backbone.width, *counts, config.heads)
+        self.experts = LiteralEntityCLIP(backbone.width, config)
 
     def forward(
         self, images: Tensor, captions: Tensor, explanations: Tensor, image_keys: Tensor

@@ -7,7 +7,9 @@ equal it in loss and in every gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,41 +46,22 @@ class Sides:
     explanation_padding: Tensor | None
 
 
-@dataclass
-class Choices:
-    """The objective's weights, the paper's choices and what ablations put in their place."""
-
-    lambda_moe: float = 0.1
-    eta_itm: float = 0.1
-    bridge: float = 0.0
-    reference_compat: bool = False  # pools negatives at the positive's EOT
-    matching: str = "gated"
-    negative_explanation: str = "own"
-    shared: bool = True
-    crossed: bool = False
-    detach: bool = False
-
-
 class LiteralEntityCLIP(nn.Module):
-    def __init__(
-        self,
-        width: int,
-        image: int,
-        text: int,
-        explanation: int,
-        heads: int,
-        choices: Choices | None = None,
-    ):
+    """Experts, gates and head as `config` says, by the names of the package's EntityCLIPConfig."""
+
+    def __init__(self, width: int, config: Any):
         super().__init__()
-        self.choices = choices = choices or Choices()
-        self.image = nn.ModuleList(Expert(width, heads) for _ in range(image))
-        self.text = nn.ModuleList(Expert(width, heads) for _ in range(text))
-        self.explanation = nn.ModuleList(Expert(width, heads) for _ in range(explanation))
-        self.explanation_text = (
-            self.explanation
-            if choices.shared
-            else nn.ModuleList(Expert(width, heads) for _ in range(explanation))
-        )
+        self.config = config
+        image, text, explanation = (
+            config.image_experts, config.text_experts, config.explanation_experts,
+        )  # fmt: skip
+
+        def experts(n: int) -> nn.ModuleList:
+            return nn.ModuleList(Expert(width, config.heads) for _ in range(n))
+
+        self.image, self.text, self.explanation = map(experts, (image, text, explanation))
+        shared = config.shared_explanation_experts
+        self.explanation_text = self.explanation if shared else experts(explanation)
         self.image_gate = nn.Linear(width, image + explanation) if image + explanation else None
         self.text_gate = nn.Linear(width, text + explanation) if text + explanation else None
         self.fusion_gate = nn.Linear(2 * width, image + text + 2 * explanation)
@@ -97,7 +80,7 @@ class LiteralEntityCLIP(nn.Module):
 
     def match(self, s: Sides) -> Tensor:
         v, ve, te, t = self.vectors(s)
-        if self.choices.matching == "mean":
+        if self.config.matching == "mean":
             return self.head(torch.stack([*v, *ve, *te, *t]).mean(0))
         pooled_text = s.text[torch.arange(len(s.text)), s.eot]
         weights = self.fusion_gate(torch.cat([s.image[:, 0], pooled_text], -1)).softmax(-1)
@@ -114,30 +97,30 @@ class LiteralEntityCLIP(nn.Module):
         pooled_explanation: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms and their weighted sum."""
-        choices = self.choices
+        config = self.config
         rows = torch.arange(len(s.image))
         pooled_image, pooled_text = s.image[:, 0], s.text[rows, s.eot]
-        if choices.detach:
+        if config.detach_explanation:
             s = replace(s, explanation=s.explanation.detach())
         v, ve, te, t = self.vectors(s)  # full pass 1
         mixed_image = mix(self.image_gate, pooled_image, [*v, *ve])
         mixed_text = mix(self.text_gate, pooled_text, [*t, *te])
         terms = {"vtc": contrast(pooled_image, pooled_text, logit_scale)}
-        if choices.crossed:
+        if config.crossed:
             plain_image = mix(self.image_gate, pooled_image, v)
             plain_text = mix(self.text_gate, pooled_text, t)
             terms["vtc_moe"] = 0.5 * contrast(mixed_image, plain_text, logit_scale)
             terms["vtc_moe"] += 0.5 * contrast(plain_image, mixed_text, logit_scale)
         else:
             terms["vtc_moe"] = contrast(mixed_image, mixed_text, logit_scale)
-        loss = terms["vtc"] + choices.lambda_moe * terms["vtc_moe"]
-        if choices.matching != "none":
+        loss = terms["vtc"] + config.lambda_moe * terms["vtc_moe"]
+        if config.matching != "none":
             terms["itm"] = self.itm(s, negative_text, negative_image, has_negative)
-            loss = loss + choices.eta_itm * terms["itm"]
-        if choices.bridge:
+            loss = loss + config.eta_itm * terms["itm"]
+        if config.bridge:
             terms["bridge"] = 0.5 * contrast(pooled_image, pooled_explanation, logit_scale)
             terms["bridge"] += 0.5 * contrast(pooled_text, pooled_explanation, logit_scale)
-            loss = loss + choices.bridge * terms["bridge"]
+            loss = loss + config.bridge * terms["bridge"]
         return {"loss": loss, **terms}
 
     def itm(
@@ -146,13 +129,13 @@ class LiteralEntityCLIP(nn.Module):
         def pick(x: Tensor | None, rows: Tensor) -> Tensor | None:
             return None if x is None else x[rows]
 
-        own = self.choices.negative_explanation == "own"
+        own = self.config.negative_explanation == "own"
         brought = negative_text if own else torch.arange(len(s.image))
         other_text = Sides(
             s.image,
             s.text[negative_text],
             pick(s.text_padding, negative_text),
-            s.eot if self.choices.reference_compat else s.eot[negative_text],
+            s.eot if self.config.reference_compat else s.eot[negative_text],
             s.explanation[brought],
             pick(s.explanation_padding, brought),
         )
@@ -183,47 +166,53 @@ def itm_term(logits: Tensor, label: int, counted: Tensor) -> Tensor:
     return torch.stack(each).mean() if each else logits.sum() * 0
 
 
-def load_experts(literal: nn.ModuleList, stacked: nn.Module | None) -> None:
-    """Copy an ExpertGroup's stacked weights into literal experts (its key bias: 0)."""
+def twin_of(mmae: nn.Module, matching: nn.Module | None, config: Any) -> LiteralEntityCLIP:
+    """The literal form of the package's MMAE and matching head, with their weights."""
+    width = next(group.width for _, group, _ in groups(mmae))
+    twin = LiteralEntityCLIP(width, config)
+    for _, group, experts in groups(mmae, twin):
+        load_experts(experts, group)
+    for ours, theirs in linears(mmae, matching, twin):
+        theirs.load_state_dict(ours.state_dict())
+    return twin
+
+
+def load_experts(literal: nn.ModuleList, group: nn.Module) -> None:
+    """Copy an ExpertGroup's stacked weights into literal experts."""
     for i, expert in enumerate(literal):
-        parts = (stacked.query_weight[i], stacked.key_weight[i], stacked.value_weight[i])
-        bias = (stacked.query_bias[i], torch.zeros(stacked.width), stacked.value_bias[i])
-        copies = {
-            expert.ln1.weight: stacked.ln1_weight[i],
-            expert.ln1.bias: stacked.ln1_bias[i],
-            expert.attn.in_proj_weight: torch.cat(parts),
-            expert.attn.in_proj_bias: torch.cat(bias),
-            expert.attn.out_proj.weight: stacked.out_weight[i],
-            expert.attn.out_proj.bias: stacked.out_bias[i],
-            expert.ln2.weight: stacked.ln2_weight[i],
-            expert.ln2.bias: stacked.ln2_bias[i],
-            expert.fc.weight: stacked.fc_weight[i],
-            expert.fc.bias: stacked.fc_bias[i],
-            expert.proj.weight: stacked.proj_weight[i],
-            expert.proj.bias: stacked.proj_bias[i],
-        }
-        for target, source in copies.items():
-            target.data.copy_(source.data)
+        for name, parameter in stacked(expert, lambda p: p.data).items():
+            parameter.copy_(getattr(group, name).data[i])
 
 
-def stacked_gradients(literal: nn.ModuleList) -> dict[str, Tensor]:
-    """The literal experts' gradients under the stacked names."""
-    width = literal[0].ln1.weight.shape[0]
-    rows = {
-        "query": slice(0, width),
-        "key": slice(width, 2 * width),
-        "value": slice(2 * width, None),
-    }
-    out = {
-        f"{name}_weight": torch.stack([e.attn.in_proj_weight.grad[rows[name]] for e in literal])
-        for name in rows
-    }
-    for name in ("query", "value"):
-        out[f"{name}_bias"] = torch.stack([e.attn.in_proj_bias.grad[rows[name]] for e in literal])
-    for ours, pick in {
-        "ln1": lambda e: e.ln1, "ln2": lambda e: e.ln2, "fc": lambda e: e.fc,
-        "proj": lambda e: e.proj, "out": lambda e: e.attn.out_proj,
-    }.items():  # fmt: skip
-        out[f"{ours}_weight"] = torch.stack([pick(e).weight.grad for e in literal])
-        out[f"{ours}_bias"] = torch.stack([pick(e).bias.grad for e in literal])
-    return out
+def groups(mmae: nn.Module, twin: LiteralEntityCLIP | None = None) -> list[tuple]:
+    """(name, the package's group, the twin's experts) of each group that there is."""
+    names = ("image", "text", "explanation", "explanation_text")
+    there = [(name, getattr(mmae, name)) for name in names]
+    return [(name, g, getattr(twin, name, None)) for name, g in there if g is not None]
+
+
+def linears(
+    mmae: nn.Module, matching: nn.Module | None, twin: LiteralEntityCLIP
+) -> list[tuple[nn.Linear, nn.Linear]]:
+    """Gates and head, the package's and the twin's."""
+    gates = [(mmae.image_gate, twin.image_gate), (mmae.text_gate, twin.text_gate)]
+    if matching is not None:
+        gates.append((matching.gate, twin.fusion_gate))
+    pairs = [(gate.linear, theirs) for gate, theirs in gates if gate is not None]
+    return pairs + ([] if matching is None else [(matching.head, twin.head)])
+
+
+def stacked(expert: Expert, take: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+    """What `take` gives of an expert's parameters, by the names of the package's stacked ones.
+
+    A key's bias has none: softmax ignores it, and torch starts it at 0.
+    """
+    query, key, value = take(expert.attn.in_proj_weight).chunk(3)
+    query_bias, _, value_bias = take(expert.attn.in_proj_bias).chunk(3)
+    found = {"query_weight": query, "key_weight": key, "value_weight": value,
+             "query_bias": query_bias, "value_bias": value_bias}  # fmt: skip
+    parts = {"ln1": expert.ln1, "ln2": expert.ln2, "fc": expert.fc, "proj": expert.proj,
+             "out": expert.attn.out_proj}  # fmt: skip
+    for name, part in parts.items():
+        found |= {f"{name}_weight": take(part.weight), f"{name}_bias": take(part.bias)}
+    return found

@@ -10,7 +10,7 @@ from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.negatives import Negatives
-from tests.literal import Sides, load_experts
+from tests.literal import Sides, twin_of
 
 OPTIONS = argparse.Namespace(
     device="cpu", backbone="newsroom-tiny", batch=5, steps=1, warmup=1, caption_tokens=9
@@ -22,16 +22,7 @@ def test_the_literal_way_has_the_loss_of_ours_and_of_the_textbook():
     config = EntityCLIPConfig(2, 2, 2)
     ours = EntityCLIP(create_backbone("newsroom-tiny"), config)
     literal = Literal(ours.backbone, config)
-    twin = literal.experts
-    for name in ("image", "text", "explanation"):
-        load_experts(getattr(twin, name), getattr(ours.mmae, name))
-    for gate, theirs in (
-        (ours.mmae.image_gate.linear, twin.image_gate),
-        (ours.mmae.text_gate.linear, twin.text_gate),
-        (ours.matching.gate.linear, twin.fusion_gate),
-        (ours.matching.head, twin.head),
-    ):
-        theirs.load_state_dict(gate.state_dict())
+    twin = literal.experts = twin_of(ours.mmae, ours.matching, config)
     batch = make_batch(OPTIONS, ours.backbone, Choices("fp32"))
     torch.manual_seed(7)
     found = ours.losses(ours(**batch))["loss"]

@@ -7,10 +7,10 @@ import copy
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from entityclip.config import EntityCLIPConfig
-from entityclip.models.clip import BackboneError, create_backbone
+from entityclip.models.clip import BackboneError, create_backbone, refuse_other_towers
 from entityclip.models.entityclip import EntityCLIP
 
 TEXTS = ["Ghana meets Japan", "a", "envoys of four nations gather at the harbour on Tuesday", ""]
@@ -81,8 +81,6 @@ def test_other_models_are_refused_by_name(name, says):
     [({"attentional_pool": True}, "attention"), ({"pool_type": "avg"}, "avg")],
 )
 def test_pooled_features_that_are_no_token_are_refused(change, says):
-    from entityclip.models.clip import refuse_other_towers
-
     config = open_clip.get_model_config("newsroom-tiny")
     vision = {**config["vision_cfg"], **change}
     clip = open_clip.model.CLIP(config["embed_dim"], vision, config["text_cfg"])
@@ -110,32 +108,24 @@ def test_clip_part_loads_into_plain_open_clip_and_back(backbone, tmp_path):
     assert torch.equal(again.clip.visual.proj, plain.visual.proj)
 
 
-def test_weights_that_would_be_unpickled_are_refused(tmp_path):
-    path = tmp_path / "clip.pt"
-    torch.save({}, path)
-    with pytest.raises(BackboneError, match=r"only \.safetensors"):
-        create_backbone("newsroom-tiny", str(path))
-
-
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
+        ("pickled.pt", b"\x80\x02}q\x00.", r"only \.safetensors"),
         ("damaged.safetensors", b"\x10\0\0\0\0\0\0\0{not json", "damaged"),
         ("absent.safetensors", None, "no checkpoint at"),
+        (
+            "other.safetensors",
+            save({"logit_scale": torch.zeros(3)}),
+            r"other\.safetensors does not fit newsroom-tiny",
+        ),
     ],
 )
-def test_damaged_weights_name_the_file(tmp_path, name, content, says):
+def test_weights_that_do_not_serve_name_the_file(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BackboneError, match=says):
         create_backbone("newsroom-tiny", str(tmp_path / name))
-
-
-def test_weights_of_another_shape_name_the_file_and_model(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file({"logit_scale": torch.zeros(3)}, path)
-    with pytest.raises(BackboneError, match=r"other\.safetensors does not fit newsroom-tiny"):
-        create_backbone("newsroom-tiny", str(path))
 
 
 def test_unknown_pretrained_tag_lists_the_known():

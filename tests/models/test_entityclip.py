@@ -1,0 +1,377 @@
+"""The objective equals its literal twin, every loss term and every gradient; the whole model.
+
+Shapes, options, refusals, on given tokens and on pictures and texts.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from entityclip.config import EntityCLIPConfig
+from entityclip.models.clip import Tokens, create_backbone
+from entityclip.models.entityclip import EntityCLIP
+from entityclip.models.experts import ExpertGroup
+from entityclip.models.losses import itm_accuracy, itm_loss, vtc_loss
+from entityclip.models.negatives import Negatives
+from tests.literal import Sides, groups, linears, stacked, twin_of
+
+WIDTH = 24
+NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
+
+
+class Fixed(torch.nn.Module):
+    """Stands in for the backbone: hands out given tokens, so that only our part is compared."""
+
+    def __init__(self, sides: list[Tokens], logit_scale: torch.Tensor):
+        super().__init__()
+        self.sides, self.width = sides, WIDTH
+        self.clip = torch.nn.Module()
+        self.clip.logit_scale = torch.nn.Parameter(logit_scale.log())
+
+    def image_tokens(self, _images):
+        return self.sides[0]
+
+    def text_tokens(self, _text, **_):
+        return self.sides[1]
+
+    def texts_tokens(self, _captions, _explanations, **_):
+        return self.sides[1:]
+
+
+def make_case(batch, config, dtype, seed=0):
+    """A model with random weights (biases and LayerNorms too), tokens and forced negatives."""
+    torch.manual_seed(seed)
+    lengths = {"image": 10, "text": 9, "explanation": 13}
+    options = {"dtype": dtype, "requires_grad": True}
+    leaves = {k: torch.randn(batch, n, WIDTH, **options) for k, n in lengths.items()}
+    eots = {k: torch.randint(2, n, (batch,)) for k, n in lengths.items()}
+    eots["image"] = torch.zeros(batch, dtype=torch.long)
+    sides = []
+    for kind, tokens in leaves.items():
+        valid = torch.arange(lengths[kind]) <= eots[kind][:, None]
+        valid = torch.ones_like(valid) if kind == "image" else valid
+        sides.append(Tokens(tokens[torch.arange(batch), eots[kind]], tokens, valid, eots[kind]))
+    model = EntityCLIP(Fixed(sides, torch.tensor(7.0, dtype=dtype)), config)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("backbone"):
+            parameter.data = torch.randn_like(parameter) * 0.3
+    model.to(dtype)
+    shift = torch.randint(1, batch, (2, batch))
+    rows = (torch.arange(batch) + shift) % batch
+    negatives = Negatives(rows[0], rows[1], torch.rand(batch) > 0.2)
+    return model, leaves, sides, negatives
+
+
+def both_losses(model, leaves, sides, negatives):
+    """Our terms, the literal twin's, the twin, its copies of the tokens and its logit scale."""
+    unused = torch.zeros(len(leaves["image"]), 1)
+    encoded = model.encode(unused, unused, unused)
+    ours = model.losses(model.compare(encoded, unused, negatives=negatives))
+    twin = twin_of(model.mmae, model.matching, model.config).to(leaves["image"].dtype)
+    copies = {k: v.detach().clone().requires_grad_() for k, v in leaves.items()}
+    padding = [None if model.config.sees_padding else ~side.valid for side in sides]
+    given = Sides(
+        copies["image"], copies["text"], padding[1], sides[1].at,
+        copies["explanation"], padding[2],
+    )  # fmt: skip
+    scale = model.backbone.clip.logit_scale.detach().clone().requires_grad_()
+    pooled = copies["explanation"][torch.arange(len(unused)), sides[2].at]
+    theirs = twin(given, scale.exp(), *negatives, pooled)
+    return ours, theirs, twin, copies, scale
+
+
+CASES = [
+    # batch, (image, text, explanation), heads, compat
+    (5, (4, 4, 4), 1, False),
+    (2, (2, 2, 2), 1, False),
+    (7, (3, 1, 2), 4, False),
+    (5, (0, 2, 2), 2, False),
+    (5, (2, 0, 2), 1, False),
+    (5, (2, 3, 0), 1, False),
+    (3, (0, 0, 2), 1, False),
+    (3, (2, 0, 0), 1, False),
+    (3, (0, 2, 0), 3, False),
+    (5, (4, 4, 4), 1, True),
+    (2, (1, 2, 3), 2, True),
+    (4, (2, 2, 0), 1, True),
+    (3, (16, 1, 16), 1, False),
+]
+
+
+ABLATIONS = [
+    {"matching": "mean"},
+    {"matching": "none"},
+    {"negative_explanation": "positive"},
+    {"negative_explanation": "positive", "reference_compat": True},
+    {"shared_explanation_experts": False},
+    {"shared_explanation_experts": False, "reference_compat": True, "heads": 2},
+    {"shared_explanation_experts": False, "negative_explanation": "positive"},
+    {"mask_padding": False},
+    {"bridge": 0.7},
+    {"bridge": 0.7, "detach_explanation": True},
+    {"crossed": True},
+    {"crossed": True, "image_experts": 0, "bridge": 1.0},
+    {"crossed": True, "text_experts": 0, "matching": "none"},
+    {"lambda_moe": 1.3, "eta_itm": 0.4},
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("batch", "counts", "heads", "compat"), CASES)
+def test_loss_and_every_gradient_equal_the_literal_form(
+    batch, counts, heads, compat, dtype, tolerance
+):
+    config = EntityCLIPConfig(*counts, heads=heads, reference_compat=compat)
+    compare(config, batch, dtype, tolerance)
+
+
+@pytest.mark.parametrize("overrides", ABLATIONS, ids=lambda o: ",".join(o))
+def test_every_ablation_equals_its_literal_form(overrides):
+    config = EntityCLIPConfig(
+        **{"image_experts": 2, "text_experts": 1, "explanation_experts": 3} | overrides
+    )
+    compare(config, 5, torch.float64, 1e-10)
+
+
+def compare(config, batch, dtype, tolerance):
+    model, leaves, sides, negatives = make_case(batch, config, dtype)
+    ours, theirs, twin, copies, scale = both_losses(model, leaves, sides, negatives)
+    ours["loss"].backward()
+    theirs["loss"].backward()
+
+    def close(a, b, what):
+        # relative to the tensor's size: fp32 rounding grows with it
+        error = (a - b).abs().max() / b.abs().max().clamp_min(1.0)
+        assert error <= tolerance, f"{what}: {error:.2e}"
+
+    assert set(theirs) == set(ours) - {"itm_accuracy"}
+    for name, value in theirs.items():
+        close(ours[name], value, name)
+    close(model.backbone.clip.logit_scale.grad, scale.grad, "logit_scale")
+    for kind, leaf in leaves.items():
+        if copies[kind].grad is None:
+            assert leaf.grad is None
+        else:
+            close(leaf.grad, copies[kind].grad, f"gradient of {kind} tokens")
+    for ours_gate, theirs_gate in linears(model.mmae, model.matching, twin):
+        close(ours_gate.weight.grad, theirs_gate.weight.grad, "gate")
+        close(ours_gate.bias.grad, theirs_gate.bias.grad, "gate bias")
+    for name, group, experts in groups(model.mmae, twin):
+        expected = [stacked(expert, lambda p: p.grad) for expert in experts]
+        for key in expected[0]:
+            gradient = torch.stack([one[key] for one in expected])
+            close(getattr(group, key).grad, gradient, f"{name}.{key}")
+
+
+def test_the_twin_notices_a_change():
+    """Guards the comparison itself: whatever an option changes must show."""
+    base = {"image_experts": 2, "text_experts": 2, "explanation_experts": 2}
+    changes = {
+        "itm": [{"matching": "mean"}, {"negative_explanation": "positive"}],
+        "vtc_moe": [{"mask_padding": False}, {"crossed": True}],
+    }
+    for term, options in changes.items():
+        for option in options:
+            config = EntityCLIPConfig(**base)
+            case = make_case(5, config, torch.float64)
+            ours = both_losses(*case)[0]
+            case[0].config = case[0].mmae.config = EntityCLIPConfig(**base, **option)
+            theirs = both_losses(*case)[1]
+            assert (ours[term] - theirs[term]).abs() > 1e-6, option
+
+
+def test_detaching_the_explanation_stops_exactly_its_gradient():
+    grads = []
+    for detach in (False, True):
+        config = EntityCLIPConfig(2, 2, 2, detach_explanation=detach)
+        model, leaves, sides, negatives = make_case(5, config, torch.float64)
+        both_losses(model, leaves, sides, negatives)[0]["loss"].backward()
+        grads.append([leaves[kind].grad for kind in ("image", "text", "explanation")])
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert torch.equal(grads[0][1], grads[1][1])
+    assert grads[0][2].abs().max() > 0
+    assert grads[1][2] is None
+
+
+def test_padding_never_reaches_the_loss():
+    """What stands after EOT, in caption or explanation, changes nothing."""
+    model, leaves, sides, negatives = make_case(5, EntityCLIPConfig(2, 2, 2), torch.float64)
+    before = both_losses(model, leaves, sides, negatives)[0]["loss"]
+    with torch.no_grad():
+        for side in sides[1:]:
+            side.tokens[~side.valid] += 100.0
+    after = both_losses(model, leaves, sides, negatives)[0]["loss"]
+    assert torch.equal(before, after)
+
+
+# -------------------------------------------------------------------- on pictures and texts
+
+
+@pytest.fixture(scope="module")
+def batch(backbone):
+    captions = backbone.tokenize([f"caption number {i} of Ghana" for i in range(5)])
+    explanations = backbone.tokenize(
+        [f"Ghana lies by the sea and {i} more words" for i in range(5)]
+    )
+    return torch.randn(5, 3, 64, 64), captions, explanations
+
+
+@pytest.mark.parametrize(
+    "counts", [(4, 4, 4), (0, 0, 0), (1, 0, 0), (0, 3, 0), (0, 0, 2), (16, 1, 5)]
+)
+def test_terms_and_gradients_of_every_grouping(backbone, batch, counts):
+    config = EntityCLIPConfig(*counts, heads=4)
+    model = EntityCLIP(copy.deepcopy(backbone), config)
+    terms = model.losses(model(*batch))
+    expected = {"loss", "vtc"} | ({"vtc_moe", "itm", "itm_accuracy"} if sum(counts) else set())
+    assert set(terms) == expected
+    terms["loss"].backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, batch):
+    images, captions, explanations = batch
+    config = EntityCLIPConfig(0, 0, 0, bridge=1.0, explanation_dropout=0.5)
+    model = EntityCLIP(backbone, config)
+    lengths = model.text_lengths(explanations, captions)  # captions are the shorter ones here
+    assert lengths[1] == lengths[0] == backbone.longest(explanations)
+
+    torch.manual_seed(0)
+    got = model.train()(images, captions, explanations).explanation
+    torch.manual_seed(0)
+    dropped = torch.rand(5) < 0.5
+    assert 0 < dropped.sum() < 5
+    plain = model.eval()(images, captions, explanations)
+    torch.testing.assert_close(plain.explanation, model.encode_text(explanations))
+    expected = torch.where(dropped[:, None], plain.text, plain.explanation)
+    torch.testing.assert_close(got, expected)
+
+
+def test_lambda_goes_linearly_from_its_start_to_its_end(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1, lambda_moe=0.4, lambda_end=0.1))
+    outputs = model(*batch)
+    at_end = model.losses(outputs)
+    for progress, weight in ((0.0, 0.4), (0.5, 0.25), (1.0, 0.1)):
+        terms = model.losses(outputs, progress)
+        expected = terms["vtc"] + weight * terms["vtc_moe"] + 0.1 * terms["itm"]
+        torch.testing.assert_close(terms["loss"], expected)
+        torch.testing.assert_close(terms["vtc_moe"], at_end["vtc_moe"])  # unweighted, as all terms
+    assert EntityCLIPConfig(lambda_moe=0.1).lambda_at(0.3) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lambda_end": -0.1}, "lambda_end is"),
+        ({"lambda_end": float("inf")}, "lambda_end is"),
+        (NO_EXPERTS | {"lambda_end": 0.1}, "lambda_end needs experts"),
+        ({"explanation_dropout": 1.0}, r"explanation_dropout is 1\.0"),
+        (NO_EXPERTS | {"explanation_dropout": 0.1}, "needs explanation_experts or a bridge"),
+    ],
+)
+def test_impossible_settings_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        EntityCLIPConfig(**change)
+
+
+def test_without_experts_the_loss_is_clips(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0))
+    images, captions, _ = batch
+    ours = model.losses(model(images, captions))["loss"]
+    clip = backbone.clip
+    expected = vtc_loss(
+        clip.encode_image(images, normalize=True),
+        clip.encode_text(captions, normalize=True),
+        clip.logit_scale.exp(),
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+def test_inference_does_not_depend_on_the_experts(backbone, batch):
+    plain, full = (EntityCLIP(backbone, EntityCLIPConfig(n, n, n)) for n in (0, 4))
+    with torch.no_grad():
+        assert torch.equal(plain.encode_image(batch[0]), full.encode_image(batch[0]))
+        assert torch.equal(plain.encode_text(batch[1]), full.encode_text(batch[1]))
+
+
+def test_reference_compat_changes_numbers_only_through_padding_and_eot(backbone, batch):
+    losses = []
+    for compat in (False, True):
+        torch.manual_seed(0)
+        model = EntityCLIP(backbone, EntityCLIPConfig(2, 2, 2, reference_compat=compat))
+        torch.manual_seed(1)
+        losses.append(model.losses(model(*batch)))
+    assert losses[0]["vtc"].item() == pytest.approx(losses[1]["vtc"].item(), abs=1e-5)
+    assert losses[0]["vtc_moe"] != losses[1]["vtc_moe"]
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_batches_too_small_to_contrast_are_refused(backbone, batch, size):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1))
+    with pytest.raises(ValueError, match=f"a batch of {size}"):
+        model(*(part[:size] for part in batch))
+
+
+def test_missing_explanations_are_refused(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(1, 1, 1))
+    with pytest.raises(ValueError, match="trains on explanations"):
+        model(*batch[:2])
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="heads=5 does not divide"):
+        ExpertGroup(2, 96, heads=5)
+
+
+def test_hand_computed_losses():
+    # both picture rows equally near both texts: log 2 each way
+    same = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert vtc_loss(same, same, torch.tensor(5.0)).item() == pytest.approx(math.log(2), abs=1e-6)
+    # pairs apart and scale 10: log(1 + e^-10)
+    apart = torch.eye(2)
+    assert vtc_loss(apart, apart, torch.tensor(10.0)).item() == pytest.approx(
+        math.log1p(math.exp(-10)), abs=1e-7
+    )
+
+
+def test_pairs_without_negative_count_in_the_first_term_only():
+    logits = torch.tensor(
+        [[[0.0, 2.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 9.0]], [[2.0, 0.0], [0.0, 9.0]]]
+    )
+    valid = torch.tensor([True, False])
+    each = -torch.tensor([0.0, 2.0]).log_softmax(-1)[1]
+    assert itm_loss(logits, valid).item() == pytest.approx(each.item(), abs=1e-6)
+    assert itm_accuracy(logits, valid).item() == 1.0
+    nothing = itm_loss(logits, torch.tensor([False, False]))
+    assert nothing.item() == pytest.approx(each.item() / 3, abs=1e-6)
+
+
+def test_bf16_autocast_keeps_losses_in_fp32(backbone, batch):
+    model = EntityCLIP(backbone, EntityCLIPConfig(2, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.losses(model(*batch))
+    assert terms["loss"].dtype == torch.float32
+    assert torch.isfinite(terms["loss"])
+
+
+@pytest.mark.parametrize("config", [{}, {"bridge": 1.0, "crossed": True}, {"negatives": "uniform"}])
+def test_a_step_asks_no_tensor_for_its_value(config):
+    """On a GPU that would make the host wait; meta tensors have no values to ask for."""
+    model = EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(**config))
+    captions = torch.randint(1, 99, (4, model.backbone.clip.context_length))
+    lengths = model.text_lengths(captions, captions)  # on the CPU, before the batch is sent
+    model.to("meta")
+    images = torch.empty(4, 3, 64, 64, device="meta")
+    captions = captions.to("meta")
+    keys = torch.empty(4, dtype=torch.long, device="meta")
+    outputs = model(images, captions, captions, keys, lengths=lengths)
+    model.losses(outputs)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())  # DDP waits for each of them
+    with pytest.raises(RuntimeError, match="meta"):
+        model(images, captions, captions, keys)  # what asks how long the texts are
