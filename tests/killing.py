@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,20 +17,10 @@ WRITING, BETWEEN, STARTING, ANY = "writing a checkpoint", "between epochs", "sta
 _TIMES = {"pairs_per_s", "wall_time_s", "resumed_from", "elapsed"}
 
 
-class Running(Protocol):
-    """A process that trains."""
-
-    def is_alive(self) -> bool: ...
-    def kill(self) -> None: ...
-    def join(self) -> None: ...
-    @property
-    def exitcode(self) -> int | None: ...
-
-
 class Killer:
-    """Kills a run in `folder` as often as asked; `done` counts the kills by moment."""
+    """Kills a run in `folder`, in processes that `start` starts; `done` counts kills by moment."""
 
-    def __init__(self, folder: Path, start: Callable[[], Running], seed: int):
+    def __init__(self, folder: Path, start: Callable[[], Any], seed: int):
         self.folder, self.start = folder, start
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
@@ -66,7 +56,7 @@ class Killer:
         assert process.exitcode == 0
 
     @staticmethod
-    def _wait(process: Running, until: Callable[[], bool], limit: float = 300) -> None:
+    def _wait(process: Any, until: Callable[[], bool], limit: float = 300) -> None:
         end = time.monotonic() + limit
         while process.is_alive() and time.monotonic() < end and not until():
             time.sleep(0.0005)

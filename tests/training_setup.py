@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -80,22 +82,25 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def stopped_at(step: int) -> Iterator[None]:
-    """The training loop dies as a kill would, at the start of `step`; that it does is checked."""
-    original = _Trainer._step
+def stopped_at(step: int, trainer: type = _Trainer) -> Iterator[None]:
+    """What a `trainer` trains dies as a kill would, at the start of `step`; it must come so far."""
+    original = trainer._step
 
-    def counted(self: _Trainer, batch: Any) -> dict[str, Any]:
+    def counted(self: Any, *given: Any) -> dict[str, Any]:
         if self.step == step:
             raise Interrupted
-        return original(self, batch)
+        return original(self, *given)
 
-    died = False
-    with patch.object(_Trainer, "_step", counted):
-        try:
-            yield
-        except Interrupted:
-            died = True
-    assert died, f"the run never came to step {step}"
+    with patch.object(trainer, "_step", counted), pytest.raises(Interrupted):
+        yield
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Two runs' last checkpoints (weights, optimizer, generators) and logs are equal."""
+    a, b = (load_file(folder / "last.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert read_log(one) == read_log(other)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from entityclip.models.itr import ITRModel, cluster
 from entityclip.training import itr
 from entityclip.training.itr import make_optimizer, pretrain_itr, subset_rows
 from entityclip.training.run_folder import TrainingError
+from tests.training_setup import assert_same_runs, read_log, stopped_at
 
 CONFIG = ITRConfig(
     iterations=3, subset=16, batch_size=8, clusters=3, lr=1e-4, projection=16, seed=3
@@ -45,10 +46,6 @@ def generated(sets, backbone):
 def fresh():
     torch.manual_seed(5)
     return create_backbone("newsroom-tiny")
-
-
-def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 # -------------------------------------------------------------------------------------- clustering
@@ -87,13 +84,12 @@ def test_bad_clusterings_are_refused(features, k, message):
 
 def literal_losses(model, batch, labels):
     """Pair by pair, term by term, in words of the paper."""
-    clip, config = model.backbone.clip, model.config
+    clip, n, terms = model.backbone.clip, len(batch), {}
     sides = {
         "text": clip.encode_text(batch.captions),
         "image": clip.encode_image(batch.images),
         "generated": clip.encode_text(batch.explanations),
     }
-    n, loss, terms = len(batch), 0, {}
     for task, partner in (("cluster_image", "image"), ("cluster_generated", "generated")):
         total = 0
         for i in range(n):
@@ -102,7 +98,7 @@ def literal_losses(model, batch, labels):
         terms[task] = total / n
     text, image = (model.projections[side](sides[side]) for side in ("text", "image"))
     similar = [[torch.cosine_similarity(t, v, dim=0) for v in image] for t in text]
-    similar = torch.stack([torch.stack(row) for row in similar]) / config.temperature
+    similar = torch.stack([torch.stack(row) for row in similar]) / model.config.temperature
     total = 0
     for i in range(n):
         total = total - similar[i].log_softmax(0)[i] - similar[:, i].log_softmax(0)[i]
@@ -191,37 +187,21 @@ def test_tasks_run_alone_and_together(sets, generated, tmp_path, tasks):
     assert result.best.exists()
 
 
-class Interrupted(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stopped_at", [1, 3, 5])  # in the first, second and third iteration
-def test_an_interrupted_run_ends_as_the_uninterrupted(sets, tmp_path, monkeypatch, stopped_at):
+@pytest.mark.parametrize("step", [1, 3, 5])  # in the first, second and third iteration
+def test_an_interrupted_run_ends_as_the_uninterrupted(sets, tmp_path, step):
     def go(name):
         return pretrain_itr(
             fresh(), sets[0], CONFIG, tmp_path / name, val_set=sets[1], progress=False
         )
 
     go("whole")
-    original = itr._Pretrainer._step
-
-    def step(self, *arguments):
-        if self.step == stopped_at:
-            raise Interrupted
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(itr._Pretrainer, "_step", step)
-        with pytest.raises(Interrupted):
-            go("parts")
+    with stopped_at(step, itr._Pretrainer):
+        go("parts")
     torch.manual_seed(99)  # whatever happens between the two processes
-    result = go("parts")
-    assert result.resumed_from == (stopped_at // 2 or None)
-    for file in ("best.safetensors", "last.safetensors"):
-        whole, parts = (load_file(tmp_path / name / file) for name in ("whole", "parts"))
-        assert whole.keys() == parts.keys()
-        assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
-    assert read_log(tmp_path / "whole") == read_log(tmp_path / "parts")
+    assert go("parts").resumed_from == (step // 2 or None)
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+    best = [load_file(tmp_path / name / "best.safetensors") for name in ("whole", "parts")]
+    assert [k for k in best[0] if not torch.equal(best[0][k], best[1][k])] == []
 
 
 def test_heads_are_drawn_anew_each_iteration(sets, tmp_path, monkeypatch):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import os
-import resource
-import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,15 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import Subset
 
-from entityclip import checkpoints
-from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, write_checkpoint
+from entityclip.checkpoints import read_meta
 from entityclip.config import EntityCLIPConfig, TrainConfig
-from entityclip.datasets.dataset import PairDataset
 from entityclip.models.clip import create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.training.loop import epoch_batches, learning_rate, make_optimizer, train
 from entityclip.training.run_folder import TrainingError
-from tests.training_setup import read_log, stopped_at
+from tests.training_setup import assert_same_runs, read_log, stopped_at
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=1e-3, precision="fp32", seed=3)
 
@@ -77,10 +71,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted(sets, tmp_path, config, st
     torch.manual_seed(99)  # whatever happens between the two processes
     result = train(make_model(), *sets, config, tmp_path / "parts", progress=False)
     assert (result.resumed_from is not None) == (step > 4)
-    whole, parts = (load_file(tmp_path / f / "last.safetensors") for f in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
-    assert read_log(tmp_path / "whole") == read_log(tmp_path / "parts")
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_accumulation_averages_the_gradients_of_its_passes(sets, tmp_path):
@@ -186,115 +177,6 @@ def test_splits_too_small_are_refused(sets, tmp_path, make_dataset):
     with pytest.raises(ValueError, match="batch_size is 1"):
         replace(CONFIG, batch_size=1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_checkpoint_of_another_run_is_refused_by_field(sets, tmp_path):
-    config = replace(CONFIG, epochs=1)
-    train(make_model(), *sets, config, tmp_path, identity={"data": "a"}, progress=False)
-    before = (tmp_path / "last.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match="data: 'a' there, 'b' here"):
-        train(make_model(), *sets, config, tmp_path, identity={"data": "b"}, progress=False)
-    other = replace(config, lr=2e-3)
-    with pytest.raises(CheckpointError, match=r"\(train.lr: 0.001 there, 0.002 here\)"):
-        train(make_model(), *sets, other, tmp_path, identity={"data": "a"}, progress=False)
-    # what the caller did not name: the model and the pairs
-    with pytest.raises(CheckpointError, match=r"\(model.bridge: 0.0 there, 1.0 here\)"):
-        train(
-            make_model(bridge=1.0), *sets, config, tmp_path, identity={"data": "a"}, progress=False
-        )
-    backbone = make_model().backbone
-    fewer = PairDataset(
-        sets[0].pairs[:31], backbone.preprocess, backbone.tokenize,
-        with_explanations=True, cache=True,
-    )  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"train_data: '32 .* there, '31 .* here"):
-        train(
-            make_model(), fewer, sets[1], config, tmp_path, identity={"data": "a"}, progress=False
-        )
-    assert (tmp_path / "last.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_corrupt_checkpoint_is_named_and_left_alone(sets, tmp_path, damage):
-    path = tmp_path / "last.safetensors"
-    write_checkpoint(path, {"model.x": torch.zeros(100)}, {"step": 1})
-    whole = path.read_bytes()
-    path.write_bytes(
-        {"truncated": whole[: len(whole) // 2], "garbage": b"x" * 99, "empty": b""}[damage]
-    )
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
-        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
-    assert path.read_bytes() == before
-
-
-def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_path, caplog):
-    config = replace(CONFIG, checkpoint_every=1, keep=3)
-    plain = train(make_model(), *sets, CONFIG, tmp_path / "plain", progress=False).folder
-    folder = train(make_model(), *sets, config, tmp_path / "kept", progress=False).folder
-    names = ["last.safetensors", "step-000000007.safetensors", "step-000000006.safetensors"]
-    there = {path.name for path in folder.glob("*.safetensors")}
-    assert there == {"best.safetensors", *names}
-    assert [read_meta(folder / name)["step"] for name in names] == [8, 7, 6]
-    whole = load_file(folder / "last.safetensors")
-    assert all(torch.equal(whole[k], v) for k, v in load_file(plain / "last.safetensors").items())
-    # how many are kept is no part of what a run is
-    for name in names[:2]:
-        (folder / name).unlink()  # `whole` is a view of the file
-        (folder / name).write_bytes(b"x")
-    resumed = train(make_model(), *sets, replace(config, keep=1), folder, progress=False)
-    assert resumed.resumed_from == 6
-    assert "last.safetensors is damaged" in caplog.text
-    again = load_file(folder / "last.safetensors")
-    assert all(torch.equal(again[k], v) for k, v in whole.items())
-    assert {path.name for path in folder.glob("*.safetensors")} == {"best.safetensors", names[0]}
-
-
-def test_what_a_killed_process_was_writing_is_removed(sets, tmp_path):
-    config = replace(CONFIG, epochs=1)
-    for name in (
-        ".last.safetensors.7.partial",
-        ".log.jsonl.abc",
-        ".tmpAbc",
-        ".step-000000001.x.partial",
-    ):
-        (tmp_path / name).write_bytes(b"half")
-    (tmp_path / ".other").write_bytes(b"mine")
-    train(make_model(0), *sets, config, tmp_path, progress=False)
-    assert [path.name for path in tmp_path.glob(".*")] == [".other"]
-
-
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.safetensors"
-    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
-
-    def half_written(tensors, target, metadata):
-        target.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(checkpoints, "save_file", half_written)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
-        write_checkpoint(path, {"x": torch.ones(10)}, {"step": 2})
-    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
-    assert read_meta(path) == {"step": 1}
-    assert torch.equal(read_tensors(path)["x"], torch.zeros(10))
-
-
-def test_a_write_the_kernel_refuses_keeps_the_last_good_checkpoint(tmp_path):
-    """The same without a mock: the process may not write files beyond 64 KiB."""
-    path = tmp_path / "last.safetensors"
-    write_checkpoint(path, {"x": torch.zeros(10)}, {"step": 1})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
-    try:
-        with pytest.raises(CheckpointError, match="could not write"):
-            write_checkpoint(path, {"x": torch.ones(1_000_000)}, {"step": 2})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
-    assert read_meta(path) == {"step": 1}
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process(sets, tmp_path):
