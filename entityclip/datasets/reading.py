@@ -23,6 +23,13 @@ _MAX_FIELD = 1 << 24  # characters the csv module takes as one field
 # ----------------------------------------------------------------------------------------- paths
 
 
+def known(dataset: str, split: str, splits: Sequence[str]) -> None:
+    """Raise ValueError for a split that a data set lacks."""
+    if split not in splits:
+        there = ", ".join(splits)
+        raise ValueError(f"{dataset} has no split {split!r}; there are {there}")
+
+
 def need(root: Path, *names: str, layout: str) -> None:
     """Raise FileNotFoundError for the first of root and root/name that does not exist."""
     for path in (root, *(root / name for name in names)):
@@ -46,6 +53,15 @@ def inside(root: Path, path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file; put the data file itself there")
     return path
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, a byte-order mark dropped. Raises ValueError for others."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def optional(root: Path, name: str) -> Path | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from entityclip.datasets.newsroom import outlet_a, outlet_b
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.prepare import use_prepared
+from entityclip.datasets.reading import known
 from entityclip.datasets.sources import folder, goodnews, karpathy, n24news, tweets, visualnews
 from entityclip.datasets.table import PairTable, Report
 
@@ -87,9 +88,7 @@ def load_pairs(
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {dataset!r}; there are {', '.join(DATASETS)}")
-    if split not in DATASETS[dataset]:
-        known = ", ".join(DATASETS[dataset])
-        raise ValueError(f"{dataset} has no split {split!r}; there are {known}")
+    known(dataset, split, DATASETS[dataset])
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; ask for at least one pair")
     if dataset in DRAWN:

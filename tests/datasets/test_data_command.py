@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from IPython.display import Image, Markdown
 
+from entityclip.__main__ import main as entityclip_main
 from entityclip.config import REPOSITORY
 from entityclip.datasets import DATASETS, DRAWN, __main__
 from entityclip.datasets.care import count_names, shared_rows, summarise, summary_table
@@ -212,13 +213,14 @@ def test_the_newsroom_verifies_without_files(tmp_path):
 # -------------------------------------------------------------------------- summary, prepare, use
 
 
+@pytest.mark.usefixtures("figure_style")
 def test_summary_counts_and_draws(tmp_path, capsys):
     layouts.n24news(tmp_path / "root")
-    out, drawn = tmp_path / "out", []
-    arguments = ["summary", "n24news", "--root", str(tmp_path / "root"), "--out", str(out)]
-    assert __main__.main(arguments, lambda parts, folder: [drawn.append(parts) or folder]) == 0
+    out = tmp_path / "out"
+    arguments = ["data", "summary", "n24news", "--root", str(tmp_path / "root"), "--out", str(out)]
+    assert entityclip_main(arguments) == 0
+    assert {path.name for path in out.iterdir()} == {"summary.csv", "summary.png", "summary.svg"}
     assert pd.read_csv(out / "summary.csv")["split"].tolist() == ["train", "val", "test"]
-    assert [part.split for part in drawn[0]] == ["train", "val", "test"]
     assert "N24News" in capsys.readouterr().out
     summaries = summarise("n24news", tmp_path / "root", pictures=4)
     table = summary_table(summaries).set_index("split")

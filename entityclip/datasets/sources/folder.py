@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from entityclip.datasets.reading import Row, csv_rows, inside, need
+from entityclip.datasets.reading import Row, csv_rows, inside, known, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
@@ -53,8 +53,7 @@ def folder_pairs(
     Raises FileNotFoundError for a missing root or file, and ValueError naming file, row and field
     for missing columns, other encodings, missing pictures and repeated ids.
     """
-    if split not in SPLITS:
-        raise ValueError(f"folder has no split {split!r}; there are {', '.join(SPLITS)}")
+    known("folder", split, SPLITS)
     _need(root)
     path = inside(root, root / FILE)
     pairs = _read(path)

@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from entityclip.datasets.reading import Row, first_of, inside, iter_entries, iter_rows, optional
+from entityclip.datasets.reading import (
+    Row,
+    first_of,
+    inside,
+    iter_entries,
+    iter_rows,
+    known,
+    optional,
+    text_lines,
+)
 from entityclip.datasets.sources.n24news import file_name
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
@@ -44,15 +53,15 @@ def goodnews_pairs(
 
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
-    if split not in SPLITS:
-        raise ValueError(f"goodnews has no split {split!r}; there are {', '.join(SPLITS)}")
+    known("goodnews", split, SPLITS)
     derived, official = f"new_goodnews_capim_{split}.json", "captioning_dataset.json"
     wanted = {"auto": (derived, official), "derived": (derived,), "official": (official,)}
     if release not in wanted:
         raise ValueError(f"release is {release!r}; it must be one of {', '.join(wanted)}")
     name = first_of(root, wanted[release], layout=_LAYOUT)
     folder = first_of(root, ("images", "resized", "imgs"), layout=_LAYOUT)
-    broken = _broken(optional(root, "broken_images.txt"))
+    listed = optional(root, "broken_images.txt")
+    broken = {image_id_of(line.strip()) for line in text_lines(listed)} if listed else set()
     builder = PairBuilder(root)
     path = inside(root, root / name)
     rows = _derived(path) if name == derived else _official(root, path, split)
@@ -114,13 +123,3 @@ def _images(row: Row) -> dict[str, Any]:
         got = type(images).__name__ if "images" in row.values else "nothing"
         row.fail("images", f"must be dict, got {got}")
     return images
-
-
-def _broken(path: Path | None) -> set[str]:
-    if path is None:
-        return set()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
-    return {image_id_of(line.strip()) for line in lines if line.strip()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, inside, iter_rows, need
+from entityclip.datasets.reading import Row, inside, iter_rows, known, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 FLICKR30K_SPLITS = ("train", "val", "test")
@@ -38,8 +38,7 @@ def karpathy_pairs(
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
     splits = FLICKR30K_SPLITS if dataset == "flickr30k" else MSCOCO_SPLITS
-    if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}; there are {', '.join(splits)}")
+    known(dataset, split, splits)
     name = _FILES[dataset]
     need(root, name, layout=_LAYOUT.format(name))
     path = inside(root, root / name)

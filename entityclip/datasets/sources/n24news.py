@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, inside, iter_rows, need, optional
+from entityclip.datasets.reading import Row, inside, iter_rows, known, need, optional
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test")
@@ -30,8 +30,7 @@ def n24news_pairs(
     Raises FileNotFoundError for a missing root, file or picture folder, and ValueError naming the
     file, the row (counted from 0) and the field for malformed content.
     """
-    if split not in SPLITS:
-        raise ValueError(f"n24news has no split {split!r}; there are {', '.join(SPLITS)}")
+    known("n24news", split, SPLITS)
     name = f"news/nytimes_{_FILE_NAMES[split]}.json"
     need(root, name, "imgs", layout=_LAYOUT)
     path = inside(root, root / name)

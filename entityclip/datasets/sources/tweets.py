@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, csv_rows, inside, need
+from entityclip.datasets.reading import Row, csv_rows, inside, known, need, text_lines
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 RELATION_SPLITS = ("train", "test")
@@ -43,9 +43,7 @@ def relation_pairs(
 
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
-    if split not in RELATION_SPLITS:
-        known = ", ".join(RELATION_SPLITS)
-        raise ValueError(f"tweets has no split {split!r}; there are {known}")
+    known("tweets", split, RELATION_SPLITS)
     need(root, "data.csv", layout=_RELATION_LAYOUT)
     path = inside(root, root / "data.csv")
     base = "images/" if (root / "images").is_dir() else ""
@@ -78,11 +76,10 @@ def twitter100k_pairs(
     ``0.jpg`` and ``{number of lines}.jpg`` exists. Raises ValueError where that leaves it open, and
     FileNotFoundError and ValueError as `n24news_pairs` does.
     """
-    if split not in TWITTER100K_SPLITS:
-        raise ValueError(f"twitter100k has no split {split!r}; there is only all")
+    known("twitter100k", split, TWITTER100K_SPLITS)
     need(root, "text.txt", "images", layout=_TWITTER100K_LAYOUT)
     path = inside(root, root / "text.txt")
-    lines = _lines(path)
+    lines = text_lines(path)
     if first is None:
         zero, last = ((root / "images" / f"{n}.jpg").is_file() for n in (0, len(lines)))
         if zero == last:
@@ -97,14 +94,6 @@ def twitter100k_pairs(
         name = str(number + first)
         builder.add(name, f"images/{name}.jpg", line.strip(), where=f"{path}, line {number + 1}")
     return builder.finish("twitter100k", limit=limit, seed=seed)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
-    return lines[:-1] if lines[-1] == "" else lines
 
 
 def _bit(row: Row, field: str) -> int:

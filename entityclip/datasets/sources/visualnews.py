@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, first_of, inside, iter_rows, optional
+from entityclip.datasets.reading import Row, first_of, inside, iter_rows, known, optional
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
@@ -37,8 +37,7 @@ def visualnews_pairs(
 
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
-    if split not in SPLITS:
-        raise ValueError(f"visualnews has no split {split!r}; there are {', '.join(SPLITS)}")
+    known("visualnews", split, SPLITS)
     file = "data.json" if split == "all" else f"{split}.json"
     name = first_of(root, (file, f"origin/{file}"), layout=_LAYOUT)
     base = first_of(root, ("images", "origin"), layout=_LAYOUT)
