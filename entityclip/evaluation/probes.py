@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entityclip.datasets.dataset import Batch, ImageTextDataset, PairDataset, whole_batch
+from entityclip.datasets.dataset import Batch, PairDataset, whole_batch
 from entityclip.models.entityclip import EntityCLIP
 
 _BATCH = 100
@@ -21,10 +21,7 @@ _BATCH = 100
 
 @torch.inference_mode()
 def mixed_embeddings(
-    model: EntityCLIP,
-    dataset: PairDataset | ImageTextDataset,
-    image_reads: Tensor,
-    text_reads: Tensor,
+    model: EntityCLIP, dataset: PairDataset, image_reads: Tensor, text_reads: Tensor
 ) -> tuple[Tensor, Tensor]:
     """V* and T*_moe of a split, [N, d] each and normalised, reading given pairs' explanations.
 
@@ -33,16 +30,14 @@ def mixed_embeddings(
     """
     if not model.config.explanation_experts:
         raise ValueError("the model has no explanation experts whose reading could be changed")
-    images, texts = [], []
-    for rows, batch in _batches(dataset, model.device):
+    images, texts, trim = [], [], not model.config.sees_padding
+    for rows, batch in batches_of(dataset, model.device):
         image = model.backbone.image_tokens(batch.images)
-        text = model.backbone.text_tokens(batch.captions, trim=not model.config.sees_padding)
+        text = model.backbone.text_tokens(batch.captions, trim=trim)
         sides = []
         for reads in (image_reads, text_reads):
-            explanation = model.backbone.text_tokens(
-                dataset.explanations[reads[rows]].to(batch.captions.device),
-                trim=not model.config.sees_padding,
-            )
+            ids = dataset.explanations[reads[rows]].to(batch.captions.device)
+            explanation = model.backbone.text_tokens(ids, trim=trim)
             vectors, *_ = model.mmae(image, text, explanation)
             sides.append(model.mmae.mix(image, text, vectors))
         images.append(F.normalize(sides[0][0].float(), dim=-1))
@@ -50,9 +45,11 @@ def mixed_embeddings(
     return torch.cat(images), torch.cat(texts)
 
 
-def _batches(
-    dataset: PairDataset | ImageTextDataset, device: torch.device
-) -> Iterator[tuple[Tensor, Batch]]:
+def batches_of(dataset: PairDataset, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
+    """Rows and batches of a split in order, of some 100 pairs, as training reads them.
+
+    Raises ImageError naming pair and file for a broken picture.
+    """
     rows = torch.arange(len(dataset))
     parts = list(rows.split(_BATCH))
     if len(parts) > 1 and len(parts[-1]) == 1:  # a batch of one has no negatives

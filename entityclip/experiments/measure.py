@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from entityclip.evaluation.probes import _batches, mixed_embeddings
-from entityclip.evaluation.ranks import retrieval_ranks
+from entityclip.evaluation.probes import batches_of, mixed_embeddings
+from entityclip.evaluation.ranks import both_ranks
 from entityclip.evaluation.retrieval import (
     as_retrieval,
     evaluate_retrieval,
@@ -145,9 +145,7 @@ def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split:
     found: dict[str, Retrieval] = {}
     for name, (image, text) in CONDITIONS.items():
         images, texts = mixed_embeddings(model.eval(), dataset, reads[image], reads[text])
-        found[name] = as_retrieval(
-            retrieval_ranks(texts, images), retrieval_ranks(images, texts), torch.arange(n)
-        )
+        found[name] = as_retrieval(*both_ranks(texts, images), torch.arange(n))
     rows: list[Row] = []
     for name, retrieval in found.items():
         for direction in ("text_to_image", "image_to_text"):
@@ -175,7 +173,7 @@ def measure_matching(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(experiment.seed)
-        for _, batch in _batches(dataset, model.device):
+        for _, batch in batches_of(dataset, model.device):
             outputs = model.eval()(
                 batch.images, batch.captions, batch.explanations, batch.image_keys
             )

@@ -17,6 +17,7 @@ from entityclip.evaluation.inspection import (
     expert_names,
     explanation_attention,
     gate_weights,
+    grad_cams,
     image_attention,
     patch_table,
     plane,
@@ -299,3 +300,44 @@ def test_the_plane_refuses_wrong_labels_and_a_single_picture():
         plane(embeddings, ["a"])
     with pytest.raises(ValueError, match="1 picture"):
         plane(embeddings, ["a", "b"])
+
+
+# ----------------------------------------------------------------------------------------- Grad-CAM
+
+
+def literal_cams(backbone, images, texts):
+    """Grad-CAM by hand: the last block's normalised input, its gradient, their weighted sum."""
+    kept = []
+    layer = backbone.clip.visual.transformer.resblocks[-1].ln_1
+    handle = layer.register_forward_hook(lambda module, given, output: kept.append(output))
+    maps = []
+    for image, text in zip(images, texts, strict=True):
+        kept.clear()
+        cosine = F.cosine_similarity(
+            backbone.clip.encode_image(image[None]), backbone.clip.encode_text(text[None])
+        )
+        (gradient,) = torch.autograd.grad(cosine.sum(), kept)
+        weights = gradient[0, 1:].mean(0)
+        maps.append((kept[0][0, 1:] @ weights).relu().reshape(4, 4).detach())
+    handle.remove()
+    return torch.stack(maps).numpy()
+
+
+def test_maps_are_grad_cams_and_leave_no_trace(backbone, make_dataset):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("pytorch_grad_cam")
+    data = make_dataset("relation_train", 24)
+    batch = data.collate([data[i] for i in range(8)])
+    maps = grad_cams(backbone, batch.images, batch.captions)
+    assert maps.shape == (8, 64, 64)
+    literal = literal_cams(backbone, batch.images, batch.captions)
+    assert sum(small.any() for small in literal) >= 2
+    for found, small in zip(maps, literal, strict=True):
+        if not small.any():  # no patch helps
+            assert not found.any()
+            continue
+        large = cv2.resize((small - small.min()) / (small.max() - small.min()), (64, 64))
+        large = (large - large.min()) / (large.max() - large.min())
+        np.testing.assert_allclose(found, large, atol=1e-3)
+    assert all(p.grad is None for p in backbone.parameters())
+    assert not backbone.clip.visual.transformer.resblocks[-1].ln_1._forward_hooks
