@@ -21,7 +21,7 @@ import torch
 from benchmarks.turns import compare_gradients
 from entityclip.models.ascl import HierarchicalFusion
 from entityclip.models.clip import Tokens
-from entityclip.results import peak_memory_mb
+from entityclip.provenance import peak_memory_mb
 from tests.literal_ascl import similarity as literal_similarity
 
 

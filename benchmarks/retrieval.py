@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.turns import timed
 from entityclip.evaluation.ranks import both_ranks
-from entityclip.results import peak_memory_mb
+from entityclip.provenance import peak_memory_mb
 from entityclip.statistics import retrieval_metrics
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.turns import timed
-from entityclip.results import peak_memory_mb
+from entityclip.provenance import peak_memory_mb
 from entityclip.search.collection import nearest
 
 

@@ -37,7 +37,7 @@ from entityclip.models.clip import Backbone, Tokens, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.losses import itm_loss, vtc_loss
 from entityclip.models.negatives import Negatives, draw_negatives, same_pairs
-from entityclip.results import environment, peak_memory_mb
+from entityclip.provenance import environment, peak_memory_mb
 from entityclip.training.loop import make_optimizer
 from entityclip.variants import BRIDGE, NO_EXPERTS
 from tests.literal import LiteralEntityCLIP, Sides, mix

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 
-
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 
 

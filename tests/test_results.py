@@ -12,14 +12,13 @@ import torch
 from entityclip import results
 from entityclip.config import EntityCLIPConfig, as_dict, config_hash
 from entityclip.files import atomic_write_bytes, atomic_write_text
+from entityclip.provenance import peak_memory_mb, provenance
 from entityclip.results import (
     COLUMNS,
     ResultsError,
     append_rows,
     git_commit,
     measurement_rows,
-    peak_memory_mb,
-    provenance,
     read_rows,
 )
 from tests.processes import run_alone, start

@@ -143,7 +143,7 @@ def test_leak_rows_are_recall_between_mixed_embeddings(runs, model):
     images, texts = mixed_embeddings(model, data, torch.arange(8), torch.arange(8))
     expected = recall_at_k(retrieval_ranks(texts, images), [1])["R@1"]
     assert found["R@1, own", "text_to_image"] == expected
-    assert len(find_rows(base, "leak")) == len(rows)
+    assert len(find_rows(base.profile, "leak")) == len(rows)
     plain = EntityCLIP(model.backbone, EntityCLIPConfig(1, 1, 0))
     with pytest.raises(ValueError, match="no explanation experts"):
         measure_leak(base, plain, "no-explanation-experts", "test")
@@ -167,11 +167,14 @@ def test_matching_rows_count_right_answers(runs, model):
 def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch):
     both = [experiment(), experiment(seed=1)]
     sweep(both, ["zero-shot", "entityclip", "shuffled-explanations"], keep=["entityclip"])
-    ranks = find_rows(both[0], "ranks")
+    ranks = find_rows(both[0].profile, "ranks")
     seeds = ranks.groupby("variant")["seed"].unique().map(sorted).to_dict()
     assert seeds == {"zero-shot": [0], "entityclip": [0, 1], "shuffled-explanations": [0, 1]}
-    assert set(find_rows(both[0], "matching")["variant"]) == {"entityclip"}
-    assert set(find_rows(both[0], "leak")["variant"]) == {"entityclip", "shuffled-explanations"}
+    assert set(find_rows(both[0].profile, "matching")["variant"]) == {"entityclip"}
+    assert set(find_rows(both[0].profile, "leak")["variant"]) == {
+        "entityclip",
+        "shuffled-explanations",
+    }
     kept = {p.parent.name.split("-seed")[0] for p in runs.rglob("best.safetensors")}
     assert kept == {"pretraining", "entityclip"}
 
@@ -209,9 +212,9 @@ def test_deleting_a_row_removes_it_and_other_data_stay_aside(runs):
     for file in (runs / "runs").rglob("*.jsonl"):
         file.unlink()
     head, *lines = path.read_text().splitlines(keepends=True)  # what the rows share comes first
-    whole = find_rows(base, "retrieval")
+    whole = find_rows(base.profile, "retrieval")
     path.write_text("".join([head, *lines[1:]]))
-    fewer = find_rows(base, "retrieval")
+    fewer = find_rows(base.profile, "retrieval")
     key = ["direction", "metric"]
     gone = set(map(tuple, whole[key].values)) - set(map(tuple, fewer[key].values))
     assert gone == {tuple(json.loads(lines[0])[name] for name in key)}
@@ -295,7 +298,7 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
     both = [experiment(), experiment(seed=1)]
     names = ["clip", "itr", "ascl"]
     sweep(both, names, keep=[])
-    rows, ranks = find_rows(both[0], "retrieval"), find_rows(both[0], "ranks")
+    rows, ranks = find_rows(both[0].profile, "retrieval"), find_rows(both[0].profile, "ranks")
     for found in (rows, ranks):
         seeds = found.groupby("variant")["seed"].unique().map(sorted).to_dict()
         assert seeds == {name: [0, 1] for name in names}

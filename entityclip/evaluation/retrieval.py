@@ -23,7 +23,8 @@ from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import Provenance, Row, measurement_rows, provenance
+from entityclip.provenance import provenance
+from entityclip.results import Provenance, Row, measurement_rows
 from entityclip.statistics import Retrieval, bootstrap_interval
 
 

@@ -23,7 +23,8 @@ from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.evaluation.retrieval import encode_pairs, evaluating
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import measurement_rows, provenance
+from entityclip.provenance import provenance
+from entityclip.results import measurement_rows
 from entityclip.statistics import interval
 from entityclip.variants import TEMPLATES
 

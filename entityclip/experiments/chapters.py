@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entityclip import variants
+from entityclip import identities, variants
 from entityclip.config import AsCLConfig, Profile, Settings, config_hash
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.evaluation.inspection import alignment, uniformity
@@ -42,12 +42,12 @@ from entityclip.experiments.experiment import Experiment, Run, device, load_best
 from entityclip.experiments.measure import joined, measured, rank_rows
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, load_clip_weights
+from entityclip.provenance import provenance
 from entityclip.results import (
     ClassificationRow,
     Row,
     chapter_rows,
     in_reading_order,
-    provenance,
     write_shipped,
 )
 from entityclip.statistics import Retrieval
@@ -68,7 +68,7 @@ def ascl_run(experiment: Experiment, variant: str, seed: int) -> Run:
             f"profile {experiment.profile.name} has no `ascl` block; give its data and training "
             "there"
         )
-    identity = variants.ascl_identity(experiment.profile, variant, seed)
+    identity = identities.ascl_identity(experiment.profile, variant, seed)
     identity |= {
         f"{role}_data": experiment.fingerprint(f"ascl:{role}") for role in ("train", "val")
     }
@@ -111,11 +111,11 @@ def measure_ascl(
 
     `seeds` are the profile's unless given. With `train` False only what is stored is found.
     """
-    seeds = list(variants.ascl_seeds(experiment.profile) if seeds is None else seeds)
+    seeds = list(identities.ascl_seeds(experiment.profile) if seeds is None else seeds)
     trained = partial(experiment.trained_fingerprint, "ascl:train", "ascl:val")
     parts, models = [], {}
     for name, seed, way in itertools.product(names, seeds, list(ways)):
-        identity = variants.ascl_measured(experiment.profile, name, seed, way)
+        identity = identities.ascl_measured(experiment.profile, name, seed, way)
 
         def make(run=(name, seed), way=way, identity=identity) -> list[Row]:
             if run not in models:
@@ -213,11 +213,11 @@ def measure_relations(
     if unknown:
         raise ValueError(f"no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     seeds, parts = list(settings.itr.seeds if seeds is None else seeds), []
-    for tasks, seed in itertools.product(variants.relation_variants(settings).values(), seeds):
+    for tasks, seed in itertools.product(identities.relation_variants(settings).values(), seeds):
         judge = _Judge(experiment, tasks, seed)
         # fine-tuning changes the towers, so it comes last
         for protocol in sorted(protocols, key=PROTOCOLS.index):
-            identity = variants.relation_identity(experiment.profile, tasks, seed, protocol)
+            identity = identities.relation_identity(experiment.profile, tasks, seed, protocol)
             splits = [] if tasks is None else ["itr:unlabelled"]
             splits += [] if protocol == "clusters" else ["itr:labelled"]
             generated = tasks is not None and "cluster_generated" in tasks
@@ -323,7 +323,7 @@ def choose_domains(settings: Settings, roots: Mapping[str, str]) -> list[Domain]
 
     `roots` maps data sets that lie in files to their folders. Raises ValueError as `Domain`.
     """
-    own, *drawn = variants.drawn_domains(settings)
+    own, *drawn = identities.drawn_domains(settings)
     others = [Domain(name) for name in drawn]
     others += [Domain(name, root) for name, root in roots.items() if name != own]
     return [Domain(own, settings.data_root or roots.get(own)), *others]
@@ -399,7 +399,7 @@ def _measured_from(
 def ship_chapters(experiment: Experiment) -> dict[str, int]:
     """Put the chapters' rows among those that the repository ships; how many of each kind."""
     counts = {}
-    for kind in variants.CHAPTERS:
+    for kind in identities.CHAPTERS:
         rows = chapter_rows(experiment.profile, kind)
         write_shipped(experiment.profile, kind, rows)
         if len(rows):

@@ -90,7 +90,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         measure(experiment, [variant], splits, force=options.force)
     except (ValueError, OSError) as error:
         return _refused(error, 2)
-    rows = find_rows(experiment, "retrieval", variants=[variant], shipped=False)
+    rows = find_rows(experiment.profile, "retrieval", variants=[variant], shipped=False)
     rows = rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]
     rows = rows.drop_duplicates(["split", "direction", "metric"], keep="last")
     told = [

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from entityclip import variants
+from entityclip import identities, variants
 from entityclip.checkpoints import read_tensors
 from entityclip.config import (
     AsCLConfig,
@@ -58,7 +58,7 @@ class Run:
 
 
 class Method(NamedTuple):
-    """What a method of VARIANTS is beside its configuration (`variants.MODEL_CONFIGS`)."""
+    """What a method of VARIANTS is beside its configuration (`identities.model_config`)."""
 
     model: Callable[[Backbone, Any], Model]
     ranks: Callable[..., Retrieval]  # how pictures are compared with captions
@@ -136,12 +136,12 @@ class Experiment(Splits):
 
     def config(self, variant: str) -> EntityCLIPConfig | AsCLConfig:
         """The variant's model: the profile's, with the variant's overrides."""
-        return variants.model_config(self.settings, variant)
+        return identities.model_config(self.settings, variant)
 
     def identity(self, variant: str) -> dict[str, Any]:
-        """`variants.identity` of a variant under this experiment's seed."""
+        """`identities.identity` of a variant under this experiment's seed."""
         settings, here = self.home.settings, self.settings.dataset
-        return variants.domain_identity(settings, variant, self.seed, here)
+        return identities.domain_identity(settings, variant, self.seed, here)
 
     def build(self, variant: str) -> Model:
         """The variant before fine-tuning: pretrained towers, freshly drawn experts or fusion."""
@@ -269,9 +269,9 @@ class Experiment(Splits):
         """
         if self.settings.itr is None:
             raise ValueError("these settings have no `itr` block; give one to pretrain by ITR")
-        config = variants.itr_config(self.settings, tasks, seed)
+        config = identities.itr_config(self.settings, tasks, seed)
         generated, start = config.needs_generated, self.identity("zero-shot")
-        identity = variants.itr_identity(self.settings, start, seed, tasks)
+        identity = identities.itr_identity(self.settings, start, seed, tasks)
         identity["unlabelled"] = self.fingerprint("itr:unlabelled", generated=generated)
         return Run(
             f"itr-seed{seed}-{config_hash(identity)[:8]}",

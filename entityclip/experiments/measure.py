@@ -23,12 +23,12 @@ from entityclip.evaluation.retrieval import (
 from entityclip.evaluation.sections import TEMPLATES, evaluate_sections
 from entityclip.experiments.experiment import METHODS, Experiment, device
 from entityclip.models.entityclip import EntityCLIP
+from entityclip.provenance import provenance
 from entityclip.results import (
     Row,
     append_rows,
     find_rows,
     measurement_rows,
-    provenance,
     read_log,
     rows_of,
     schema_of,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from entityclip import variants
+from entityclip import identities, variants
 from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profile
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions
@@ -267,7 +267,7 @@ def experiment(**changes):
 
 def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
-    first, seeds = experiment(), variants.ascl_seeds(experiment().profile)
+    first, seeds = experiment(), identities.ascl_seeds(experiment().profile)
     ways = (Measured(), Measured(short_queries=True), Measured(rerank=True))
     rows = measure_ascl(first, ["contrastive", "ascl"], ways=ways)
     assert len(rows) == 2 * len(seeds) * len(ways) * 2 * len(METRICS)

@@ -58,7 +58,7 @@ def test_all_variants_are_trained_measured_and_compared(runs):
     first = experiment()
     variants = ["zero-shot", "clip", "entityclip"]
     ranks = measure(first, variants, ["test"])
-    rows = stored_rows(first)
+    rows = stored_rows(first.profile)
     # 3 variants, 2 directions, 7 metrics
     assert len(rows) == 42
     assert set(rows["variant"]) == {"zero-shot", "clip", "entityclip"}
@@ -70,7 +70,7 @@ def test_all_variants_are_trained_measured_and_compared(runs):
         recall = (ranks[variant, "test"].image_to_text == 1).mean() * 100
         assert shown[variant, "image_to_text", "R@1"] == pytest.approx(recall)
 
-    differences = difference_table(stored_rows(first, "ranks"), [("entityclip", "clip")])
+    differences = difference_table(stored_rows(first.profile, "ranks"), [("entityclip", "clip")])
     for direction, row in differences.set_index("direction").iterrows():
         expected = shown["entityclip", direction, "R@1"] - shown["clip", direction, "R@1"]
         assert row["value"] == pytest.approx(expected)
@@ -82,7 +82,7 @@ def test_all_variants_are_trained_measured_and_compared(runs):
     assert np.array_equal(
         again["entityclip", "test"].text_to_image, ranks["entityclip", "test"].text_to_image
     )
-    assert len(stored_rows(experiment())) == 42
+    assert len(stored_rows(experiment().profile)) == 42
 
 
 def test_what_is_stored_is_not_measured_again(runs, monkeypatch):
@@ -95,10 +95,10 @@ def test_what_is_stored_is_not_measured_again(runs, monkeypatch):
         )
     assert np.array_equal(again["clip", "test"].image_of, first["clip", "test"].image_of)
     # of another seed, other data or after deletion there is nothing
-    assert len(find_rows(experiment(seed=1), "ranks")) == 2  # rows of all seeds are found …
+    assert len(find_rows(experiment(seed=1).profile, "ranks")) == 2  # rows of all seeds are found …
     with pytest.raises(pytest.fail.Exception):
         measure(experiment(seed=1), ["clip"], ["test"])  # … but only its own count as done
-    assert find_rows(experiment(data_seed=1), "ranks").empty
+    assert find_rows(experiment(data_seed=1).profile, "ranks").empty
     assert stored_ranks(experiment(test_pairs=6), "clip", "test") is None
 
 
@@ -118,7 +118,7 @@ def test_other_settings_seeds_and_data_are_other_runs(runs):
         folders.add(folder)
     measure(base, ["clip"], ["test"])
     with pytest.raises(ResultsError, match="run notebook 04_retrieval"):
-        stored_rows(others[0])
+        stored_rows(others[0].profile)
 
 
 def test_force_retrains_and_keeps_the_old_run_until_the_new_is_finished(runs, monkeypatch):
@@ -154,8 +154,10 @@ def test_two_runs_of_one_variant_and_seed_are_the_same_to_the_bit(tmp_path, monk
             bits = b"".join(t.numpy().tobytes() for _, t in sorted(read_tensors(file).items()))
             hashes[f"{file.parent.name}/{file.name}"] = hashlib.sha256(bits).hexdigest()
         key = ["variant", "direction", "metric"]
-        metrics = stored_rows(base).set_index(key)[["value", "low", "high"]]
-        found.append((hashes, metrics.to_dict(), stored_rows(base, "ranks")["ranks"].tolist()))
+        metrics = stored_rows(base.profile).set_index(key)[["value", "low", "high"]]
+        found.append(
+            (hashes, metrics.to_dict(), stored_rows(base.profile, "ranks")["ranks"].tolist())
+        )
     assert found[0] == found[1]
     assert len(found[0][0]) == 4  # best and last, of pretraining and of fine-tuning
 
@@ -163,9 +165,9 @@ def test_two_runs_of_one_variant_and_seed_are_the_same_to_the_bit(tmp_path, monk
 def test_pretraining_is_measured_apart_from_the_table(runs):
     base = experiment()
     measure_pretraining(base)
-    assert set(stored_rows(base, "pretraining")["split"]) == {"generic_val"}
+    assert set(stored_rows(base.profile, "pretraining")["split"]) == {"generic_val"}
     with pytest.raises(ResultsError):
-        stored_rows(base)
+        stored_rows(base.profile)
 
 
 def test_variants_differ_only_where_they_say(runs):

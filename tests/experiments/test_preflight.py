@@ -34,7 +34,7 @@ def test_a_check_prints_each_problem(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert [line.startswith("CHECK THIS FIRST: ") for line in lines] == [True, True]
     assert "settings.data_root is not set, and n24news lies in files" in lines[0]
-    assert "no GPU, and ViT-B-32-quickgelu has about 15" in lines[1]
+    assert "no GPU, and ViT-B-32-quickgelu is of CLIP's own size" in lines[1]
 
 
 def test_who_does_not_train_is_told_of_data_alone(capsys):
@@ -62,28 +62,6 @@ def test_missing_data_and_weights_are_named(tmp_path):
     assert "copy has no prepared.json; `entityclip data prepare n24news" in problem
 
 
-def test_parameters_are_estimated_within_a_tenth(backbone):
-    counted = sum(p.numel() for p in backbone.clip.parameters())
-    assert preflight.training_memory(settings()).parameters == pytest.approx(counted, rel=0.1)
-
-
-def test_memory_grows_with_the_batch_and_not_the_weights():
-    small, large = (
-        preflight.training_memory(settings(finetuning={"batch_size": size})) for size in (32, 64)
-    )
-    assert large.activations == 2 * small.activations
-    assert large.weights == small.weights
-
-
-@pytest.mark.parametrize(("free", "said"), [(80 * 2**30, 0), (2**20, 1)])
-def test_a_gpu_that_is_too_small_is_told_before_training(free, said, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
-    problems = preflight.memory_problems(load_profile("demo").settings)
-    assert len(problems) == said
-    assert all("lower settings.finetuning.batch_size" in problem for problem in problems)
-
-
 def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "not" / "yet"))
     profile = load_profile("demo")
@@ -91,4 +69,4 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(10, 9, 1)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
     (problem,) = preflight.disk_problems(profile)
-    assert "two checkpoints take" in problem
+    assert "a run's checkpoints take up to 1; free some" in problem

@@ -13,7 +13,8 @@ from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import EntityCLIPConfig, as_dict
 from entityclip.models.clip import BackboneError, as_open_clip, create_backbone
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import append_rows, measurement_rows, provenance
+from entityclip.provenance import provenance
+from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
 from entityclip.search.commands import export as main
 from entityclip.search.export import ExportError, export

@@ -1,0 +1,269 @@
+"""What makes a run or a measurement this one and no other: settings alone, as JSON-ready dicts.
+
+Rows are chosen by the hashes of these, so no data and no torch are needed to find them; a run's
+checkpoints keep the fingerprints of its data beside.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from entityclip.config import (
+    AsCLConfig,
+    EntityCLIPConfig,
+    ITRConfig,
+    PairSource,
+    Profile,
+    Settings,
+    as_dict,
+)
+from entityclip.variants import (
+    ASCL_VARIANTS,
+    ASCL_WAYS,
+    DOMAINS,
+    GENERALIZED,
+    PROTOCOLS,
+    RELATION_LABELS,
+    TEMPLATES,
+    VARIANTS,
+    Measured,
+    Tasks,
+    find_variant,
+    variant_name,
+)
+
+
+def model_config(settings: Settings, variant: str) -> EntityCLIPConfig | AsCLConfig:
+    """The variant's model: the profile's, with the variant's overrides."""
+    spec = find_variant(variant)
+    own = settings.model if spec.method != "ascl" else _ascl_model(settings)
+    return replace(own, **spec.model)
+
+
+def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
+    """What makes a run of `variant` this run and no other: all of its settings, but no data.
+
+    A row's `config` is this, or this and what was asked of the model. Raises ValueError for an
+    unknown variant.
+    """
+    spec, start = find_variant(variant), _start(settings)
+    if spec.method == "itr":
+        start = _itr_start(settings, start)
+    found = {
+        "variant": variant,
+        "seed": seed,
+        "backbone": settings.backbone,
+        "image_size": settings.image_size,
+        "start": start,
+        "dataset": settings.dataset,
+        "data_seed": settings.data_seed,
+        "model": as_dict(model_config(settings, variant)),
+    }
+    if spec.finetuned:
+        found["finetuning"] = as_dict(settings.finetuning)
+        found["train_pairs"] = settings.train_pairs
+        found["val_pairs"] = settings.val_pairs
+        found["explanation_policy"] = settings.explanation_policy
+        if settings.explanation_source != "own":  # else the hashes of older runs would change
+            found["explanation_source"] = settings.explanation_source
+        found["explanations"] = spec.explanations
+        if settings.train_decoding != "exact":  # drawn pictures, and runs before it, know none
+            found["train_decoding"] = settings.train_decoding
+    return found
+
+
+def _start(settings: Settings) -> Any:
+    return as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
+
+
+def _itr_start(settings: Settings, start: Any) -> dict[str, Any]:
+    """What makes the weights of ITR's pretraining, next to the run's seed; from `start` on."""
+    if settings.itr is None:
+        return {"itr": None, "from": start}
+    objective = as_dict(settings.itr.objective)
+    del objective["seed"]  # it is the run's
+    unlabelled = _source(settings.itr.unlabelled)
+    itr = {"objective": objective, "unlabelled": unlabelled, "held_out": settings.itr.held_out}
+    return {"itr": itr, "from": start}
+
+
+def _source(source: PairSource) -> dict[str, Any]:
+    return source.model_dump(exclude={"data_root"})
+
+
+def _ascl_model(settings: Settings) -> AsCLConfig:
+    return settings.ascl.model if settings.ascl else AsCLConfig()
+
+
+# -------------------------------------------------------------------------------- AsCL's chapter
+
+
+def ascl_identity(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+    """What makes a run of AsCL's chapter; `variant` is one of ASCL_VARIANTS, or ValueError."""
+    if variant not in ASCL_VARIANTS:
+        raise ValueError(f"no AsCL variant {variant!r}; there are {', '.join(ASCL_VARIANTS)}")
+    settings, ascl = profile.settings, profile.settings.ascl
+    return {
+        "method": "ascl",
+        "variant": variant,
+        "seed": seed,
+        "backbone": settings.backbone,
+        "image_size": settings.image_size,
+        "start": _start(settings),
+        "start_seed": profile.seed,
+        "dataset": ascl.dataset,
+        "data_seed": settings.data_seed,
+        "model": as_dict(replace(ascl.model, **ASCL_VARIANTS[variant])),
+        "finetuning": as_dict(replace(ascl.finetuning, seed=seed)),
+    }
+
+
+def ascl_measured(profile: Profile, variant: str, seed: int, way: Measured) -> dict[str, Any]:
+    """What makes a measurement of that run, asked in one way."""
+    ascl = profile.settings.ascl
+    depths = {"text": ascl.rerank_text, "image": ascl.rerank_image}
+    return {
+        **ascl_identity(profile, variant, seed),
+        "train": [ascl.train_split, ascl.train_pairs],
+        "val": [ascl.val_split, ascl.val_pairs],
+        "test": ascl.test_split,
+        "short_queries": way.short_queries,
+        "rerank": depths if way.rerank else None,
+    }
+
+
+def ascl_seeds(profile: Profile) -> range:
+    """Seeds of the chapter's fine-tunings, from the profile's own on."""
+    return range(profile.seed, profile.seed + profile.settings.ascl.seeds)
+
+
+# ------------------------------------------------------------------------------- ITR's relations
+
+
+def itr_config(settings: Settings, tasks: Tasks, seed: int) -> ITRConfig:
+    """The profile's objective with this seed and, unless None, these tasks."""
+    objective = settings.itr.objective
+    tasks = objective.tasks if tasks is None else tuple(tasks)
+    return replace(objective, seed=seed, tasks=tasks)
+
+
+def itr_identity(
+    settings: Settings, start: dict[str, Any], seed: int, tasks: Tasks = None
+) -> dict[str, Any]:
+    """What makes a pretraining by ITR; `start` tells of the weights it starts from."""
+    return {
+        "start": start,
+        "backbone": settings.backbone,
+        "image_size": settings.image_size,
+        "unlabelled": _source(settings.itr.unlabelled),
+        "held_out": settings.itr.held_out,
+        "itr": as_dict(itr_config(settings, tasks, seed)),
+    }
+
+
+def relation_identity(profile: Profile, tasks: Tasks, seed: int, protocol: str) -> dict[str, Any]:
+    """What makes a measurement of relations: towers before (`tasks` None) or after ITR, judged."""
+    settings, itr = profile.settings, profile.settings.itr
+    start = identity(settings, "zero-shot", profile.seed)
+    towers = {"start": start} if tasks is None else itr_identity(settings, start, seed, tasks)
+    return {
+        "towers": towers,
+        "protocol": protocol,
+        "seed": seed,
+        "labelled": _source(itr.labelled),
+        "judged": _source(itr.judged),
+        "classifier": as_dict(itr.classifier) if protocol == "fine-tuning" else None,
+        "bootstrap": settings.bootstrap,
+    }
+
+
+def relation_variants(settings: Settings) -> dict[str, Tasks]:
+    """What is compared by name: the start weights, then each set of tasks of the profile."""
+    return {variant_name(tasks): tasks for tasks in (None, *settings.itr.compared)}
+
+
+# ------------------------------------------------------------------ cross-domain, and sections
+
+
+def drawn_domains(settings: Settings) -> list[str]:
+    """The profile's own data set and, beside a drawn one, the other drawn ones."""
+    own = settings.dataset
+    return [own, *(name for name in DOMAINS if own in DOMAINS and name != own)]
+
+
+def domain_identity(settings: Settings, variant: str, seed: int, trained_on: str) -> dict[str, Any]:
+    """`identity` of a variant fine-tuned on the data set `trained_on`, from the profile's start."""
+    there = identity(settings.model_copy(update={"dataset": trained_on}), variant, seed)
+    if (
+        trained_on != settings.dataset and settings.pretraining
+    ):  # the pairs it saw are the profile's
+        there["start"] = {**there["start"], "dataset": settings.dataset}
+    return there
+
+
+def cross_domain_identity(
+    settings: Settings, variant: str, seed: int, trained_on: str
+) -> dict[str, Any]:
+    """What makes a measurement on any domain of a variant fine-tuned on `trained_on`."""
+    return {**domain_identity(settings, variant, seed, trained_on), "tested": "cross-domain"}
+
+
+def section_identity(
+    settings: Settings, variant: str, seed: int, templates: Sequence[str] = TEMPLATES
+) -> dict[str, Any]:
+    """What makes a measurement of zero-shot sections, on any domain."""
+    return {**identity(settings, variant, seed), "templates": list(templates)}
+
+
+# -------------------------------------------------------------------------------------- chapters
+
+
+def _cross_domain(profile: Profile) -> list[dict[str, Any]]:
+    settings, found = profile.settings, []
+    for seed, variant in itertools.product(settings.ablation_seeds, GENERALIZED):
+        finetuned = VARIANTS[variant].finetuned  # else it is the same, wherever it is trained
+        sources = drawn_domains(settings) if finetuned else [settings.dataset]
+        found += [cross_domain_identity(settings, variant, seed, source) for source in sources]
+    return found
+
+
+def _sections(profile: Profile) -> list[dict[str, Any]]:
+    asked = itertools.product(profile.settings.ablation_seeds, GENERALIZED)
+    return [section_identity(profile.settings, variant, seed) for seed, variant in asked]
+
+
+def _relations(profile: Profile) -> list[dict[str, Any]]:
+    if profile.settings.itr is None:
+        return []
+    compared = relation_variants(profile.settings).values()
+    asked = itertools.product(PROTOCOLS, compared, profile.settings.itr.seeds)
+    return [relation_identity(profile, tasks, seed, protocol) for protocol, tasks, seed in asked]
+
+
+def _ascl(profile: Profile) -> list[dict[str, Any]]:
+    if profile.settings.ascl is None:
+        return []
+    asked = itertools.product(ASCL_VARIANTS, ascl_seeds(profile), ASCL_WAYS)
+    return [ascl_measured(profile, *key) for key in asked]
+
+
+# the identities of a chapter's rows under a profile
+CHAPTERS: dict[str, Callable[[Profile], list[dict[str, Any]]]] = {
+    "cross_domain": _cross_domain,
+    "sections": _sections,
+    "relations": _relations,
+    "ascl": _ascl,
+}
+
+
+def reading_order(settings: Settings, kind: str) -> dict[str, Sequence[str]]:
+    """By which columns a chapter's rows are ordered to be shown, and these columns' values."""
+    if kind == "sections":
+        return {"dataset": drawn_domains(settings)}
+    if kind == "relations" and settings.itr:
+        names = list(relation_variants(settings))
+        return {"protocol": PROTOCOLS, "variant": names, "label": RELATION_LABELS}
+    return {}
