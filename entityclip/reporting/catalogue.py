@@ -132,11 +132,13 @@ def _left_out(table: str, rows: pd.DataFrame) -> list[str]:
 
 def _retrieval(rows: pd.DataFrame) -> Drawn:
     """Recall with intervals, the papers' numbers beside ours."""
-    table, reported = tables.retrieval_table(rows), tables.reported_values(REPORTED)
-    sheet = tables.retrieval_sheet(table, reported)
-    said = table.assign(reported=tables.reported_cells(table, reported))
-    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
-    return Drawn(charts.plot_retrieval(table), said, sheet, caption, _left_out("main", rows))
+    table = tables.retrieval_table(rows)
+    table["reported"] = tables.reported_cells(table, tables.reported_values(REPORTED))
+    sheet, caption = (
+        tables.retrieval_sheet(table),
+        "Retrieval: recall in percent, ranks, 95 % intervals.",
+    )
+    return Drawn(charts.plot_retrieval(table), table, sheet, caption, _left_out("main", rows))
 
 
 def _recalls(table: str, rows: pd.DataFrame) -> Drawn:

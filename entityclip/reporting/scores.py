@@ -115,18 +115,11 @@ def relation_table(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["protocol", "variant", "label"]
     table = []
     for (protocol, variant, kind), group in rows.groupby(keys, sort=False):
-        before = rows[
-            (rows["variant"] == BEFORE) & (rows["protocol"] == protocol) & (rows["label"] == kind)
-        ]
+        before = rows[(rows[keys] == [protocol, BEFORE, kind]).all(axis=1)]
         gains = group.set_index("seed")["value"].sub(before.set_index("seed")["value"]).dropna()
-        gain, low, high = mean_over_seeds(gains)
-        table.append(
-            {
-                "protocol": protocol, "variant": variant, "label": kind,
-                "value": group["value"].mean(), "gain": gain, "gain_low": low,
-                "gain_high": high, "seeds": len(group),
-            }
-        )  # fmt: skip
+        gain = dict(zip(("gain", "gain_low", "gain_high"), mean_over_seeds(gains), strict=True))
+        line = {"protocol": protocol, "variant": variant, "label": kind}
+        table.append(line | {"value": group["value"].mean(), **gain, "seeds": len(group)})
     return pd.DataFrame(table)
 
 

@@ -75,24 +75,23 @@ def recall_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
     ).drop(columns="place")  # fmt: skip
 
 
-def retrieval_sheet(table: pd.DataFrame, reported: pd.DataFrame | None = None) -> Sheet:
+def retrieval_sheet(table: pd.DataFrame) -> Sheet:
     """`retrieval_table` as printed: best and second of each split, direction and metric marked.
 
     An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
-    With `reported` (`reported_values`) there is a last column "Reported", empty where no source
-    gives a value.
+    A table with a column `reported` (`reported_cells`) has it as its last.
     """
     several = table["dataset"].nunique() > 1
     names = [*(["Dataset"] if several else []), "Split", "Direction", "Variant"]
-    said = None if reported is None else reported_cells(table, reported)
+    more = [name for name in ["reported"] if name in table]
     blocks = [
         [
-            [*_names(row, several), *cells, *([] if said is None else [said[at]])]
-            for (at, row), cells in zip(group.iterrows(), _cells(group), strict=True)
+            [*_names(row, several), *cells, *row[more]]
+            for (_, row), cells in zip(group.iterrows(), _cells(group), strict=True)
         ]
         for _, group in table.groupby(["dataset", "split", "direction"], sort=False)
     ]
-    header = [*names, *_PRINTED, *([] if said is None else ["Reported"])]
+    header = [*names, *_PRINTED, *map(str.capitalize, more)]
     return Sheet(header, blocks, len(names))
 
 
@@ -157,12 +156,10 @@ def refuse_mixtures(rows: pd.DataFrame) -> None:
             )
     configs = rows.drop_duplicates("config_hash").set_index("config_hash")["config"]
     settings = configs.map(lambda config: config_hash(_without_seeds(config)))
-    settings = rows["config_hash"].map(settings)
-    for (dataset, split, variant), group in settings.groupby(
-        [rows["dataset"], rows["split"], rows["variant"]]
-    ):
-        if group.nunique() > 1:
-            which = ", ".join(sorted(set(rows.loc[group.index, "config_hash"])))
+    kinds = rows[["dataset", "split", "variant", "config_hash"]].drop_duplicates()
+    for (dataset, split, variant), hashes in kinds.groupby(_GROUP[:3])["config_hash"]:
+        if settings[hashes].nunique() > 1:
+            which = ", ".join(sorted(hashes))
             raise ResultsError(
                 f"rows of {variant} on {dataset}/{split} come from different settings (config_hash "
                 f"{which}); choose rows by config_hash"
@@ -200,20 +197,14 @@ def _names(row: pd.Series, several: bool) -> list[str]:
 
 def _cells(group: pd.DataFrame) -> list[list[Cell]]:
     """The printed metrics of each row of one split and direction."""
-    columns, rows = [], group.to_dict("records")
+    columns = []
+    over_seeds = group["interval"] == "t over seeds"
     for metric in _PRINTED:
         # as printed: what looks equal is marked equally
         marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
-        columns.append(
-            [
-                number_cell(
-                    *(row[name] for name in (metric, f"{metric}_low", f"{metric}_high")),
-                    mark,
-                    over_seeds=row["interval"] == "t over seeds",
-                )
-                for row, mark in zip(rows, marks, strict=True)
-            ]
-        )
+        numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
+        cells = zip(*numbers, marks, over_seeds, strict=True)
+        columns.append([number_cell(*cell, over_seeds=several) for *cell, several in cells])
     return [list(cells) for cells in zip(*columns, strict=True)]
 
 
@@ -231,31 +222,29 @@ def cross_domain_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def describe_transfer(table: pd.DataFrame, metric: str = "R@1") -> list[str]:
-    """In words, for each variant and test domain: what training elsewhere costs, text to image.
+def describe_transfer(table: pd.DataFrame) -> list[str]:
+    """In words, for each variant and test domain: R@1 that training elsewhere costs, text to image.
 
     Intervals are compared, not differences: where two overlap, this test does not tell them apart.
     """
     chosen = table[table["direction"] == "text_to_image"]
-    elsewhere = chosen[~chosen["trained_on"].isin([NOT_FINETUNED])]
+    elsewhere = chosen[chosen["trained_on"] != NOT_FINETUNED]
     keyed = elsewhere.set_index(["variant", "dataset", "trained_on"])
     sentences = []
     for variant, tested, trained in keyed.index:
         if trained == tested or (variant, tested, tested) not in keyed.index:
             continue
         own, other = keyed.loc[(variant, tested, tested)], keyed.loc[(variant, tested, trained)]
-        apart = other[f"{metric}_high"] < own[f"{metric}_low"]
-        apart |= other[f"{metric}_low"] > own[f"{metric}_high"]
+        apart = other["R@1_high"] < own["R@1_low"] or other["R@1_low"] > own["R@1_high"]
+        there, home = (
+            f"{row['R@1']:.1f} [{row['R@1_low']:.1f}, {row['R@1_high']:.1f}]"
+            for row in (other, own)
+        )
         sentences.append(
-            f"{variant} on {tested}: {metric} {_numbers(other, metric)} trained on {trained}, "
-            f"{_numbers(own, metric)} trained on its own; intervals "
-            f"{'apart' if apart else 'overlap'}"
+            f"{variant} on {tested}: R@1 {there} trained on {trained}, {home} trained on its own; "
+            f"intervals {'apart' if apart else 'overlap'}"
         )
     return sentences
-
-
-def _numbers(row: pd.Series, metric: str) -> str:
-    return f"{row[metric]:.1f} [{row[metric + '_low']:.1f}, {row[metric + '_high']:.1f}]"
 
 
 def describe_variants(table: str) -> pd.DataFrame:

@@ -188,10 +188,11 @@ def test_reported_values_stand_beside_their_own_data_only(tmp_path):
     said = reported_cells(table, reported)
     assert said[table["variant"] == "clip"].tolist() == ["R@1 12.5, R@5 30", "", "", ""]
     assert (said[table["variant"] != "clip"] == "").all()
-    sheet = retrieval_sheet(table, reported)
+    sheet = retrieval_sheet(table.assign(reported=said))
     assert sheet.header[-1] == "Reported"
     assert [row[-1] for row in sheet.blocks[0]] == ["", "R@1 12.5, R@5 30", ""]
-    empty = retrieval_sheet(table, reported_values(tmp_path / "none.csv"))
+    none = reported_cells(table, reported_values(tmp_path / "none.csv"))
+    empty = retrieval_sheet(table.assign(reported=none))
     assert {row[-1] for block in empty.blocks for row in block} == {""}
 
 
