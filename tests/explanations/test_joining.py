@@ -7,14 +7,20 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from entityclip import explanations as ex
 from entityclip.config import load_profile
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.datasets.pair import Pair
 from entityclip.experiments.experiment import Experiment
 from entityclip.explanations import KnowledgeBase, Sampling, StubLLM, explain, training_pairs
+from entityclip.explanations.checks import entity_words
 
 PAIRS = newsroom_pairs("train", 12)
+CAPTION = "President Barack Obama meets Angela Merkel in Berlin on Monday"
+TEXT = "Barack Obama is a tall man with grey hair. Angela Merkel wears a blazer."
 GOOD = "{} stand beside a flag with bands."
 
 
@@ -119,3 +125,137 @@ def test_the_default_source_leaves_the_names_of_runs_as_they_were():
     assert "explanation_source" not in own
     other = experiment(explanation_source="knowledge-base").identity("entityclip")
     assert other["explanation_source"] == "knowledge-base"
+
+
+def marked(tmp_path):
+    texts = {PAIRS[0].caption: "", PAIRS[1].caption: "The caption is nothing."}
+    llm = StubLLM(
+        lambda prompt, seed: next(
+            (text for caption, text in texts.items() if caption in prompt),
+            " ".join(entity_words(prompt)),
+        )
+    )
+    return explain(PAIRS[:5], llm, tmp_path / "c", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ids", "kept", "captions", "dropped"),
+    [
+        ("use", [0, 1, 2, 3, 4], 4, 1, 0),
+        ("drop", [2, 3, 4], 3, 0, 2),
+        ("caption", [0, 1, 2, 3, 4], 3, 2, 0),
+    ],
+)
+def test_policies(policy, ids, kept, captions, dropped, tmp_path):
+    rows = marked(tmp_path)
+    bad = {row.id for row in rows if row.checks}
+    assert bad == {PAIRS[0].id, PAIRS[1].id}
+    pairs, report = ex.apply_policy(PAIRS[:5], rows, policy)
+    assert [pair.id for pair in pairs] == [PAIRS[n].id for n in ids]
+    assert (report.kept, report.captions, report.dropped) == (kept, captions, dropped)
+    assert report.checks["opener"] == 1
+    assert f"{dropped} dropped" in str(report)
+    by_id = {pair.id: pair for pair in pairs}
+    if policy == "caption":
+        assert by_id[PAIRS[1].id].explanation == PAIRS[1].caption
+    if policy == "use":
+        assert by_id[PAIRS[1].id].explanation == "The caption is nothing."
+        assert by_id[PAIRS[0].id].explanation == PAIRS[0].caption  # an empty one cannot be used
+    with pytest.raises(ValueError, match="same ids"):
+        ex.apply_policy(PAIRS[1:6], rows, policy)
+
+
+def test_the_policy_is_a_setting_and_reaches_training_but_not_tests(monkeypatch):
+    bad = replace(PAIRS[0], explanation="The caption is nothing.")
+    own = [bad, *PAIRS[1:3]]
+    monkeypatch.setattr("entityclip.experiments.splits.load_pairs", lambda *_, **options: own)
+    stands_in = [replace(bad, explanation=bad.caption), *PAIRS[1:3]]
+    assert experiment().settings.explanation_policy == "use"
+    for policy, pairs in {"use": own, "drop": PAIRS[1:3], "caption": stands_in}.items():
+        made = experiment(explanation_policy=policy, explanation_source="own")
+        assert made.pairs("train") == made.pairs("val") == pairs
+        assert made.pairs("test") == own
+
+
+def test_pairs_that_bring_their_explanations_are_judged_too():
+    broken = [replace(PAIRS[0], explanation=None), PAIRS[1]]
+    assert [pair.id for pair in ex.check_pairs(broken, "drop")[0]] == [PAIRS[1].id]
+    assert ex.check_pairs(broken, "caption")[0][0].explanation == PAIRS[0].caption
+    assert ex.check_pairs(broken, "use")[0] == broken
+    with pytest.raises(ValueError, match="there are use, drop, caption"):
+        ex.check_pairs(PAIRS, "keep")
+
+
+@pytest.mark.parametrize(
+    ("layout", "image", "key"),
+    [
+        ("n24news", "imgs/abc.jpg", "abc.jpg"),
+        ("n24news", "imgs/abc.jpg", "C:\\data\\imgs\\abc.jpg"),
+        ("goodnews", "img/5a_0.jpg", "5a_0"),
+        ("goodnews", "img/5a_0.jpg", "5a_0.jpg"),
+        ("visualnews", "root/origin/bbc/images/0/9.jpg", "/home/someone/bbc/images/0/9.jpg"),
+    ],
+)
+def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):
+    other = image.replace("9.jpg", "8.jpg").replace("abc", "abd").replace("5a", "5b")
+    third = image.replace("9.jpg", "7.jpg").replace("abc", "abe").replace("5a", "5c")
+    pairs = [
+        Pair("1", Path(image), CAPTION),
+        Pair("2", Path(other), "Envoys in Berlin"),
+        Pair("3", Path(third), CAPTION),
+    ]
+    source = tmp_path / "authors.json"
+    stray = "/x/bbc/images/1/1.jpg"
+    third_key = third if layout == "visualnews" else Path(third).name
+    source.write_text(json.dumps({key: f" {TEXT}\n", stray: "Other.", third_key: "Another."}))
+    with ex.ExplanationCache(tmp_path / "c.jsonl") as cache:
+        report = ex.import_authors(source, pairs, cache, layout=layout)
+        assert (report.added, report.already_there, report.conflicting) == (1, 1, 1)
+        assert (report.empty, report.no_pair, report.no_text) == (0, 1, 1)
+        again = ex.import_authors(source, pairs, cache, layout=layout)
+        assert (again.added, again.already_there) == (0, 2)
+        asked = []
+        llm = StubLLM(lambda prompt, seed: asked.append(prompt) or "Berlin has a tower.")
+        rows = explain(pairs[:2], llm, cache, reuse=[report.source], progress=False)
+    assert len(asked) == 1
+    assert [(row.text, row.model) for row in rows] == [
+        (TEXT, "authors-mistral"),
+        ("Berlin has a tower.", "stub"),
+    ]
+    assert (rows[0].sampling, rows[0].finish_reason) == (None, "unknown")
+    out = tmp_path / "out.json"
+    assert ex.export_authors(pairs[:2], rows, out, layout=layout) == 2
+    assert list(json.loads(out.read_text()).values()) == [TEXT, "Berlin has a tower."]
+    with ex.ExplanationCache(tmp_path / "second.jsonl") as cache:
+        assert ex.import_authors(out, pairs[:2], cache, layout=layout).added == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[]", "must hold a JSON dict"),
+        ("{", r"authors\.json"),
+        ('{"a.jpg": 1}', r"authors\.json, key 'a\.jpg': an explanation must be str, got int"),
+        ('{"x/a.jpg": "b", "y/a.jpg": "c"}', "same picture with another text"),
+    ],
+)
+def test_malformed_authors_files_are_named(content, match, tmp_path):
+    source = tmp_path / "authors.json"
+    source.write_text(content)
+    with (
+        ex.ExplanationCache(tmp_path / "c") as cache,
+        pytest.raises(ValueError, match=match),
+    ):
+        ex.import_authors(source, PAIRS, cache, layout="n24news")
+
+
+def test_parquet_keeps_everything(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs the extra `llm`")
+    rows = marked(tmp_path)
+    ex.export_parquet(rows, tmp_path / "x.parquet")
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    assert frame["id"].tolist() == [row.id for row in rows]
+    assert frame["text"].tolist() == [row.text for row in rows]
+    assert [tuple(checks) for checks in frame["checks"]] == [row.checks for row in rows]
+    assert frame["seed"].tolist() == [row.sampling.seed for row in rows]
+    assert ex.to_frame([replace(rows[0], sampling=None)])["seed"].isna().all()

@@ -80,9 +80,6 @@ def answers(llm, prompts, sampling):
     return [completion for _, completion in sorted(found, key=lambda item: item[0])]
 
 
-# ---------------------------------------------------------------------------------- batching
-
-
 def test_padding_stands_on_the_left():
     ids, mask = pad_left([[5, 6, 7], [8], []], pad=2)
     assert ids.tolist() == [[5, 6, 7], [2, 2, 8], [2, 2, 2]]
@@ -133,15 +130,9 @@ def test_first_answers_come_before_all_prompts_are_tokenised(make_llm, monkeypat
     assert len(answers(llm, PROMPTS, GREEDY)) == len(PROMPTS)
 
 
-def test_no_prompts_no_answers(make_llm):
-    assert list(make_llm().complete([], GREEDY)) == []
-
-
-# ---------------------------------------------------------------------------------- sampling
-
-
 def test_another_seed_draws_another_text_and_the_same_seed_the_same(make_llm):
     llm = make_llm()
+    assert answers(llm, [], DRAWN) == []
     first, again, other = (answers(llm, PROMPTS, s) for s in (DRAWN, DRAWN, DRAWN.again()))
     assert first == again
     assert sum(a.text != b.text for a, b in zip(first, other, strict=True)) >= 4
@@ -186,9 +177,6 @@ def test_a_models_own_generation_defaults_are_dropped():
         answers(LocalLLM(m, make_tokenizer(), name="tiny"), PROMPTS, GREEDY) for m in (plain, odd)
     ]
     assert texts[0] == texts[1]
-
-
-# ------------------------------------------------------------------------------ finish_reason
 
 
 class Scripted(torch.nn.Module):
@@ -241,12 +229,12 @@ def test_a_prompt_too_long_for_the_context_is_an_error_and_the_others_are_answer
 
 
 def test_a_batch_that_does_not_fit_is_halved(make_llm, monkeypatch):
-    llm, sizes = make_llm(4), []
+    llm, sizes, most = make_llm(4), [], 2
     generate = llm._generate
 
     def tight(prompts, seeds, sampling):
         sizes.append(len(prompts))
-        if len(prompts) > 2:
+        if len(prompts) > most:
             raise torch.OutOfMemoryError("no room")
         return generate(prompts, seeds, sampling)
 
@@ -254,37 +242,20 @@ def test_a_batch_that_does_not_fit_is_halved(make_llm, monkeypatch):
     monkeypatch.setattr(llm, "_generate", tight)
     assert answers(llm, PROMPTS, DRAWN) == expected
     assert sizes == [4, 2, 2, 2]
-
-
-def test_one_prompt_that_does_not_fit_says_what_to_do(make_llm, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("no room")
-
-    llm = make_llm()
-    monkeypatch.setattr(llm, "_generate", full)
+    most = 0
     with pytest.raises(LLMError, match="use precision bf16"):
         list(llm.complete(["x"], GREEDY))
 
 
-# ------------------------------------------------------------------------------------- prompts
-
-
 def test_a_chat_prompt_has_one_user_message_and_no_second_start(make_llm):
-    llm = make_llm()
+    llm, plain = make_llm(), make_llm(template=None)
     (ids,) = llm._encode(["who?"])
     text = "<s>user:who?</s><s>assistant:"
     assert llm._tokenizer.decode(ids, skip_special_tokens=False).replace("> ", ">") == text
     assert ids.count(0) == 2  # the template's; the tokenizer adds none of its own
-
-
-def test_without_a_template_the_prompt_is_plain_text(make_llm):
-    llm = make_llm(template=None)
-    (ids,) = llm._encode(["{who}?"])
+    (ids,) = plain._encode(["{who}?"])
     assert ids[0] == 0
-    assert llm._tokenizer.decode(ids[1:]) == "{who}?\n\nAnswer:"
-
-
-# ------------------------------------------------------------------------------------- loading
+    assert plain._tokenizer.decode(ids[1:]) == "{who}?\n\nAnswer:"
 
 
 @pytest.fixture(scope="module")
@@ -302,15 +273,14 @@ def test_a_saved_folder_loads_and_answers_alike(folder, make_llm):
     assert texts == [c.text for c in answers(make_llm(), PROMPTS, GREEDY)]
 
 
-def test_bf16_weights_take_half_the_bytes_and_answer(folder):
-    llm = LocalLLM.load(folder, precision="bf16", device="cpu", name="tiny-bf16")
-    assert {p.dtype for p in llm._lm.parameters()} == {torch.bfloat16}
-    assert {c.model for c in answers(llm, PROMPTS, DRAWN)} == {"tiny-bf16"}
-
-
-def test_auto_is_fp32_on_the_cpu(folder):
-    llm = LocalLLM.load(str(folder), device="cpu")
-    assert {p.dtype for p in llm._lm.parameters()} == {torch.float32}
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16", torch.bfloat16), ("fp32", torch.float32), ("auto", torch.float32)],
+)
+def test_weights_have_the_precision_asked_for(folder, precision, dtype):
+    llm = LocalLLM.load(str(folder), precision=precision, device="cpu", name="mine")
+    assert {p.dtype for p in llm._lm.parameters()} == {dtype}
+    assert {c.model for c in answers(llm, PROMPTS[:2], DRAWN)} == {"mine"}
 
 
 def test_pickled_weights_are_refused(folder, tmp_path):
