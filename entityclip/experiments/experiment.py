@@ -257,8 +257,7 @@ class Experiment(Splits):
         )  # fmt: skip
 
     def _read_by(self, model: Model, split: str, control: Explanations) -> Served:
-        others = isinstance(model, AsCL) and model.needs_others
-        reads = model.needs_explanations
+        reads, others = model.needs_explanations, model.needs_others
         return self.dataset(split, explanations=reads, control=control, others=others)
 
     def itr_run(self, seed: int, tasks: Tasks = None) -> Run:

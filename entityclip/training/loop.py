@@ -116,15 +116,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
 class _Trainer:
     """A run: `model` is what is called, `bare` the same weights without what DDP wraps it in."""
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        sets: dict[str, PairDataset],
-        config: TrainConfig,
-        folder: Path,
-        identity: dict[str, Any],
-        progress: bool,
-    ):
+    def __init__(self, model: DualEncoder, sets, config: TrainConfig, folder, identity, progress):
         self.config, self.world = config, this_world()
         _refuse_impossible(model, sets, config, self.world)
         self.progress = progress and self.world.main
@@ -143,11 +135,9 @@ class _Trainer:
         }  # fmt: skip
         if config.negatives_from == "local" and self.world.size > 1:
             identity = {**identity, "processes": self.world.size}  # it decides what is local
-        facts = run_facts(model, sets, identity)
+        options = {"facts": run_facts(model, sets, identity), "keep": config.keep}
         identity = {**identity, "train": as_dict(config)}
-        self.folder = RunFolder(
-            folder, identity, self.device, facts=facts, keep=config.keep, world=self.world
-        )
+        self.folder = RunFolder(folder, identity, self.device, world=self.world, **options)
         self.per_epoch = len(sets["train"]) // config.batch_size  # forward passes
         self.total = config.epochs * self.per_epoch
         self.step = 0  # forward passes done
@@ -244,12 +234,10 @@ class _Trainer:
         """What is left of an epoch's batches."""
         served, seed = self.sets["train"], self.config.seed
         rows = epoch_batches(len(served), self.config.batch_size, seed, epoch)
+        rows = rows[self.step - epoch * self.per_epoch :]
         # the row names the step at hand, so that a resumed run, which repeats it, logs it anew
-        return served.batches(
-            rows[self.step - epoch * self.per_epoch :],
-            seed + epoch,
-            lambda new: self._found("train", self.step + 1, new),
-        )
+        found = lambda new: self._found("train", self.step + 1, new)  # noqa: E731
+        return served.batches(rows, seed + epoch, found)
 
     def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
         """Broken pictures that were met for the first time."""

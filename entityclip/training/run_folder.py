@@ -133,7 +133,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.world.main:
-            self._remove_leftovers()
+            _remove_leftovers(self.path)
         found = read_last(self.path)
         steps = self.world.exchange([-1 if found is None else found[1]["step"]])
         if len({step for (step,) in steps}) > 1:
@@ -144,7 +144,13 @@ class RunFolder:
         meta = None
         if found is not None:
             path, meta, tensors = found
-            self._refuse_another(path, meta)
+            theirs, ours = (
+                meta.get("facts", {}),
+                self.facts or {},
+            )  # of older versions there are none
+            theirs, ours = ({k: side[k] for k in theirs.keys() & ours} for side in (theirs, ours))
+            told = {"identity": meta.get("identity", {}) | theirs}
+            refuse_other_run(path, told, self.identity | ours)
             load_model(model, tensors)
             unpack_optimizer(optimizer, tensors, meta["groups"])
             if "rng.cpu" in tensors:
@@ -236,20 +242,6 @@ class RunFolder:
         batch = f". The batch: {', '.join(ids)}" if ids else ""
         raise TrainingError(f"{name} is {value} {where}; {good}{batch}")
 
-    def _refuse_another(self, path: Path, meta: dict[str, Any]) -> None:
-        theirs = meta.get("facts", {})  # checkpoints of older versions have none
-        known = theirs.keys() & (self.facts or {}).keys()
-        told = meta.get("identity", {}) | {name: theirs[name] for name in known}
-        ours = self.identity | {name: self.facts[name] for name in known}
-        refuse_other_run(path, {"identity": told}, ours)
-
-    def _remove_leftovers(self) -> None:
-        """Delete what a killed process was writing; nothing refers to it."""
-        ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
-        for path in self.path.glob(".*"):
-            if path.is_file() and path.name.startswith(ours):
-                path.unlink(missing_ok=True)
-
     def _truncated_log(self, step: int) -> list[dict[str, Any]]:
         """Forget rows after `step`, which a stopped run does again; the rows that stay."""
         if not self.log.exists():
@@ -294,6 +286,14 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | 
     if damage is not None:
         raise damage
     return None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing; nothing refers to it."""
+    ours = (".last.", ".best.", ".log.", ".run.", ".step-", ".tmp")  # .tmp: safetensors' own
+    for path in folder.glob(".*"):
+        if path.is_file() and path.name.startswith(ours):
+            path.unlink(missing_ok=True)
 
 
 def _earlier(folder: Path) -> list[Path]:
