@@ -154,9 +154,8 @@ class _Pretrainer:
         if not parts:
             return {}
         self.model.eval()
-        for batch in self._served(
-            [rows[i : i + _EMBED_BATCH] for i in range(0, len(rows), _EMBED_BATCH)]
-        ):
+        batches = [rows[i : i + _EMBED_BATCH] for i in range(0, len(rows), _EMBED_BATCH)]
+        for batch in self._served(batches):
             sides = self.model.encode(batch)
             for task, found in parts.items():
                 found.append(joint(sides, task).float().cpu())

@@ -236,8 +236,9 @@ class _Trainer:
         rows = epoch_batches(len(served), self.config.batch_size, seed, epoch)
         rows = rows[self.step - epoch * self.per_epoch :]
         # the row names the step at hand, so that a resumed run, which repeats it, logs it anew
-        found = lambda new: self._found("train", self.step + 1, new)  # noqa: E731
-        return served.batches(rows, seed + epoch, found)
+        return served.batches(
+            rows, seed + epoch, lambda new: self._found("train", self.step + 1, new)
+        )
 
     def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
         """Broken pictures that were met for the first time."""
