@@ -20,8 +20,8 @@ from entityclip.experiments.measure import measure_sections
 from entityclip.reporting.heat_maps import plot_confusions, plot_cross_domain
 from entityclip.reporting.tables import cross_domain_table, describe_transfer
 from entityclip.results import read_rows
-from tests.datasets import test_n24news as n24news
 from tests.experiments.test_experiments import TINY, experiment, files, runs  # noqa: F401 - a fixture
+from tests.fixtures import layouts
 
 BOTH = [Domain("newsroom"), Domain("newsroom-b")]
 
@@ -112,9 +112,9 @@ def test_a_real_data_set_takes_part_with_its_root(runs, tmp_path):  # noqa: F811
     """N24News' layout on disk, trained on with explanations, and its sections told apart."""
     root = tmp_path / "n24"
     for split in ("train", "dev", "test"):
-        rows = [n24news.article(i, caption=f"{split} caption {i}") for i in range(16)]
+        rows = [layouts.n24news_row(i, caption=f"{split} caption {i}") for i in range(16)]
         told = {f"img{i}.jpg": f"What caption {i} means." for i in range(16)}
-        n24news.write(root, rows, split, explanations=told)
+        layouts.n24news_split(root, rows, split, explanations=told)
     settings = profile().settings
     domains = choose_domains(settings, {"n24news": str(root)})
     rows = measure_cross_domain(profile(), domains[::2], ["entityclip"], progress=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from entityclip.datasets.reading import (
     Row,
@@ -38,27 +38,19 @@ _LAYOUT = (
 
 
 def goodnews_pairs(
-    root: Path,
-    split: str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    release: Literal["auto", "official", "derived"] = "auto",
+    root: Path, split: str, *, limit: int | None = None, seed: int = 0
 ) -> tuple[PairTable, Report]:
     """The usable pairs of a split in the file's order, and a report of what was left out.
 
     Ids are ``{article_id}_{ix}``, groups the article ids (one has several pictures), sections
-    None. Captions lose their ``\\r\\n`` (see `clean_caption`). `release` says which files to read;
-    ``auto`` takes the derived ones where they exist. Explanations are joined by image id to either.
+    None. Captions lose their ``\\r\\n`` (see `clean_caption`). Derived files are read where they
+    exist, else the official ones. Explanations are joined by image id to either.
 
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
     known("goodnews", split, SPLITS)
-    derived, official = f"new_goodnews_capim_{split}.json", "captioning_dataset.json"
-    wanted = {"auto": (derived, official), "derived": (derived,), "official": (official,)}
-    if release not in wanted:
-        raise ValueError(f"release is {release!r}; it must be one of {', '.join(wanted)}")
-    name = first_of(root, wanted[release], layout=_LAYOUT)
+    derived = f"new_goodnews_capim_{split}.json"
+    name = first_of(root, (derived, "captioning_dataset.json"), layout=_LAYOUT)
     folder = first_of(root, ("images", "resized", "imgs"), layout=_LAYOUT)
     listed = optional(root, "broken_images.txt")
     broken = {image_id_of(line.strip()) for line in text_lines(listed)} if listed else set()

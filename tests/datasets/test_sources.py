@@ -8,6 +8,7 @@ import pytest
 from entityclip.datasets import DATASETS, LOADERS, load_pairs
 from entityclip.datasets.care import overlaps
 from entityclip.datasets.sources.goodnews import clean_caption, goodnews_pairs
+from entityclip.datasets.sources.n24news import n24news_pairs
 from entityclip.datasets.sources.tweets import relation_labels, relation_pairs, twitter100k_pairs
 from entityclip.datasets.sources.visualnews import from_source, visualnews_pairs
 from tests.fixtures import layouts
@@ -38,6 +39,33 @@ def test_every_layout_loads_field_by_field(dataset, tmp_path):
     check(LOADERS[dataset], tmp_path, expected, **options)
 
 
+def test_n24news_explanations_are_joined_by_the_files_name(tmp_path):
+    told = {
+        "img0.jpg": "Plain key.",
+        "/home/someone/imgs/img1.jpg": "Unix path.",
+        "C:\\data\\img2.jpg": "Windows path.",
+        "img3.jpg": "  ",
+    }
+    layouts.n24news_split(tmp_path, [layouts.n24news_row(i) for i in range(5)], explanations=told)
+    pairs, report = n24news_pairs(tmp_path, "train")
+    told = ["Plain key.", "Unix path.", "Windows path.", None, None]
+    assert [pair.explanation for pair in pairs] == told
+    assert (report.rows, report.without_explanation) == (5, 2)
+    assert n24news_pairs(tmp_path, "train", limit=50)[0] == pairs
+
+
+def test_nothing_usable_and_missing_files_are_named(tmp_path):
+    layouts.n24news_split(tmp_path, [layouts.n24news_row(0)], pictures=[])
+    with pytest.raises(ValueError, match=r"no usable pair: 1 rows; .* 1 without their picture"):
+        load_pairs("n24news", "train", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; expected .*imgs/"):
+        n24news_pairs(tmp_path / "nowhere", "train")
+    with pytest.raises(FileNotFoundError, match=r"nytimes_dev\.json does not exist"):
+        n24news_pairs(tmp_path, "val")
+    with pytest.raises(ValueError, match="no split 'dev'; there are train, val, test"):
+        n24news_pairs(tmp_path, "dev")
+
+
 def test_visualnews_in_the_releases_own_layout(tmp_path):
     check(visualnews_pairs, tmp_path, layouts.visualnews(tmp_path, origin=True))
 
@@ -46,12 +74,6 @@ def test_visualnews_in_the_releases_own_layout(tmp_path):
 def test_goodnews_official_and_derived_files_give_the_same_pairs(files, tmp_path):
     expected = layouts.goodnews(tmp_path, **files)
     check(goodnews_pairs, tmp_path, expected)
-    for release in ("official", "derived"):
-        if files.get(release, True):
-            check(goodnews_pairs, tmp_path, expected, release=release)
-        else:
-            with pytest.raises(FileNotFoundError, match="has none of"):
-                goodnews_pairs(tmp_path, "train", release=release)
 
 
 def test_goodnews_groups_hold_an_articles_pictures(tmp_path):

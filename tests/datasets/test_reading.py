@@ -1,4 +1,7 @@
-"""Bad input of every kind: a named error, or a skip that is counted; nothing crashes or leaks."""
+"""Bad input of every kind: a named error, or a skip that is counted; nothing crashes or leaks.
+
+The JSON stream gives what json.loads gives, wherever a chunk ends, and says where it is wrong.
+"""
 
 import json
 import os
@@ -6,8 +9,9 @@ import shutil
 
 import pytest
 
-from entityclip.datasets import LOADERS, load_pairs
+from entityclip.datasets import LOADERS, load_pairs, reading
 from entityclip.datasets.pair import ImageError, Pair
+from entityclip.datasets.reading import iter_entries, iter_rows
 from tests.fixtures import layouts
 from tests.fixtures.pictures import BROKEN, save
 
@@ -69,6 +73,12 @@ WRONG_FILES = [
     ("n24news", N24, article(image_id="a\\b"), "which is no plain file name"),
     ("n24news", N24, article(image_id="a\0b"), "which is no plain file name"),
     ("n24news", N24, article(image_id=".."), "which is no plain file name"),
+    ("n24news", N24, article(image_id=None), "'image_id' must be str or int, got NoneType"),
+    ("n24news", N24, article(image_id=True), "'image_id' must be str or int, got bool"),
+    ("n24news", N24, '[{"caption": "x"}]', "row 0: field 'image_id' must be str or int, got noth"),
+    ("n24news", N24, '["text"]', "row 0: expected an object, got str"),
+    ("n24news", N24, article(article_id=1.5), "'article_id' must be str or int, got float"),
+    ("n24news", N24, "{}", "must hold a JSON list, got dict"),
     ("n24news", N24, article(section={"a": 1}), "field 'section' must be str, got dict"),
     ("n24news", CAPS, "[]", r"CapDsc_mistral_train\.json must hold a JSON dict, got list"),
     ("n24news", CAPS, '{"a.jpg": ["x"]}', r"key 'a\.jpg': an explanation must be str, got list"),
@@ -229,6 +239,64 @@ def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
     pairs, report = LOADERS["visualnews"](tmp_path, "train")
     assert report.missing_pictures == 4
     assert not any("/bbc/" in str(pair.image) for pair in pairs)
+
+
+# ----------------------------------------------------------------------------------------- JSON
+
+ROWS = [
+    {"a": "Zoë 東京 ☕ \u2028", "b": [1, 2.5, {"c": None}]},
+    12,
+    -3.25e10,
+    'text with ] and } and \\ and "',
+    [],
+    {},
+    True,
+    None,
+    1.5,
+    [[["deep"]]],
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 16, 1000])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("escape", [True, False])
+def test_rows_and_entries_wherever_a_chunk_ends(chunk, indent, escape, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=escape), encoding="utf-8")
+    assert list(iter_rows(path)) == ROWS
+    named = {f"ключ {number}": row for number, row in enumerate(ROWS)}
+    path.write_text(json.dumps(named, indent=indent, ensure_ascii=escape), encoding="utf-8")
+    assert list(iter_entries(path)) == list(named.items())
+    below = {"before": ROWS, "images": ROWS, "after": {"images": 3}}
+    path.write_text(json.dumps(below, indent=indent, ensure_ascii=escape), encoding="utf-8")
+    assert list(iter_rows(path, "images")) == ROWS
+
+
+@pytest.mark.parametrize("text", ["[]", " [ ] \n", "\ufeff[]"])
+def test_an_empty_list_has_no_rows(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    assert list(iter_rows(path)) == []
+
+
+def test_a_cut_file_gives_its_whole_rows_first_and_names_the_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_CHUNK", 8)
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a": 2}, {"a": ')
+    rows = iter_rows(path)
+    assert [next(rows), next(rows)] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError, match=r"a\.json is not JSON \(.*row 2\); fetch it again"):
+        next(rows)
+
+
+def test_an_unclosed_row_is_not_read_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_CHUNK", 64)
+    monkeypatch.setattr(reading, "_MAX_ROW", 1000)
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": "' + "x" * 100_000)
+    with pytest.raises(ValueError, match="no value ends within 1000 characters, row 0"):
+        list(iter_rows(path))
 
 
 # ------------------------------------------------------------------------------------- pictures
