@@ -134,13 +134,13 @@ def retrievals(rank_rows: pd.DataFrame) -> dict[int, Retrieval]:
     for seed, rows in rank_rows.groupby("seed"):
         by_direction = {row["direction"]: row for row in rows.to_dict("records")}
         if set(by_direction) == set(DIRECTIONS):
-            texts, pictures = (by_direction[direction] for direction in DIRECTIONS)
-            known = (texts.get(name) for name in ("image_of", "clusters"))
-            image_of = next((ids for ids in known if isinstance(ids, list)), None)
-            image_of = range(len(texts["ranks"])) if image_of is None else image_of
-            found[int(seed)] = Retrieval(
-                *map(np.array, (texts["ranks"], pictures["ranks"], image_of))
+            ranks, texts = (
+                [by_direction[d]["ranks"] for d in DIRECTIONS],
+                by_direction[DIRECTIONS[0]],
             )
+            known = [texts.get(name) for name in ("image_of", "clusters")]
+            image_of = next((ids for ids in known if isinstance(ids, list)), range(len(ranks[0])))
+            found[int(seed)] = Retrieval(*map(np.array, (*ranks, image_of)))
     return found
 
 
@@ -315,7 +315,7 @@ def difference_table(
     """
     keys = ["dataset", "split", "direction", "seed"]
     table: list[dict[str, Any]] = []
-    alike: dict[tuple, list[tuple[dict[str, Any], Array]]] = {}
+    alike: dict[tuple, list[tuple[dict[str, Any], Array]]] = {}  # by clusters and [S, Q]
     by_variant, nothing = dict(list(rank_rows.groupby("variant"))), rank_rows.iloc[:0]
     for first, second in pairs:
         both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
@@ -330,12 +330,13 @@ def difference_table(
             row |= {"variant": f"{first} minus {second}", "first": first, "second": second}
             row |= {"metric": metric, "value": float(each.mean())}
             table.append(row | {"seeds": len(each), "n_queries": each.shape[1]})
-            cluster = as_clusters(group["clusters_x"].iloc[0], each.shape[1])
-            alike.setdefault((cluster.tobytes(), len(each)), []).append((table[-1], each))
+            clusters = group["clusters_x"].iloc[0]
+            key = None if clusters is None else tuple(clusters), each.shape
+            alike.setdefault(key, []).append((table[-1], each))
     # what was asked alike shares its resamples, which take the most time to draw
-    for (cluster, _), found in alike.items():
+    for (clusters, _), found in alike.items():
         each = np.stack([each for _, each in found])
-        ends = interval(each, np.frombuffer(cluster, np.int64), n_resamples=n_resamples, seed=seed)
+        ends = interval(each, clusters, n_resamples=n_resamples, seed=seed)
         for (row, _), low, high in zip(found, *ends, strict=True):
             row |= {"low": float(low), "high": float(high)}
     return pd.DataFrame(table, columns=_COLUMNS if table else None)
@@ -392,47 +393,24 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
 
 
 def rsum_interval(
-    seeds: Sequence[Retrieval], *, n_resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
-
-    Whole pictures are drawn, each as a query and with all its captions. Raises ValueError for no
-    seeds and for seeds that were asked about different pictures.
-    """
-    return _rsum(seeds, (), n_resamples, seed)
-
-
-def rsum_difference(
-    first: Sequence[Retrieval],
-    second: Sequence[Retrieval],
+    seeds: Sequence[Retrieval],
+    minus: Sequence[Retrieval] = (),
     *,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """RSUM of `first` minus that of `second`, seed by seed and query by query, with its interval.
+    """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
 
-    Raises ValueError for another number of seeds and for different pictures.
+    With `minus`, what another model's ranks have less, seed by seed and query by query. Whole
+    pictures are drawn, each as a query and with all its captions. Raises ValueError for no seeds
+    and for seeds that were asked about different pictures.
     """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} seeds against {len(second)}: they are compared in pairs")
-    return _rsum(first, second, n_resamples, seed)
-
-
-def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
-    """`rsum_interval` as columns of a table: RSUM, low, high, seeds."""
-    value, low, high = rsum_interval(seeds)
-    return {"RSUM": value, "low": low, "high": high, "seeds": len(seeds)}
-
-
-def _rsum(
-    first: Sequence[Retrieval], second: Sequence[Retrieval], n_resamples: int, seed: int
-) -> Estimate:
-    if not first:
+    if not seeds:
         raise ValueError("no ranks of any seed; measure first")
-    image_of, n_pictures = np.asarray(first[0].image_of), len(first[0].image_to_text)
-    if any(not np.array_equal(image_of, found.image_of) for found in (*first, *second)):
+    image_of, n_pictures = np.asarray(seeds[0].image_of), len(seeds[0].image_to_text)
+    if any(not np.array_equal(image_of, found.image_of) for found in (*seeds, *minus)):
         raise ValueError("ranks of different pictures or captions cannot be set side by side")
-    each = _rsum_parts(first) - (_rsum_parts(second) if second else 0)
+    each = _rsum_parts(seeds) - (_rsum_parts(minus) if minus else 0)
     texts, pictures = slice(len(image_of)), slice(len(image_of), None)
 
     def statistic(weights: Array, values: Array) -> Array:
@@ -444,6 +422,24 @@ def _rsum(
     )  # fmt: skip
     value = each[:, texts].mean() + each[:, pictures].mean()
     return Estimate(float(value), float(low), float(high))
+
+
+def rsum_difference(
+    first: Sequence[Retrieval], second: Sequence[Retrieval], **options: int
+) -> Estimate:
+    """`rsum_interval` of `first` minus `second`, with its `options`.
+
+    Raises ValueError for another number of seeds and for different pictures.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} seeds against {len(second)}: they are compared in pairs")
+    return rsum_interval(first, second, **options)
+
+
+def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
+    """`rsum_interval` as columns of a table: RSUM, low, high, seeds."""
+    value, low, high = rsum_interval(seeds)
+    return {"RSUM": value, "low": low, "high": high, "seeds": len(seeds)}
 
 
 def _rsum_parts(seeds: Sequence[Retrieval]) -> NDArray[np.float64]:
