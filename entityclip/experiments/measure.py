@@ -37,6 +37,10 @@ from entityclip.statistics import Retrieval, bootstrap_interval, recall_at_k, re
 from entityclip.training.run_folder import RECORD
 from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, find_variant
 
+log = logging.getLogger(__name__)
+
+Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
+
 # --------------------------------------------------------------------------------------- the memo
 
 
@@ -224,10 +228,7 @@ def _recall_rows(
     return rows
 
 
-log = logging.getLogger(__name__)
-
-
-Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
+# -------------------------------------------------------------------------- retrieval and curves
 
 
 def measure(
