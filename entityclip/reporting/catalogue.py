@@ -41,6 +41,10 @@ class Drawn(NamedTuple):
     notes: Sequence[str] = ()
 
 
+Rows = Callable[[Profile], pd.DataFrame]
+Draw = Callable[[pd.DataFrame], Drawn]
+
+
 class Figure(NamedTuple):
     """A figure or table: its notebook, its files' kinds, and how rows become it.
 
@@ -49,15 +53,15 @@ class Figure(NamedTuple):
 
     notebook: str
     kinds: str
-    rows: Callable[[Profile], pd.DataFrame] | None = None
-    draw: Callable[[pd.DataFrame], Drawn] | None = None
+    rows: Rows | None = None
+    draw: Draw | None = None
     width: int = 560  # pixels in a notebook
 
 
 # ------------------------------------------------------------------------------------ rows chosen
 
 
-def _of(kind: str, table: str) -> Callable[[Profile], pd.DataFrame]:
+def _of(kind: str, table: str) -> Rows:
     """Rows of a table's variants on the test splits, over all seeds."""
 
     def choose(profile: Profile) -> pd.DataFrame:
@@ -67,11 +71,11 @@ def _of(kind: str, table: str) -> Callable[[Profile], pd.DataFrame]:
     return choose
 
 
-def _all(kind: str, variants: Sequence[str]) -> Callable[[Profile], pd.DataFrame]:
+def _all(kind: str, variants: Sequence[str]) -> Rows:
     return partial(find_rows, kind=kind, variants=variants)
 
 
-def _chapter(kind: str) -> Callable[[Profile], pd.DataFrame]:
+def _chapter(kind: str) -> Rows:
     return partial(chapter_rows, kind=kind)
 
 
@@ -115,7 +119,7 @@ def _drawn(
     make: Callable[[pd.DataFrame], pd.DataFrame],
     plot: Callable[[pd.DataFrame], Chart] | None = None,
     say: Callable[[pd.DataFrame], list[str]] | None = None,
-) -> Callable[[pd.DataFrame], Drawn]:
+) -> Draw:
     """What makes a table of rows, and of it a chart and sentences."""
 
     def draw(rows: pd.DataFrame) -> Drawn:
@@ -141,11 +145,15 @@ def _retrieval(rows: pd.DataFrame) -> Drawn:
     return Drawn(charts.plot_retrieval(table), table, sheet, caption, _left_out("main", rows))
 
 
-def _recalls(table: str, rows: pd.DataFrame) -> Drawn:
-    """Recall of a table's variants, in the table's order."""
-    found = tables.recall_table(rows, TABLES[table])
-    sheet = tables.retrieval_sheet(found)
-    return Drawn(None, found, sheet, f"Table {table}, recall in percent.", _left_out(table, rows))
+def _recalls(table: str) -> tuple[Rows, Draw]:
+    """Recall of a table's variants, in the table's order: the rows, and what draws them."""
+
+    def draw(rows: pd.DataFrame) -> Drawn:
+        found = tables.recall_table(rows, TABLES[table])
+        caption, notes = f"Table {table}, recall in percent.", _left_out(table, rows)
+        return Drawn(None, found, tables.retrieval_sheet(found), caption, notes)
+
+    return _of("retrieval", table), draw
 
 
 def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Drawn:
@@ -164,13 +172,17 @@ def _differences(rows: pd.DataFrame) -> Drawn:
     return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
 
 
-def _to_first(table: str, rows: pd.DataFrame) -> Drawn:
+def _to_first(table: str) -> tuple[Rows, Draw]:
     """Each variant of a table minus the table's first, paired by query and seed."""
     first, *others = TABLES[table]
-    found = difference_table(rows, [(other, first) for other in others])
     reference = label(first, VARIANT_LABELS)
-    axis = f"R@1 minus {reference} (points)"
-    return _apart(found, reference, axis, f"Table {table}: R@1 minus that of {reference}, points")
+
+    def draw(rows: pd.DataFrame) -> Drawn:
+        found = difference_table(rows, [(other, first) for other in others])
+        caption = f"Table {table}: R@1 minus that of {reference}, points"
+        return _apart(found, reference, f"R@1 minus {reference} (points)", caption)
+
+    return _of("ranks", table), draw
 
 
 def _doses(rows: pd.DataFrame) -> Drawn:
@@ -242,7 +254,6 @@ def _relations(rows: pd.DataFrame) -> Drawn:
 
 _CHART, _BOTH = "png svg", "csv png svg"
 _PRINTED, _ALL = "csv md tex", "csv md tex png svg"
-_MMAE, _GI_ITM, _CONTROLS = "ablation_mmae", "ablation_gi_itm", "controls"
 
 FIGURES = {
     "pairs": Figure("00_setup_and_data", _CHART),
@@ -263,21 +274,17 @@ FIGURES = {
     "gates": Figure("04_retrieval", _BOTH),
     "embedding_space": Figure("04_retrieval", _BOTH),
     "embedding_space_numbers": Figure("04_retrieval", "csv"),
-    "ablation_mmae": Figure(
-        "05_ablation_mmae", _PRINTED, _of("retrieval", _MMAE), partial(_recalls, _MMAE)
+    "ablation_mmae": Figure("05_ablation_mmae", _PRINTED, *_recalls("ablation_mmae")),
+    "ablation_mmae_differences": Figure("05_ablation_mmae", _ALL, *_to_first("ablation_mmae")),
+    "ablation_mmae_doses": Figure(
+        "05_ablation_mmae", _CHART, _of("retrieval", "ablation_mmae"), _doses
     ),
-    "ablation_mmae_differences": Figure(
-        "05_ablation_mmae", _ALL, _of("ranks", _MMAE), partial(_to_first, _MMAE)
-    ),
-    "ablation_mmae_doses": Figure("05_ablation_mmae", _CHART, _of("retrieval", _MMAE), _doses),
     "leak": Figure("05_ablation_mmae", _BOTH, _all("leak", LEAK), _leak),
-    "ablation_gi_itm": Figure(
-        "06_ablation_gi_itm", _PRINTED, _of("retrieval", _GI_ITM), partial(_recalls, _GI_ITM)
-    ),
+    "ablation_gi_itm": Figure("06_ablation_gi_itm", _PRINTED, *_recalls("ablation_gi_itm")),
     "ablation_gi_itm_differences": Figure(
-        "06_ablation_gi_itm", _ALL, _of("ranks", _GI_ITM), partial(_to_first, _GI_ITM)
+        "06_ablation_gi_itm", _ALL, *_to_first("ablation_gi_itm")
     ),
-    "matching": Figure("06_ablation_gi_itm", _BOTH, _of("matching", _GI_ITM), _matching),
+    "matching": Figure("06_ablation_gi_itm", _BOTH, _of("matching", "ablation_gi_itm"), _matching),
     "domains": Figure("07_generalization", _CHART),
     "cross_domain": Figure("07_generalization", _BOTH, _chapter("cross_domain"), _cross_domain),
     "sections": Figure("07_generalization", "csv", _chapter("sections"), _sections),
@@ -308,15 +315,8 @@ FIGURES = {
     "search_words": Figure("11_search", "csv"),
     "disagreements": Figure("11_search", "csv"),
     "query_gates": Figure("11_search", "csv"),
-    "controls": Figure(
-        "12_controls_and_search",
-        _PRINTED,
-        _of("retrieval", _CONTROLS),
-        partial(_recalls, _CONTROLS),
-    ),
-    "controls_differences": Figure(
-        "12_controls_and_search", _ALL, _of("ranks", _CONTROLS), partial(_to_first, _CONTROLS)
-    ),
+    "controls": Figure("12_controls_and_search", _PRINTED, *_recalls("controls")),
+    "controls_differences": Figure("12_controls_and_search", _ALL, *_to_first("controls")),
     "search": Figure("12_controls_and_search", "csv", _all("retrieval", TABLES["search"]), _search),
     "search_tested": Figure("12_controls_and_search", "csv", _winner, _search_tested),
 }

@@ -215,9 +215,7 @@ def _colour_bar(figure: Figure, scale: Normalize, what: str) -> None:
 
 
 def plot_cams(
-    pictures: Sequence[Image.Image],
-    texts: Sequence[str],
-    cams: Mapping[str, NDArray[np.float32]],
+    pictures: Sequence[Image.Image], texts: Sequence[str], cams: Mapping[str, NDArray[np.float32]]
 ) -> Figure:
     """Pictures in a row, and below them Grad-CAM maps [N, H, W] of each of several models.
 

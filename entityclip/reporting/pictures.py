@@ -9,13 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from entityclip.reporting.style import (
-    GREEN,
-    GREY,
-    PAGE,
-    VERMILLION,
-    wrap,
-)
+from entityclip.reporting.style import GREEN, GREY, PAGE, VERMILLION, wrap
 
 GAP = 0.12  # inches between pictures
 POINT = 1 / 72  # inch

@@ -12,11 +12,7 @@ import pandas as pd
 from entityclip.config import config_hash
 from entityclip.reporting.markup import Cell, Sheet, number_cell, standings
 from entityclip.results import ResultsError
-from entityclip.statistics import (
-    METRICS,
-    PERCENT,
-    over_seeds,
-)
+from entityclip.statistics import METRICS, PERCENT, over_seeds
 from entityclip.variants import (
     DIRECTION_LABELS,
     NOT_FINETUNED,

@@ -20,10 +20,7 @@ def test_galleries_take_any_text_and_any_picture(tmp_path):
     ]
     save_figure(plot_gallery(items, 2), tmp_path, "pairs")
     pictures = [image for _, _, image in items]
-    queries = [
-        (LONG, pictures, 0, pictures[0], 1),
-        ("", pictures[:1], None, pictures[2], 123456),
-    ]
+    queries = [(LONG, pictures, 0, pictures[0], 1), ("", pictures[:1], None, pictures[2], 123456)]
     save_figure(plot_retrieval_gallery(queries), tmp_path, "found")
 
 
