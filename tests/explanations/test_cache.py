@@ -61,9 +61,8 @@ def test_keys_tell_all_that_matters_apart():
 def test_rows_come_back_as_they_were(path):
     rows = filled(path)
     with ExplanationCache(path) as cache:
-        assert [row for _, row in cache.rows()] == list(
-            {row.text_sha: row for row in rows}.values()
-        )
+        distinct = list({row.text_sha: row for row in rows}.values())
+        assert [row for _, row in cache.rows()] == distinct
         assert cache.read(b"\0" * 16) is None
 
 
@@ -71,9 +70,7 @@ def test_a_line_starts_with_its_key_at_a_fixed_place(path):
     filled(path)
     keys = cache_keys([pair.caption for pair in PAIRS], SOURCE)
     assert [bytes.fromhex(json.loads(line)["key"]) for line in lines(path)] == keys
-    assert all(
-        line[9:41].decode() == key.hex() for line, key in zip(lines(path), keys, strict=True)
-    )
+    assert [line[9:41].decode() for line in lines(path)] == [key.hex() for key in keys]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60, 200])
@@ -136,12 +133,8 @@ def test_a_damaged_line_is_named(path, damage, match):
 
 def test_append_leaves_out_what_another_has_written(path):
     with ExplanationCache(path) as one, ExplanationCache(path) as two:
-        rows = [
-            (key, row)
-            for key, row in zip(
-                cache_keys([pair.caption for pair in PAIRS], SOURCE), filled(path), strict=True
-            )
-        ]
+        keys = cache_keys([pair.caption for pair in PAIRS], SOURCE)
+        rows = list(zip(keys, filled(path), strict=True))
         assert one.append(rows) == two.append(rows) == 0
         fresh = (b"\1" * 16, rows[0][1])
         assert one.append([fresh, fresh]) == 1
@@ -156,9 +149,8 @@ def _extract(path: str, seed: int) -> None:
 
 
 def test_four_processes_on_one_cache(path):
-    processes = [
-        get_context("fork").Process(target=_extract, args=(str(path), n)) for n in range(4)
-    ]
+    fork = get_context("fork")
+    processes = [fork.Process(target=_extract, args=(str(path), n)) for n in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -177,22 +169,15 @@ def test_a_full_disk_keeps_what_was_there(path, monkeypatch):
     assert path.read_bytes() == before
 
 
-class Slow(KnowledgeBase):
-    def complete(self, prompts, sampling):
-        for answer in super().complete(prompts, sampling):
-            time.sleep(0.0005)
-            yield answer
-
-
 def _extract_slowly(pairs, path) -> None:
-    explain(pairs, Slow(), path, progress=False)
+    explain(pairs, KnowledgeBase(delay_s=0.0005), path, progress=False)
 
 
 def test_killed_twenty_times_it_ends_as_if_uninterrupted(tmp_path):
     path, random_ = tmp_path / "killed.jsonl", random.Random(0)
     pairs = newsroom_pairs("train", 2000)
-    kills, done = 0, []
-    while kills < 20:
+    done = []
+    while len(done) < 20:
         # by rows written, not by seconds: each kill falls into the work, on any machine
         goal = _rows(path) + random_.randrange(1, 90)
         # forked, not spawned: 20 imports of torch would take longer than all the rest
@@ -203,7 +188,6 @@ def test_killed_twenty_times_it_ends_as_if_uninterrupted(tmp_path):
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
-        kills += 1
         done.append(_rows(path))
     assert done == sorted(done)
     assert 0 < done[0] < done[-1] < 2000
@@ -227,17 +211,7 @@ def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, p
     parts = [shard(pairs, index, 3) for index in range(3)]
     assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in pairs)
     assert all(parts)
-    assert (
-        len(
-            {
-                index
-                for index, part in enumerate(parts)
-                for p in part
-                if p.caption == PAIRS[0].caption
-            }
-        )
-        == 1
-    )
+    assert sum(PAIRS[0].caption in {pair.caption for pair in part} for part in parts) == 1
     files = [tmp_path / f"part{index}.jsonl" for index in range(3)]
     for file, part in zip(files, parts, strict=True):
         filled(file, part)
@@ -268,9 +242,8 @@ def test_text_may_hold_any_character(path):
     assert encode_row(b"\0" * 16, rows[0]).count(b"\n") == 1
 
 
-def test_a_killed_extraction_leaves_whole_rows_and_is_finished_by_the_next_call(tmp_path):
+def test_a_killed_extraction_leaves_whole_rows_and_is_finished_by_the_next_call(path, tmp_path):
     pairs = newsroom_pairs("train", 120)
-    path = tmp_path / "cache.jsonl"
     left = explain_until_killed(pairs, path, rows=20)
     assert 20 <= left < 120
     with ExplanationCache(path) as cache:
@@ -281,7 +254,7 @@ def test_a_killed_extraction_leaves_whole_rows_and_is_finished_by_the_next_call(
     assert path.read_bytes().count(b"\n") == len({pair.caption for pair in pairs})
 
 
-def test_an_extraction_that_ends_before_its_kill_says_so(tmp_path):
+def test_an_extraction_that_ends_before_its_kill_says_so(path):
     pairs = newsroom_pairs("train", 2)
     with pytest.raises(RuntimeError, match=r"wrote 2 rows, not 3, .*ask for fewer rows"):
-        explain_until_killed(pairs, tmp_path / "cache.jsonl", rows=3)
+        explain_until_killed(pairs, path, rows=3)
