@@ -26,6 +26,8 @@ def mixed_embeddings(
     """V* and T*_moe of a split, [N, d] each and normalised, reading given pairs' explanations.
 
     `image_reads` and `text_reads` [N] say whose explanation (row) each side's experts attend to.
+    Rows keep the split's order; both tensors are float32 on the model's device (section 3.2 with
+    another E).
     Raises ValueError for a model without explanation experts, ImageError for a broken picture.
     """
     if not model.config.explanation_experts:
