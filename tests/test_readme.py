@@ -50,6 +50,15 @@ def test_every_file_that_the_map_promises_is_there():
             assert (REPOSITORY / "figures" / file).exists(), file
 
 
+def test_every_source_file_that_a_text_names_is_there():
+    texts = [REPOSITORY / "README.md", *(REPOSITORY / "notebooks").glob("*.ipynb")]
+    named = {
+        n for p in texts for n in re.findall(r"\b(?:entityclip|tests)/[\w/]+\.py", p.read_text())
+    }
+    assert "entityclip/variants.py" in named
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"make ([a-z][a-z-]+)", README))))
 def test_every_make_target_exists(command):
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
