@@ -10,9 +10,13 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from entityclip.config import Profile, ProfileError, load_profile, parse_settings
-from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS, label
+from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAINED = [name for name, variant in VARIANTS.items() if variant.finetuned]
 
@@ -90,18 +94,21 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         measure(experiment, [variant], splits, force=options.force)
     except (ValueError, OSError) as error:
         return _refused(error, 2)
-    rows = find_rows(experiment.profile, "retrieval", variants=[variant], shipped=False)
-    rows = rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]
-    rows = rows.drop_duplicates(["split", "direction", "metric"], keep="last")
+    rows = find_rows(profile, "retrieval", variants=[variant], shipped=False)
+    print(_metrics(rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]))
+    return 0
+
+
+def _metrics(rows: pd.DataFrame) -> str:
+    """A line a split and direction, a column a metric with its interval."""
+    last = rows.drop_duplicates(["split", "direction", "metric"], keep="last")
     told = [
         f"{value:.1f} [{low:.1f}, {high:.1f}]"
-        for value, low, high in zip(rows["value"], rows["low"], rows["high"], strict=True)
+        for value, low, high in zip(last["value"], last["low"], last["high"], strict=True)
     ]
-    ways = rows["direction"].map(lambda name: label(name, DIRECTION_LABELS))
-    table = rows.assign(told=told, direction=ways)
+    table = last.assign(told=told, direction=last["direction"].map(DIRECTION_LABELS))
     table = table.pivot(index=["split", "direction"], columns="metric", values="told")
-    print(table[list(dict.fromkeys(rows["metric"]))].rename_axis(columns=None).to_string())
-    return 0
+    return table[list(dict.fromkeys(rows["metric"]))].rename_axis(columns=None).to_string()
 
 
 def sweep(argv: Sequence[str] | None = None) -> int:
