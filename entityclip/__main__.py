@@ -22,7 +22,7 @@ COMMANDS = {
     "explain": ("explanations.__main__:main", "have a language model explain captions"),
     "embed": ("search.commands:embed", "embed pictures and texts by a trained model"),
     "export": ("search.commands:export", "write a checkpoint as a plain open_clip model"),
-    "data": ("__main__:data", "verify, summarise or prepare a downloaded data set"),
+    "data": ("datasets.__main__:main", "verify, summarise or prepare a downloaded data set"),
     "figures": ("reproduce.__main__:figures", "redraw tables and figures from stored rows"),
     "reproduce": ("reproduce.__main__:main", "run the notebooks in order"),
 }
@@ -55,20 +55,6 @@ def _draw_summary(summaries: list[Any], folder: Path) -> list[Path]:
         print(f"no figure: {error.name} is missing; pip install 'entityclip[notebooks]'")
         return []
     return save_summary(summaries, folder)
-
-
-def data(argv: Sequence[str]) -> int:
-    """Look after data sets. A summary's figure is drawn here: data sets know no reporting."""
-    from entityclip.datasets.__main__ import main
-
-    def draw(parts: Sequence[Any], folder: Path) -> list[Path]:
-        from entityclip.reporting import charts, style
-
-        style.apply_style()
-        made_by = "entityclip data summary"
-        return style.save_figure(charts.plot_summary(parts), folder, "summary", made_by)
-
-    return main(argv, draw)
 
 
 def help_text() -> str:

@@ -71,10 +71,7 @@ def _summary(options: argparse.Namespace, entry: Entry) -> int:
     print(f"{entry.title}: {entry.about}\n\n{table.T.to_string(header=False)}")
     written = [options.out / "summary.csv"]
     atomic_write_text(written[0], table.to_csv(index=False))
-    try:
-        written += options.draw(parts, options.out) if options.draw else []
-    except ImportError as error:
-        print(f"no figure: {error.name} is missing; pip install 'entityclip[notebooks]'")
+    written += options.draw(parts, options.out) if options.draw else []
     print("written to " + ", ".join(str(path) for path in written))
     return 0
 
