@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from entityclip.datasets.pair import ImageError, Pair
+from entityclip.models.clip import Backbone
 from entityclip.search.embedding import EmbedReport, Vectors, embed
 from entityclip.search.encoder import load_encoder
 from entityclip.search.sources import Images, Source, list_pictures, read_picture
@@ -85,6 +86,7 @@ def _best(
 
 
 def _check(queries: Floats, vectors: Floats, k: int) -> None:
+    """Raise ValueError for arguments of `nearest` that cannot be searched."""
     for name, array in (("queries", queries), ("vectors", vectors)):
         if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind != "f":
             raise ValueError(
@@ -140,11 +142,11 @@ class Collection:
     id.
     """
 
-    encoder: nn.Module
+    encoder: Backbone
     pictures: dict[str, Source]
     vectors: Vectors
     report: EmbedReport
-    captions: dict[str, tuple[Pair, str]] = field(default_factory=dict)
+    captions: dict[str, tuple[Pair, str]]
 
     @classmethod
     def build(
@@ -160,8 +162,7 @@ class Collection:
 
         Raises ValueError where no picture can be read, and as `embed` does.
         """
-        named = isinstance(checkpoint, (str, Path))
-        encoder = load_encoder(checkpoint, model) if named else checkpoint
+        encoder = load_encoder(checkpoint, model)
         captions: dict[str, tuple[Pair, str]] = {}
         in_order = not isinstance(images, (str, Path, Mapping))
         if in_order and len(images) and isinstance(images[0], Pair):

@@ -103,9 +103,6 @@ def export(argv: Sequence[str] | None = None) -> int:
     add("--image-size", type=int, help="pixels, where it isn't the backbone's")
     add("--rows", type=Path, nargs="+", help="JSONL files of result rows")
     given = parser.parse_args(argv)
-    from entityclip.checkpoints import CheckpointError
-    from entityclip.models.clip import BackboneError
-    from entityclip.results import ResultsError
     from entityclip.search import export as exporting
 
     try:
@@ -113,7 +110,7 @@ def export(argv: Sequence[str] | None = None) -> int:
             given.checkpoint, given.folder,
             backbone=given.backbone, image_size=given.image_size, rows=given.rows,
         )  # fmt: skip
-    except (exporting.ExportError, BackboneError, CheckpointError, ResultsError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {weights}, {exporting.CONFIG} and {exporting.CARD}")

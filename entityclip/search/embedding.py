@@ -6,15 +6,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from entityclip.files import atomic_write_text, replacing
-from entityclip.search.encoder import encoder
-from entityclip.search.sources import Images, Texts, arrow, list_pictures, list_texts
+from entityclip.datasets.dataset import picture_tensor, split_preprocess
+from entityclip.datasets.pair import ImageError
+from entityclip.evaluation.retrieval import evaluating
+from entityclip.files import atomic_write_text, claimed, progress_bar, replacing
+from entityclip.models.clip import Backbone
+from entityclip.search.encoder import VectorCache, fingerprint, load_encoder
+from entityclip.search.sources import (
+    Images,
+    Source,
+    Texts,
+    arrow,
+    list_pictures,
+    list_texts,
+    read_picture,
+    signature,
+    text_key,
+)
 
 _NAMED = 5  # files of a kind that the report's text names
 
@@ -119,7 +139,6 @@ def embed(
     model: str | None = None,
     cache: str | Path | None = None,
     batch_size: int = 64,
-    chunk: int = 512,
     workers: int = 4,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -127,41 +146,137 @@ def embed(
     """Embed pictures and texts in a CLIP's joint space: normalised float32 vectors with their ids.
 
     Args:
-        checkpoint: as `load_encoder` takes it, or a loaded `Backbone` or `EntityCLIP`.
+        checkpoint, model: as `load_encoder` takes them.
         images: a folder, a .csv or .parquet of paths (columns `image` and, optionally, `id`), paths
             or PIL pictures with or without names, or pairs (`list_pictures`).
         texts: texts with or without names, or pairs, of which the captions are taken.
-        model: open_clip's name of the model, where the checkpoint does not tell it.
         cache: a folder that keeps what was embedded, by content and weights; a stopped call goes on
-            there, and at most `chunk` pictures are lost to a kill. None: nothing is kept.
+            there, and at most a batch is lost to a kill. None: nothing is kept.
         batch_size: pictures or texts a forward pass.
-        chunk: pictures or texts decoded ahead and written together.
         workers: threads that read and decode.
-        device: None: the GPU if there is one.
+        device: None: the GPU if there is one. A loaded model is back on its own afterwards.
 
     What cannot be read is left out and told in the report; equal files are embedded once. Vectors
     are open_clip's own ``F.normalize(encode_image(preprocess(picture)))``.
     """
     if images is None and texts is None:
         raise ValueError("nothing to embed: give images, texts or both")
-    if min(batch_size, chunk, workers) < 1:
-        raise ValueError(f"batch_size {batch_size}, chunk {chunk}, workers {workers}: each >= 1")
+    if min(batch_size, workers) < 1:
+        raise ValueError(f"batch_size {batch_size}, workers {workers}: each must be >= 1")
+    backbone = load_encoder(checkpoint, model)
+    folder = Path(cache).expanduser() / fingerprint(backbone) if cache else None
     report, of_images, of_texts = EmbedReport(), None, None
-    how = dict(batch_size=batch_size, chunk=chunk, workers=workers, progress=progress)
-    with encoder(checkpoint, model=model, cache=cache, device=device, **how) as towers:
-        if images is not None:
-            pictures, report.not_pictures = list_pictures(images)
-            found = towers.pictures(pictures)
-            of_images = Vectors(list(found.keys), found.vectors)
-            first: dict[str, str] = {}
-            for name, key in found.keys.items():
-                if first.setdefault(key, name) != name:
-                    report.duplicates[name] = first[key]
-            report.unreadable, report.pictures = found.unreadable, len(of_images)
-            report.embedded += found.new
-        if texts is not None:
-            found = towers.texts(list_texts(texts))
-            of_texts = Vectors(list(found.keys), found.vectors)
-            report.texts = len(of_texts)
-            report.embedded += found.new
+    encoder = _Encoder(backbone, folder, report, batch_size, workers, progress)
+    home, away = backbone.device, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with evaluating(backbone.to(away)):
+            if images is not None:
+                pictures, report.not_pictures = list_pictures(images)
+                of_images = encoder.pictures(pictures)
+                report.pictures = len(of_images)
+            if texts is not None:
+                of_texts = encoder.texts(list_texts(texts))
+                report.texts = len(of_texts)
+    finally:
+        backbone.to(home)
     return Embedded(of_images, of_texts, report)
+
+
+class _Read(NamedTuple):
+    key: str
+    content: Any = None  # pixels or text; None: the cache has its vector
+    signature: str | None = None
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """A backbone, a folder for what it encodes (None: nothing is kept), and the report of it."""
+
+    backbone: Backbone
+    folder: Path | None
+    report: EmbedReport
+    batch_size: int  # pictures or texts read, run through the model, and kept together
+    workers: int  # threads that read and decode
+    progress: bool
+
+    def pictures(self, sources: Mapping[str, Source]) -> Vectors:
+        """Encode pictures: ``F.normalize(encode_image(preprocess(picture)))``."""
+        geometry, normalize = split_preprocess(self.backbone.preprocess)
+        device = self.backbone.device
+
+        def opened(source: Source) -> tuple[str, Callable[[], Tensor]]:
+            key, load = read_picture(source)
+            return key, lambda: picture_tensor(geometry(load()), normalize)
+
+        def encode(pixels: list[Tensor]) -> Tensor:
+            images = torch.stack(pixels).to(device)
+            if normalize is not None:
+                mean, std = (values.to(device) for values in normalize)
+                images = images.to(torch.float32).div_(255).sub_(mean).div_(std)
+            return self.backbone.encode_image(images)
+
+        keys, vectors = self._run("images", sources, opened, encode)
+        first: dict[str, str] = {}
+        for name, key in keys.items():
+            if first.setdefault(key, name) != name:
+                self.report.duplicates[name] = first[key]
+        return vectors
+
+    def texts(self, texts: Mapping[str, str]) -> Vectors:
+        """Encode texts: ``F.normalize(encode_text(tokenize(texts)))``."""
+
+        def encode(texts: list[str]) -> Tensor:
+            tokens = self.backbone.tokenize(texts).to(self.backbone.device)
+            return self.backbone.encode_text(tokens)
+
+        return self._run("texts", texts, lambda text: (text_key(text), lambda: text), encode)[1]
+
+    def _run(
+        self,
+        kind: str,
+        items: Mapping[str, Any],
+        opened: Callable[[Any], tuple[str, Callable[[], Any]]],
+        encode: Callable[[list[Any]], Tensor],
+    ) -> tuple[dict[str, str], Vectors]:
+        """Read and encode what the cache does not have: the key of each id, and the vectors.
+
+        `opened` gives an item's key and what loads it. The cache is ours alone until all is done.
+        """
+        names, folder = list(items), self.folder and self.folder / kind
+        keys: dict[str, str] = {}
+        with (
+            claimed(folder / ".lock", wait=True) if folder else nullcontext(),
+            ThreadPoolExecutor(self.workers) as pool,
+            progress_bar(total=len(names), desc=kind, show=self.progress) as bar,
+        ):
+            known = VectorCache(folder)
+            before = len(known.vectors)
+
+            def read(name: str) -> _Read | ImageError:
+                mark = signature(items[name])
+                if mark in known.keys:
+                    return _Read(known.keys[mark])
+                try:
+                    key, load = opened(items[name])
+                    return _Read(key, None if key in known.vectors else load(), mark)
+                except ImageError as error:
+                    return error
+
+            for start in range(0, len(names), self.batch_size):
+                batch = names[start : start + self.batch_size]
+                new: dict[str, _Read] = {}
+                for name, got in zip(batch, pool.map(read, batch), strict=True):
+                    if isinstance(got, ImageError):
+                        self.report.unreadable[name] = str(got)
+                        continue
+                    keys[name] = got.key
+                    if got.content is not None:
+                        new.setdefault(got.key, got)
+                if new:
+                    vectors = encode([item.content for item in new.values()]).float()
+                    marks = {item.signature: key for key, item in new.items() if item.signature}
+                    known.add(list(new), F.normalize(vectors, dim=-1).cpu().numpy(), marks)
+                bar.update(len(batch))
+        self.report.embedded += len(known.vectors) - before
+        values = np.array([known.vectors[key] for key in keys.values()], np.float32)
+        return keys, Vectors(list(keys), values.reshape(-1, self.backbone.width))

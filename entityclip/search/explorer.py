@@ -26,10 +26,7 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting.inspection import plot_word_attention, read_pairs
-from entityclip.reporting.pictures import (
-    plot_retrieval_gallery,
-    show_picture,
-)
+from entityclip.reporting.pictures import plot_retrieval_gallery, show_picture
 from entityclip.reporting.style import GREEN, GREY, PAGE, preview, wrap
 from entityclip.search.collection import Collection, Page, Query
 from entityclip.variants import VARIANT_LABELS, label
@@ -54,13 +51,8 @@ def plot_page(collection: Collection, page: Page, columns: int = 6) -> Figure:
     """
     asked = [] if isinstance(page.query, (str, Pair)) else [page.query]
     rows, size = len(asked) - (-len(page.hits) // columns), PAGE / columns
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(PAGE, 0.2 + rows * (size + 0.1)),
-        squeeze=False,
-        layout="constrained",
-    )
+    shape = (PAGE, 0.2 + rows * (size + 0.1))
+    figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False, layout="constrained")
     title = wrap(title_of(page), PAGE, 8.0, 3, "bold")
     figure.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold", parse_math=False)
     for query in asked:
@@ -204,17 +196,16 @@ class Explorer:
         options, wide = list(zip(names, rows["query"].tolist(), strict=True)), {"width": "90%"}
         query = widgets.Dropdown(options=options, description="Query", layout=wide)
         variant = widgets.Dropdown(options=self.variants, value=self.variants[-1])
-
-        def show(query: int, variant: str) -> Any:
-            return self.show(query, [variant])
-
-        _interact(widgets, show, query=query, variant=variant)
+        _interact(
+            widgets,
+            lambda query, variant: self.show(query, [variant]),
+            query=query,
+            variant=variant,
+        )
 
     def _embed(self, variant: str) -> Collection:
-        folder, pairs = (
-            self.experiment.profile.runs / "embeddings",
-            self.experiment.pairs(self.split),
-        )
+        folder = self.experiment.profile.runs / "embeddings"
+        pairs = self.experiment.pairs(self.split)
         return Collection.build(self.model(variant), pairs, cache=folder, progress=False)
 
 
@@ -244,20 +235,17 @@ def search_controls(collection: Collection, text: str, per_page: int = 12) -> No
 
 
 def _widgets() -> Any:
-    """ipywidgets, or None after saying that controls are left out."""
-    if not interactive():
-        display(
-            Markdown(
-                "*Controls appear here in JupyterLab; the cells above show the same without them.*"
-            )
-        )
-        return None
-    try:
-        import ipywidgets
-    except ImportError:
-        display(Markdown("*No controls: `pip install 'entityclip[notebooks]'`.*"))
-        return None
-    return ipywidgets
+    """ipywidgets where a person sits at this kernel; else None, after saying why."""
+    said = "Controls appear here in JupyterLab; the cells above show the same without them."
+    if "JPY_SESSION_NAME" in os.environ:  # JupyterLab names its session, papermill has none
+        try:
+            import ipywidgets
+        except ImportError:
+            said = "No controls: `pip install 'entityclip[notebooks]'`."
+        else:
+            return ipywidgets
+    display(Markdown(f"*{said}*"))
+    return None
 
 
 def _interact(widgets: Any, show: Callable[..., Any], **controls: Any) -> None:
@@ -270,12 +258,3 @@ def _interact(widgets: Any, show: Callable[..., Any], **controls: Any) -> None:
             return Markdown(f"**{error}**")
 
     widgets.interact(shown, **controls)
-
-
-def interactive() -> bool:
-    """Whether a person sits at this kernel: JupyterLab names its session, papermill has none.
-
-    ``ENTITYCLIP_WIDGETS`` set to 0 or 1 decides otherwise.
-    """
-    chosen = os.environ.get("ENTITYCLIP_WIDGETS")
-    return chosen == "1" if chosen else "JPY_SESSION_NAME" in os.environ

@@ -7,7 +7,6 @@ exported too, which converts them.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
 from entityclip.files import atomic_write_text
-from entityclip.models.clip import Backbone, create_backbone, library
+from entityclip.models.clip import create_backbone, library
 from entityclip.results import COLUMNS, SHIPPED, git_commit, read_rows
 from entityclip.search.encoder import best_of
 
@@ -62,24 +61,15 @@ def export(
     found = stored_metrics(identity, row_files(path) if rows is None else rows)
     kept = {key: meta[key] for key in ("identity", "step", "best") if key in meta}
     write_checkpoint(folder / WEIGHTS, built.clip.state_dict(), kept)
-    config = {"model_cfg": model_config(built, size), "preprocess_cfg": preprocessing(built)}
+    model = library().get_model_config(name)
+    if size is not None:
+        model["vision_cfg"]["image_size"] = size
+    known = built.clip.visual.preprocess_cfg
+    prepare = {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    config = {"model_cfg": model, "preprocess_cfg": prepare}
     atomic_write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     atomic_write_text(folder / CARD, model_card(name, size, meta, found))
     return folder / WEIGHTS
-
-
-def model_config(backbone: Backbone, image_size: int | None) -> dict[str, Any]:
-    """open_clip's description of the model, at the size it was trained with."""
-    config = copy.deepcopy(library().get_model_config(backbone.name))
-    if image_size is not None:
-        config["vision_cfg"]["image_size"] = image_size
-    return config
-
-
-def preprocessing(backbone: Backbone) -> dict[str, Any]:
-    """How pictures are prepared, as open_clip's config files say it."""
-    known = backbone.clip.visual.preprocess_cfg
-    return {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode")}
 
 
 def row_files(checkpoint: Path) -> list[Path]:

@@ -21,7 +21,6 @@ from entityclip.search.explorer import (
     Explorer,
     describe_page,
     explain_hits,
-    interactive,
     plot_page,
     search_controls,
     show_page,
@@ -58,20 +57,16 @@ def test_a_page_is_drawn_with_the_true_picture_framed(collection, pairs):
 
 def test_controls_stay_away_where_nobody_can_press_them(collection, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    monkeypatch.delenv("ENTITYCLIP_WIDGETS", raising=False)
-    assert not interactive()
     shown = []
     monkeypatch.setattr(exploring, "display", shown.append)
     search_controls(collection, "a goal")
     assert [type(item).__name__ for item in shown] == ["Markdown"]
-    monkeypatch.setenv("JPY_SESSION_NAME", "11_search.ipynb")
-    assert interactive()
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """What is displayed where somebody sits; the controls last."""
-    monkeypatch.setenv("ENTITYCLIP_WIDGETS", "1")
+    monkeypatch.setenv("JPY_SESSION_NAME", "11_search.ipynb")
     items = []
     monkeypatch.setattr(interaction, "display", items.append)
     return items
