@@ -99,12 +99,17 @@ def _as_k(k: int) -> int:
 class Retrieval:
     """Ranks of a split: `text_to_image` [N] and `image_to_text` [M], int64 and 1 being best.
 
-    `image_of` [N] is each caption's picture, a place in `image_to_text`.
+    `image_of` [N] is each caption's picture, a place in `image_to_text`. Lists and tensors on the
+    CPU become arrays.
     """
 
     text_to_image: NDArray[np.int64]
     image_to_text: NDArray[np.int64]
     image_of: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            object.__setattr__(self, name, np.asarray(values))  # as frozen dataclasses are set
 
     def ranks(self, direction: str) -> NDArray[np.int64]:
         """The ranks of one direction's queries."""
@@ -134,13 +139,11 @@ def retrievals(rank_rows: pd.DataFrame) -> dict[int, Retrieval]:
     for seed, rows in rank_rows.groupby("seed"):
         by_direction = {row["direction"]: row for row in rows.to_dict("records")}
         if set(by_direction) == set(DIRECTIONS):
-            ranks, texts = (
-                [by_direction[d]["ranks"] for d in DIRECTIONS],
-                by_direction[DIRECTIONS[0]],
-            )
+            texts, pictures = (by_direction[d] for d in DIRECTIONS)
             known = [texts.get(name) for name in ("image_of", "clusters")]
-            image_of = next((ids for ids in known if isinstance(ids, list)), range(len(ranks[0])))
-            found[int(seed)] = Retrieval(*map(np.array, (*ranks, image_of)))
+            alone = range(len(texts["ranks"]))
+            image_of = next((ids for ids in known if isinstance(ids, list)), alone)
+            found[int(seed)] = Retrieval(texts["ranks"], pictures["ranks"], image_of)
     return found
 
 
@@ -263,38 +266,11 @@ def bootstrap_interval(
     return dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
 
-def paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    metric: str = "R@1",
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    clusters: ArrayLike | None = None,
-) -> Estimate:
-    """Paired bootstrap (Koehn 2004, section 4) of a metric of two models' ranks [N].
-
-    `metric` is "R@<k>" (percentage points) or "MeanR" (ranks). Each resample draws the same queries
-    for both models, whole `clusters` [N] where given, so what makes a query hard for both cancels
-    out. The interval holds the sampling of queries, not that of training seeds. Raises ValueError
-    for another metric and for ranks of different queries.
-    """
-    each = _paired(first, second, metric)
-    low, high = interval(each, clusters, n_resamples=n_resamples, seed=seed)
-    return Estimate(float(each.mean()), float(low), float(high))
-
-
 def _paired(first: ArrayLike, second: ArrayLike, metric: str) -> NDArray[np.float64]:
     a, b = per_query(first, metric), per_query(second, metric)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} ranks against {len(b)}: a paired test needs the same queries")
     return a - b
-
-
-_COLUMNS = [
-    *("dataset", "split", "direction", "variant", "first", "second"),
-    *("metric", "value", "low", "high", "seeds", "n_queries"),
-]
 
 
 def difference_table(
@@ -307,11 +283,12 @@ def difference_table(
 ) -> pd.DataFrame:
     """First minus second for pairs of variants, from stored ranks, over the seeds that both have.
 
-    `rank_rows` are the stored rows of kind "ranks". A row a pair, data set, split and direction:
-    `variant` ("a minus b"), `first`, `second`, `value`, `low`, `high`, `seeds`, `n_queries`. The 95
-    % interval is a paired bootstrap over queries and, with several seeds, over seeds too. A pair
-    without a common seed has no row. Raises ValueError where ranks of different data would be
-    compared.
+    `rank_rows` are the stored rows of kind "ranks"; `metric` is "R@<k>" (percentage points) or
+    "MeanR" (ranks). A row a pair, data set, split and direction: `variant` ("a minus b"), `first`,
+    `second`, `value`, `low`, `high`, `seeds`, `n_queries`. The 95 % interval is a paired bootstrap
+    (Koehn 2004, section 4) over queries, drawn alike for both, so that what makes one hard for both
+    cancels out, and over seeds where there are several. A pair without a common seed has no row.
+    Raises ValueError for another metric and where different data or queries would be compared.
     """
     keys = ["dataset", "split", "direction", "seed"]
     table: list[dict[str, Any]] = []
@@ -328,7 +305,7 @@ def difference_table(
             each = np.stack([_paired(a, b, metric) for a, b in ranks])
             row = dict(zip(keys, names, strict=False))
             row |= {"variant": f"{first} minus {second}", "first": first, "second": second}
-            row |= {"metric": metric, "value": float(each.mean())}
+            row |= {"metric": metric, "value": float(each.mean()), "low": None, "high": None}
             table.append(row | {"seeds": len(each), "n_queries": each.shape[1]})
             clusters = group["clusters_x"].iloc[0]
             key = None if clusters is None else tuple(clusters), each.shape
@@ -339,7 +316,7 @@ def difference_table(
         ends = interval(each, clusters, n_resamples=n_resamples, seed=seed)
         for (row, _), low, high in zip(found, *ends, strict=True):
             row |= {"low": float(low), "high": float(high)}
-    return pd.DataFrame(table, columns=_COLUMNS if table else None)
+    return pd.DataFrame(table)
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -402,11 +379,13 @@ def rsum_interval(
     """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
 
     With `minus`, what another model's ranks have less, seed by seed and query by query. Whole
-    pictures are drawn, each as a query and with all its captions. Raises ValueError for no seeds
-    and for seeds that were asked about different pictures.
+    pictures are drawn, each as a query and with all its captions. Raises ValueError for no seeds,
+    for another number of seeds in `minus`, and for seeds asked about different pictures.
     """
     if not seeds:
         raise ValueError("no ranks of any seed; measure first")
+    if minus and len(minus) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds against {len(minus)}: they are compared in pairs")
     image_of, n_pictures = np.asarray(seeds[0].image_of), len(seeds[0].image_to_text)
     if any(not np.array_equal(image_of, found.image_of) for found in (*seeds, *minus)):
         raise ValueError("ranks of different pictures or captions cannot be set side by side")
@@ -422,18 +401,6 @@ def rsum_interval(
     )  # fmt: skip
     value = each[:, texts].mean() + each[:, pictures].mean()
     return Estimate(float(value), float(low), float(high))
-
-
-def rsum_difference(
-    first: Sequence[Retrieval], second: Sequence[Retrieval], **options: int
-) -> Estimate:
-    """`rsum_interval` of `first` minus `second`, with its `options`.
-
-    Raises ValueError for another number of seeds and for different pictures.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} seeds against {len(second)}: they are compared in pairs")
-    return rsum_interval(first, second, **options)
 
 
 def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:

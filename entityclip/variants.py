@@ -143,7 +143,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", *(v.name for v in _SEARCH)),
 }
 
-# whose experts are asked how much of V*·T* is the explanation copied (entityclip.evaluation.probes)
+# whose experts are asked how much of V*·T* is the explanation copied (evaluation.inspection)
 LEAK = ("entityclip", "separate-experts", "shuffled-explanations", "crossed", "bridge-entityclip")
 
 

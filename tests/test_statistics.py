@@ -21,11 +21,9 @@ from entityclip.statistics import (
     mean_over_seeds,
     median,
     over_seeds,
-    paired_difference,
     recall_at_k,
     retrieval_metrics,
     rsum,
-    rsum_difference,
     rsum_interval,
     rsum_numbers,
 )
@@ -45,16 +43,8 @@ def test_needs_no_torch_and_no_scipy_stats():
 
 def test_retrieval_metrics_has_the_paper_columns():
     metrics = retrieval_metrics(torch.tensor([1, 4, 9, 60, 200]))
-    assert tuple(metrics) == METRICS
-    assert metrics == {
-        "R@1": 20.0,
-        "R@5": 40.0,
-        "R@10": 60.0,
-        "R@50": 60.0,
-        "R@100": 80.0,
-        "MedR": 9.0,
-        "MeanR": pytest.approx(54.8),
-    }
+    assert tuple(metrics) == METRICS == ("R@1", "R@5", "R@10", "R@50", "R@100", "MedR", "MeanR")
+    assert list(metrics.values()) == pytest.approx([20, 40, 60, 60, 80, 9, 54.8])
     assert retrieval_metrics([1, 2, 6, 3])["MedR"] == 2.5
 
 
@@ -90,21 +80,16 @@ def literal_bootstrap(ranks, clusters, n_resamples, seed, level):
     }
 
 
+@pytest.mark.parametrize("clustered", [True, False])
 @pytest.mark.parametrize("n", [2, 5, 50, 51])
-def test_bootstrap_equals_the_literal_loop_with_clusters(n):
-    ranks = skewed_ranks(n)
-    clusters = np.random.default_rng(1).integers(0, n // 2 + 1, n)
-    clusters[:2] = 0, n  # at least two, and ids need not be dense
-    got = bootstrap_interval(ranks, seed=3, n_resamples=200, level=0.9, clusters=clusters)
+def test_bootstrap_equals_the_literal_loop(n, clustered):
+    ranks, clusters = skewed_ranks(n), np.arange(n)
+    if clustered:
+        clusters = np.random.default_rng(1).integers(0, n // 2 + 1, n)
+        clusters[:2] = 0, n  # at least two, and ids need not be dense
+    given = clusters if clustered else None
+    got = bootstrap_interval(ranks, seed=3, n_resamples=200, level=0.9, clusters=given)
     expected = literal_bootstrap(ranks, clusters, 200, 3, 0.9)
-    for name in METRICS:
-        assert got[name] == pytest.approx(expected[name]), name
-
-
-def test_bootstrap_without_clusters_draws_single_queries():
-    ranks = skewed_ranks(40)
-    got = bootstrap_interval(ranks, seed=5, n_resamples=100)
-    expected = literal_bootstrap(ranks, np.arange(40), 100, 5, 0.95)
     for name in METRICS:
         assert got[name] == pytest.approx(expected[name]), name
 
@@ -156,14 +141,6 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 180 <= covered <= 199  # 190 expected of a 95 % interval
 
 
-def test_queries_of_one_picture_are_drawn_together():
-    ranks = np.repeat(skewed_ranks(100), 5)  # five captions that agree say no more than one
-    alone = bootstrap_interval(ranks, ("R@5",))["R@5"]
-    together = bootstrap_interval(ranks, ("R@5",), clusters=np.repeat(np.arange(100), 5))["R@5"]
-    ratio = (together[1] - together[0]) / (alone[1] - alone[0])
-    assert ratio == pytest.approx(5**0.5, rel=0.2)
-
-
 def test_all_right_has_an_interval_of_no_width():
     assert bootstrap_interval([1] * 10, ("R@1", "MedR")) == {"R@1": (100, 100), "MedR": (1, 1)}
     assert bootstrap_interval([7] * 10, ("R@5",)) == {"R@5": (0, 0)}
@@ -186,64 +163,7 @@ def test_bootstrap_refuses_what_it_cannot_draw(ranks, options, message):
         bootstrap_interval(ranks, **options)
 
 
-# ----------------------------------------------------------------------------- paired differences
-
-
-def test_the_value_is_the_difference_of_the_metrics():
-    first, second = [1, 1, 3, 9], [1, 2, 2, 50]
-    assert paired_difference(first, second).value == pytest.approx(25.0)
-    assert paired_difference(first, second, "R@5").value == pytest.approx(0.0)
-    assert paired_difference(first, second, "MeanR").value == pytest.approx((14 - 55) / 4)
-
-
-def test_equal_models_have_no_difference_however_queries_are_drawn():
-    ranks = np.random.default_rng(0).integers(1, 50, 200)
-    assert paired_difference(ranks, ranks) == (0.0, 0.0, 0.0)
-
-
-def test_pairing_narrows_the_interval():
-    """Queries hard for both models cancel out, which two separate intervals can't see."""
-    rng = np.random.default_rng(2)
-    first = np.where(rng.random(400) < 0.5, 1, 30)
-    second = np.where(rng.random(400) < 0.05, 30, first)
-    paired = paired_difference(first, second)
-    apart = paired_difference(first, rng.permutation(second))
-    assert paired.high - paired.low < 0.6 * (apart.high - apart.low)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (([1, 2], [1, 2, 3]), "same queries"),
-        (([1, 2], [1, 2], "MedR"), "no metric 'MedR' is a mean over queries"),
-        (([1, 2], [1, 2], "R@0"), "integer K"),
-        (([1], [2]), "needs"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        paired_difference(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("metric", "low", "high", "says"),
-    [
-        ("R@1", 1.0, 5.0, "a is better than b"),
-        ("R@1", -5.0, -1.0, "a is worse than b"),
-        ("MeanR", -5.0, -1.0, "a is better than b"),
-        ("R@1", -1.0, 0.0, "a is not separable from b"),
-        ("R@1", float("nan"), float("nan"), "a is not separable from b"),
-    ],
-)
-def test_the_sentence_says_what_the_interval_says(metric, low, high, says):
-    row = {
-        "variant": "a minus b", "split": "test", "direction": "text_to_image", "metric": metric,
-        "value": (low + high) / 2, "low": low, "high": high,
-    }  # fmt: skip
-    assert describe(row).startswith(f"test, text to image: {says} by {metric}")
-
-
-# -------------------------------------------------------------------------- tables of differences
+# ------------------------------------------------------------------------- paired differences
 
 
 def rank_rows(ranks, *, clusters=None, fingerprint="f"):
@@ -258,9 +178,34 @@ def rank_rows(ranks, *, clusters=None, fingerprint="f"):
     )  # fmt: skip
 
 
-def width(ranks, clusters=None):
-    row = difference_table(rank_rows(ranks, clusters=clusters), [("a", "b")]).iloc[0]
-    return row["high"] - row["low"]
+def difference(first, second, metric="R@1", **options):
+    """Value, low and high of one pair of models under one seed."""
+    rows = rank_rows({("a", 0): first, ("b", 0): second})
+    table = difference_table(rows, [("a", "b")], metric, **options)
+    return tuple(table[["value", "low", "high"]].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("R@1", 25.0), ("R@5", 0.0), ("MeanR", (14 - 55) / 4)]
+)
+def test_the_value_is_the_difference_of_the_metrics(metric, value):
+    first, second = [1, 1, 3, 9], [1, 2, 2, 50]
+    assert difference(first, second, metric)[0] == pytest.approx(value)
+    assert difference(first, first, metric) == (0.0, 0.0, 0.0)  # however queries are drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([1, 2], [1, 2, 3]), "same queries"),
+        (([1, 2], [1, 2], "MedR"), "no metric 'MedR' is a mean over queries"),
+        (([1, 2], [1, 2], "R@0"), "integer K"),
+        (([1], [2]), "needs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        difference(*arguments)
 
 
 def test_differences_use_the_seeds_that_both_have():
@@ -300,51 +245,52 @@ def test_an_interval_does_not_depend_on_what_else_is_compared():
         assert alone.iloc[0].to_dict() == row.to_dict()
 
 
+@pytest.mark.parametrize("clusters", [None, [0, 1, 1] * 10, np.arange(30).tolist()])
 @pytest.mark.parametrize("n_seeds", [1, 2])
-def test_both_axes_are_resampled_as_in_a_loop(n_seeds):
+def test_queries_or_pictures_and_seeds_are_drawn_as_in_a_loop(n_seeds, clusters):
+    """The same queries for both models, so that what is hard for both cancels out."""
     rng = np.random.default_rng(0)
-    ranks = {(v, s): rng.integers(1, 4, 30) for v in "ab" for s in range(n_seeds)}
-    row = difference_table(rank_rows(ranks), [("a", "b")], n_resamples=20_000).iloc[0]
+    base = rng.integers(1, 4, (n_seeds, 30))
+    ranks = {("a", s): base[s] for s in range(n_seeds)}
+    ranks |= {("b", s): np.where(rng.random(30) < 0.3, 3, base[s]) for s in range(n_seeds)}
+    rows = rank_rows(ranks, clusters=clusters)
+    row = difference_table(rows, [("a", "b")], n_resamples=20_000).iloc[0]
     hits = {key: 100.0 * (values == 1) for key, values in ranks.items()}
     each = np.stack([hits["a", s] - hits["b", s] for s in range(n_seeds)])
+    ids = np.arange(30) if clusters is None else np.array(clusters)
+    members = [np.flatnonzero(ids == c) for c in np.unique(ids)]
     drawn = []
-    for _ in range(20_000):
-        queries, seeds = rng.integers(0, 30, 30), rng.integers(0, n_seeds, n_seeds)
-        drawn.append(np.mean([each[s, queries].mean() for s in seeds]))
+    for _ in range(5_000):
+        chosen = rng.integers(0, len(members), len(members))
+        queries, seeds = np.concatenate([members[c] for c in chosen]), rng.integers(0, n_seeds, 9)
+        drawn.append(np.mean([each[s, queries].mean() for s in seeds[:n_seeds]]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     query = 100 / 30 / n_seeds
     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1.01 * query)
-
-
-def test_one_seed_gives_the_paired_bootstrap_over_queries():
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(1, 6, 300), rng.integers(1, 6, 300)
-    rows = rank_rows({("a", 0): first, ("b", 0): second})
-    row = difference_table(rows, [("a", "b")], n_resamples=500, seed=3).iloc[0]
-    apart = paired_difference(first, second, n_resamples=500, seed=3)
-    assert (row["value"], row["low"], row["high"]) == apart
-
-
-def test_seeds_that_disagree_widen_the_interval():
-    rng = np.random.default_rng(0)
-    base = rng.integers(1, 6, 400)
-    alike = {(v, s): base if v == "b" else np.ones(400, int) for v in "ab" for s in (0, 1, 2)}
-    apart = alike | {("a", 1): base, ("a", 2): np.full(400, 9)}
-    assert width(apart) > 3 * width(alike)
-
-
-def test_captions_of_one_picture_widen_a_difference():
-    ranks = {("a", 0): np.repeat([1, 9, 1, 1, 9], 40), ("b", 0): np.full(200, 9)}
-    clusters = np.repeat(np.arange(5), 40).tolist()
-    pairs = [paired_difference(*ranks.values(), clusters=c) for c in (None, clusters)]
-    assert pairs[1].high - pairs[1].low > 3 * (pairs[0].high - pairs[0].low)
-    assert width(ranks, clusters) > 3 * width(ranks)
 
 
 def test_differences_on_different_data_are_refused():
     rows = [rank_rows({(v, 0): [1, 2]}, fingerprint=f) for v, f in (("a", "one"), ("b", "other"))]
     with pytest.raises(ValueError, match="a and b were measured on different data"):
         difference_table(pd.concat(rows), [("a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "says"),
+    [
+        ("R@1", 1.0, 5.0, "a is better than b"),
+        ("R@1", -5.0, -1.0, "a is worse than b"),
+        ("MeanR", -5.0, -1.0, "a is better than b"),
+        ("R@1", -1.0, 0.0, "a is not separable from b"),
+        ("R@1", float("nan"), float("nan"), "a is not separable from b"),
+    ],
+)
+def test_the_sentence_says_what_the_interval_says(metric, low, high, says):
+    row = {
+        "variant": "a minus b", "split": "test", "direction": "text_to_image", "metric": metric,
+        "value": (low + high) / 2, "low": low, "high": high,
+    }  # fmt: skip
+    assert describe(row).startswith(f"test, text to image: {says} by {metric}")
 
 
 # ------------------------------------------------------------------------------- RSUM, over seeds
@@ -397,10 +343,10 @@ def test_rsum_interval_equals_the_literal_loop(n_seeds):
 
 def test_rsum_differences_are_paired():
     first, second = [drawn(0), drawn(1)], [drawn(2), drawn(3)]
-    value, low, high = rsum_difference(first, second, n_resamples=4000)
+    value, low, high = rsum_interval(first, second, n_resamples=4000)
     assert value == pytest.approx(rsum_interval(first).value - rsum_interval(second).value)
     assert (low, high) == pytest.approx(tuple(literal_rsum(first, 1500, 5, second)), abs=12)
-    assert rsum_difference(first, first) == (0, 0, 0)
+    assert rsum_interval(first, first) == (0, 0, 0)
 
 
 def test_a_model_that_always_or_never_finds_has_no_width():
@@ -412,13 +358,12 @@ def test_a_model_that_always_or_never_finds_has_no_width():
 def test_ranks_of_other_pictures_are_refused():
     with pytest.raises(ValueError, match="no ranks of any seed"):
         rsum_interval([])
-    with pytest.raises(ValueError, match="different pictures or captions"):
-        rsum_interval([drawn(0), drawn(0, captions=80)])
     moved = Retrieval(drawn(0).text_to_image, drawn(0).image_to_text, np.arange(60) % 20)
-    with pytest.raises(ValueError, match="different pictures or captions"):
-        rsum_difference([drawn(0)], [moved])
+    for seeds in ([[drawn(0), drawn(0, captions=80)]], [[drawn(0)], [moved]]):
+        with pytest.raises(ValueError, match="different pictures or captions"):
+            rsum_interval(*seeds)
     with pytest.raises(ValueError, match="1 seeds against 2"):
-        rsum_difference([drawn(0)], [drawn(0), drawn(1)])
+        rsum_interval([drawn(0)], [drawn(0), drawn(1)])
 
 
 def seed_rows(*values):

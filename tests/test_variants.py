@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from entityclip import results
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
-from entityclip.evaluation.probes import mixed_embeddings
+from entityclip.evaluation.inspection import mixed_embeddings
 from entityclip.evaluation.ranks import retrieval_ranks
 from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
 from entityclip.evaluation.retrieval import similarities

@@ -1,1 +1,1 @@
-"""What trained models are asked: retrieval, sections, relations, probes, and looks inside."""
+"""What trained models are asked: retrieval, sections, relations, and looks inside."""

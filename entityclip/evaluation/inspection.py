@@ -1,12 +1,12 @@
 """What a trained model's experts and gates look at (EntityCLIP, the attention figures).
 
-Experts run in training only, so everything here reads a batch as training would. The numbers are
+Experts run in training only, so what asks them reads a batch as training would. The numbers are
 training's own: folded queries on normalised tokens, `ExpertGroup.attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from entityclip.datasets.captions import SeveralCaptions
-from entityclip.datasets.dataset import Batch
+from entityclip.datasets.dataset import Batch, PairDataset, whole_batch
 from entityclip.evaluation.retrieval import Embeddings
 from entityclip.models.ascl import (
     WRONG_KINDS,
@@ -33,16 +33,9 @@ from entityclip.models.clip import Backbone, Tokens
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.experts import MMAE, ExpertGroup, Gate, normalize_tokens
 
-
-class ExplanationAttention(NamedTuple):
-    """How the explanation experts spread over an explanation's tokens; padding gets 0.
-
-    `image` [B, n_e, heads, L] as asked by each picture's CLS, `text` the same by each caption's
-    EOT. Each row sums to 1.
-    """
-
-    image: Tensor
-    text: Tensor
+_BATCH = 100  # pairs, of what asks a model in training's form
+_CHUNK = 1024  # rows of a matrix of distances held at a time
+_KINDS = ("as written", "says more", "says less")
 
 
 class Word(NamedTuple):
@@ -54,11 +47,12 @@ class Word(NamedTuple):
 
 
 @torch.inference_mode()
-def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttention:
+def explanation_attention(model: EntityCLIP, batch: Batch) -> tuple[Tensor, Tensor]:
     """Attention of the explanation experts over each pair's own explanation (section 3.2).
 
-    L is the longest explanation of the batch. Raises ValueError for a model without explanation
-    experts and for a batch without explanations.
+    As asked by each picture's CLS and by each caption's EOT, [B, n_e, heads, L] each, L being the
+    longest explanation of the batch: each row sums to 1, and padding gets 0. Raises ValueError for
+    a model without explanation experts and for a batch without explanations.
     """
     mmae = _experts(model, "explanation")
     if batch.explanations is None:
@@ -69,9 +63,7 @@ def explanation_attention(model: EntityCLIP, batch: Batch) -> ExplanationAttenti
     text, explanation = model.backbone.texts_tokens(batch.captions, batch.explanations, trim=trim)
     read = normalize_tokens(explanation.tokens), explanation.valid if trim else None
     of_text = mmae.explanation if mmae.explanation_text is None else mmae.explanation_text
-    return ExplanationAttention(
-        _attention(mmae.explanation, image, *read), _attention(of_text, text, *read)
-    )
+    return _attention(mmae.explanation, image, *read), _attention(of_text, text, *read)
 
 
 @torch.inference_mode()
@@ -157,25 +149,21 @@ def token_words(backbone: Backbone, ids: Tensor | Sequence[int]) -> list[Word]:
     return words
 
 
-def word_weights(words: Sequence[Word], weights: Tensor) -> Tensor:
-    """Token weights [..., L] summed over each word's tokens: [..., words]."""
-    if not words:
-        return weights[..., :0]
-    return torch.stack([weights[..., w.start : w.stop].sum(dim=-1) for w in words], dim=-1)
-
-
-def word_table(backbone: Backbone, batch: Batch, attention: ExplanationAttention) -> pd.DataFrame:
+def word_table(backbone: Backbone, batch: Batch, attention: tuple[Tensor, Tensor]) -> pd.DataFrame:
     """How each explanation of a batch is read, a row a word: mean over experts and heads.
 
-    Columns: `pair` (its id), `place`, `word`, `from_image` and `from_text`; each of the latter sums
-    to 1 over a pair's words.
+    `attention` is `explanation_attention`'s, a word's being the sum of its tokens'. Columns: `pair`
+    (its id), `place`, `word`, `from_image` and `from_text`; each of the latter sums to 1 over a
+    pair's words.
     """
     parts = []
     for row, pair in enumerate(batch.ids):
         words = token_words(backbone, batch.explanations[row])
-        sides = [word_weights(words, side[row].mean(dim=(0, 1))).cpu() for side in attention]
         columns = {"pair": pair, "place": range(len(words)), "word": [w.text for w in words]}
-        columns |= {"from_image": sides[0].numpy(), "from_text": sides[1].numpy()}
+        for name, side in zip(("from_image", "from_text"), attention, strict=True):
+            tokens = side[row].mean(dim=(0, 1)).cpu()
+            sums = [tokens[word.start : word.stop].sum() for word in words]
+            columns[name] = torch.stack(sums).numpy()
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -217,7 +205,52 @@ def _experts(model: EntityCLIP, group: str) -> MMAE:
     return model.mmae
 
 
-_CHUNK = 1024  # rows of the similarity matrix held at a time
+# ------------------------------------------------------------------------------ the leak question
+
+
+@torch.inference_mode()
+def mixed_embeddings(
+    model: EntityCLIP, dataset: PairDataset, image_reads: Tensor, text_reads: Tensor
+) -> tuple[Tensor, Tensor]:
+    """V* and T*_moe of a split, [N, d] each and normalised, reading given pairs' explanations.
+
+    In training both attend to the same E (section 3.2), so they may agree because both copy it:
+    what survives when BOTH sides read the same wrong E was never about picture and caption.
+    `image_reads` and `text_reads` [N] say whose explanation (row) each side's experts attend to.
+    Rows keep the split's order; both tensors are float32 on the model's device. Raises ValueError
+    for a model without explanation experts, ImageError for a broken picture.
+    """
+    if not model.config.explanation_experts:
+        raise ValueError("the model has no explanation experts whose reading could be changed")
+    images, texts, trim = [], [], not model.config.sees_padding
+    for rows, batch in batches_of(dataset, model.device):
+        image = model.backbone.image_tokens(batch.images)
+        text = model.backbone.text_tokens(batch.captions, trim=trim)
+        sides = []
+        for reads in (image_reads, text_reads):
+            ids = dataset.explanations[reads[rows]].to(batch.captions.device)
+            explanation = model.backbone.text_tokens(ids, trim=trim)
+            vectors, *_ = model.mmae(image, text, explanation)
+            sides.append(model.mmae.mix(image, text, vectors))
+        images.append(F.normalize(sides[0][0].float(), dim=-1))
+        texts.append(F.normalize(sides[1][1].float(), dim=-1))
+    return torch.cat(images), torch.cat(texts)
+
+
+def batches_of(dataset: PairDataset, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
+    """Rows and batches of a split in order, of some 100 pairs, as training reads them.
+
+    Raises ImageError naming pair and file for a broken picture.
+    """
+    parts = list(torch.arange(len(dataset)).split(_BATCH))
+    if len(parts) > 1 and len(parts[-1]) == 1:  # a batch of one has no negatives
+        parts[-2:] = [torch.cat(parts[-2:])]
+    for part in parts:
+        batch = whole_batch(dataset.collate([dataset[i] for i in part.tolist()]))
+        yield part, batch.to(device)
+
+
+# ---------------------------------------------------------------------------- the embedding space
 
 
 def alignment(images: Tensor, texts: Tensor, alpha: float = 2) -> float:
@@ -296,15 +329,7 @@ def plane(embeddings: Embeddings, labels: Sequence[str | None]) -> Plane:
     )
 
 
-class _Pictures(nn.Module):
-    """The vision tower alone, to normalised embeddings."""
-
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.backbone.encode_image(images), dim=-1)
+# -------------------------------------------------------------------- Grad-CAM and AsCL's texts
 
 
 def grad_cams(backbone: Backbone, images: Tensor, texts: Tensor) -> NDArray[np.float32]:
@@ -330,20 +355,15 @@ def grad_cams(backbone: Backbone, images: Tensor, texts: Tensor) -> NDArray[np.f
     backbone.eval()
     with torch.no_grad():
         targets = F.normalize(backbone.encode_text(texts), dim=-1)
-    layers = [transformer.resblocks[-1].ln_1]
+    cosines = [lambda x, text=text: F.normalize(x, dim=-1) @ text for text in targets]
+    visual, layers = backbone.clip.visual, [transformer.resblocks[-1].ln_1]
     try:
         # enable_grad: GradCAM differentiates whatever mode the caller is in
-        with (
-            torch.enable_grad(),
-            GradCAM(_Pictures(backbone), layers, reshape_transform=as_grid) as cam,
-        ):
-            return cam(images, [partial(torch.matmul, target) for target in targets])
+        with torch.enable_grad(), GradCAM(visual, layers, reshape_transform=as_grid) as cam:
+            return cam(images, cosines)
     finally:
         backbone.zero_grad(set_to_none=True)
         backbone.train(was_training)
-
-
-_KINDS = ("as written", "says more", "says less")
 
 
 def text_samples(

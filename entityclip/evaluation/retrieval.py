@@ -24,7 +24,7 @@ from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.provenance import provenance
-from entityclip.results import Provenance, Row, measurement_rows
+from entityclip.results import Row, measurement_rows
 from entityclip.statistics import Retrieval, bootstrap_interval
 
 
@@ -103,12 +103,7 @@ def retrieve(embeddings: Embeddings) -> Retrieval:
     """Rank all pictures for each caption and all captions for each picture."""
     groups = embeddings.image_of, torch.arange(len(embeddings.images))
     ranks = both_ranks(embeddings.texts, embeddings.images, groups)
-    return as_retrieval(*ranks, embeddings.image_of)
-
-
-def as_retrieval(text_to_image: Tensor, image_to_text: Tensor, image_of: Tensor) -> Retrieval:
-    """Ranks as statistics takes them, in arrays."""
-    return Retrieval(*(x.cpu().numpy() for x in (text_to_image, image_to_text, image_of)))
+    return Retrieval(*ranks, embeddings.image_of)
 
 
 def evaluate_embeddings(
@@ -134,47 +129,27 @@ def evaluate_retrieval(
 ) -> tuple[Retrieval, list[Row]]:
     """Encode, rank and measure one split: its ranks, and a result row a metric and direction.
 
-    `rank` is how this model compares pictures with captions; by default as CLIP does.
-
-    Intervals are 95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures
-    where several captions share one); they hold no variance between training seeds.
+    `rank` is how this model compares pictures with captions; by default as CLIP does. Intervals are
+    95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures where several
+    captions share one); they hold no variance between training seeds.
     """
     start = time.perf_counter()
     retrieval = rank(model, dataset, workers=workers, progress=progress)
     origin = provenance(
-        config=config,
-        seed=seed,
-        data_fingerprint=data_fingerprint(dataset.pairs),
-        device=model.backbone.device,
-        wall_time_s=time.perf_counter() - start,
-    )
-    return retrieval, result_rows(
-        retrieval, origin, variant=variant, dataset_name=dataset_name, split=split,
-        bootstrap=bootstrap,
+        config=config, seed=seed, data_fingerprint=data_fingerprint(dataset.pairs),
+        device=model.backbone.device, wall_time_s=time.perf_counter() - start,
     )  # fmt: skip
-
-
-def result_rows(
-    retrieval: Retrieval,
-    origin: Provenance,
-    *,
-    variant: str,
-    dataset_name: str,
-    split: str,
-    bootstrap: int = 1000,
-) -> list[Row]:
-    """A result row a metric and direction; `origin` is the run's `provenance`, seed included."""
     rows: list[Row] = []
     for direction, metrics in retrieval.metrics().items():
         intervals = bootstrap_interval(
-            retrieval.ranks(direction), n_resamples=bootstrap, seed=origin["seed"],
+            retrieval.ranks(direction), n_resamples=bootstrap, seed=seed,
             clusters=retrieval.clusters(direction),
         )  # fmt: skip
         rows += measurement_rows(
             metrics, intervals, variant=variant, dataset=dataset_name, split=split,
             direction=direction, provenance=origin, **retrieval.sizes(direction),
         )  # fmt: skip
-    return rows
+    return retrieval, rows
 
 
 class RankedPictures(NamedTuple):
@@ -197,16 +172,10 @@ def best_pictures(
     found = []
     for query, best in zip(queries, top.tolist(), strict=True):
         pair, pictures = dataset.pairs[query], [dataset.pairs[row] for row in best]
-        right = [n for n, other in enumerate(pictures) if other.image_key == pair.image_key]
-        found.append(
-            RankedPictures(
-                pair.caption,
-                [other.load_image() for other in pictures],
-                right[0] if right else None,
-                pair.load_image(),
-                int(ranks[query]),
-            )
-        )
+        keys, shown = [p.image_key for p in pictures], [p.load_image() for p in pictures]
+        true = keys.index(pair.image_key) if pair.image_key in keys else None
+        answer, rank = pair.load_image(), int(ranks[query])
+        found.append(RankedPictures(pair.caption, shown, true, answer, rank))
     return found
 
 
@@ -272,12 +241,9 @@ def retrieve_reranked(
 
 def _retrieve_by(of_texts: Tensor, of_pictures: Tensor, image_of: Tensor) -> Retrieval:
     """Ranks by scores that captions [N, M] and pictures [M, N] give each other."""
-    pictures = torch.arange(len(of_pictures))
-    return as_retrieval(
-        similarity_ranks(of_texts, (image_of, pictures)),
-        similarity_ranks(of_pictures, (pictures, image_of)),
-        image_of,
-    )
+    groups = image_of, torch.arange(len(of_pictures))
+    ranks = similarity_ranks(of_texts, groups), similarity_ranks(of_pictures, groups[::-1])
+    return Retrieval(*ranks, image_of)
 
 
 def positions(similarity: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ newsroom's scenes. Only the two CLIP towers run.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entityclip.datasets.dataset import PairDataset
-from entityclip.datasets.pair import Pair, data_fingerprint
+from entityclip.datasets.pair import Pair
 from entityclip.evaluation.retrieval import encode_pairs, evaluating
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.provenance import provenance
-from entityclip.results import measurement_rows
 from entityclip.statistics import interval
 from entityclip.variants import TEMPLATES
-
-DIRECTION = "image_to_section"
 
 
 def section_embeddings(
@@ -103,12 +98,8 @@ class SectionResult:
         ValueError for fewer than 2 pictures.
         """
         cells = self.truth * len(self.sections) + self.predicted
-        low, high = interval(
-            cells, self.pictures, self._measure, n_resamples=n_resamples, seed=seed
-        )
-        return dict(
-            zip(self.metrics(), zip(*(low.tolist(), high.tolist()), strict=True), strict=True)
-        )
+        ends = interval(cells, self.pictures, self._measure, n_resamples=n_resamples, seed=seed)
+        return dict(zip(self.metrics(), zip(*(e.tolist() for e in ends), strict=True), strict=True))
 
     def _measure(self, weights: NDArray[Any], _: Any = None) -> NDArray[np.float64]:
         """`metrics` of resamples: weights [R, N], how often each holds a pair → [R, K + 2, 1]."""
@@ -155,38 +146,3 @@ def section_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
     if len(names) < 2:
         raise ValueError(f"the pairs have {len(names)} section {list(names)}; telling needs two")
     return names
-
-
-def evaluate_sections(
-    model: EntityCLIP,
-    dataset: PairDataset,
-    *,
-    variant: str,
-    dataset_name: str,
-    split: str,
-    config: Any,
-    seed: int,
-    templates: Sequence[str] = TEMPLATES,
-    bootstrap: int = 1000,
-    progress: bool = True,
-) -> tuple[SectionResult, list[dict[str, Any]]]:
-    """Classify one split and make its result rows, a row a metric.
-
-    `n_queries` counts pairs, `n_candidates` sections. The row of "accuracy" carries `sections` and
-    the whole `confusion` matrix, those of other metrics None. Raises ValueError as
-    `classify_sections`.
-    """
-    start = time.perf_counter()
-    result = classify_sections(model, dataset, templates=templates, progress=progress)
-    origin = provenance(
-        config=config, seed=seed, data_fingerprint=data_fingerprint(dataset.pairs),
-        device=model.backbone.device, wall_time_s=time.perf_counter() - start,
-    )  # fmt: skip
-    rows = measurement_rows(
-        result.metrics(), result.intervals(bootstrap, seed), variant=variant, dataset=dataset_name,
-        split=split, direction=DIRECTION, n_queries=len(result.truth),
-        n_candidates=len(result.sections), provenance=origin,
-    )  # fmt: skip
-    whole = {"sections": list(result.sections), "confusion": result.confusion().tolist()}
-    nothing = dict.fromkeys(whole)
-    return result, [row | (whole if row["metric"] == "accuracy" else nothing) for row in rows]

@@ -33,16 +33,14 @@ from entityclip.evaluation.relations import (
 from entityclip.evaluation.retrieval import (
     encode_pairs,
     evaluate_retrieval,
-    result_rows,
     retrieve_ascl,
     retrieve_reranked,
     similarities,
 )
 from entityclip.experiments.experiment import Experiment, Run, device, load_best
-from entityclip.experiments.measure import joined, measured, rank_rows
+from entityclip.experiments.measure import joined, measured, origin, rank_rows
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, load_clip_weights
-from entityclip.provenance import provenance
 from entityclip.results import (
     ClassificationRow,
     Row,
@@ -136,18 +134,12 @@ def _ascl_rows(
     way: Measured,
     identity: dict[str, Any],
 ) -> list[Row]:
-    start, settings = time.perf_counter(), experiment.settings
-    retrieval = ascl_retrieval(experiment, model, way)
-    origin = provenance(
-        config=identity,
-        seed=seed,
-        data_fingerprint=experiment.fingerprint("ascl:test"),
-        device=device(),
-        wall_time_s=time.perf_counter() - start,
-    )
-    rows = result_rows(
-        retrieval, origin, variant=way.variant(name), dataset_name=settings.ascl.dataset,
-        split=way.split(settings.ascl.test_split), bootstrap=settings.bootstrap,
+    settings = experiment.settings
+    retrieval, rows = evaluate_retrieval(
+        model, experiment.dataset("ascl:test"), variant=way.variant(name),
+        dataset_name=settings.ascl.dataset, split=way.split(settings.ascl.test_split),
+        config=identity, seed=seed, bootstrap=settings.bootstrap,
+        rank=lambda *_, **__: ascl_retrieval(experiment, model, way),
     )  # fmt: skip
     return [row for row in rows if row["metric"] != "MeanR"] + rank_rows(rows, retrieval)
 
@@ -260,17 +252,12 @@ class _Judge:
 def _relation_rows(
     experiment: Experiment, judge: _Judge, protocol: str, identity: dict[str, Any]
 ) -> list[ClassificationRow]:
-    settings, device = experiment.settings, judge.towers.device
-    judged, start = experiment.pairs("itr:judged"), time.perf_counter()
+    settings, judged = experiment.settings, experiment.pairs("itr:judged")
+    judge.towers.eval()  # made before the clock starts
+    start = time.perf_counter()
     predicted, true = judge.predict(protocol), relation_classes(judged)
     found = score(predicted, true, n_resamples=settings.bootstrap, seed=judge.seed)
-    origin = provenance(
-        config=identity,
-        seed=judge.seed,
-        data_fingerprint=experiment.fingerprint("itr:judged"),
-        device=device,
-        wall_time_s=time.perf_counter() - start,
-    )
+    shared = origin(experiment, identity, "itr:judged", time.perf_counter() - start, judge.seed)
     learned = 0 if protocol == "clusters" else len(experiment.pairs("itr:labelled"))
     return [
         ClassificationRow(
@@ -283,7 +270,7 @@ def _relation_rows(
             **f1._asdict(),
             n_train=learned,
             n_test=len(judged),
-            **origin,
+            **shared,
         )
         for label, f1 in found.items()
     ]

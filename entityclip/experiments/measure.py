@@ -14,17 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from entityclip.evaluation.probes import batches_of, mixed_embeddings
+from entityclip.evaluation.inspection import batches_of, mixed_embeddings
 from entityclip.evaluation.ranks import both_ranks
-from entityclip.evaluation.retrieval import (
-    as_retrieval,
-    evaluate_retrieval,
-)
-from entityclip.evaluation.sections import TEMPLATES, evaluate_sections
+from entityclip.evaluation.retrieval import evaluate_retrieval
+from entityclip.evaluation.sections import classify_sections
 from entityclip.experiments.experiment import METHODS, Experiment, device
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.provenance import provenance
 from entityclip.results import (
+    Provenance,
     Row,
     append_rows,
     find_rows,
@@ -33,9 +31,16 @@ from entityclip.results import (
     rows_of,
     schema_of,
 )
-from entityclip.statistics import Retrieval, bootstrap_interval, recall_at_k, retrievals
+from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k, retrievals
 from entityclip.training.run_folder import RECORD
-from entityclip.variants import CONDITIONS, CURVE_SPLITS, MATCHING, TERM, find_variant
+from entityclip.variants import (
+    CONDITIONS,
+    CURVE_SPLITS,
+    MATCHING,
+    TEMPLATES,
+    TERM,
+    find_variant,
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,16 @@ def store(experiment: Experiment, kind: str, rows: Iterable[Row], trained: str |
     return rows
 
 
+def origin(
+    on: Experiment, identity: Mapping[str, Any], split: str, seconds: float, seed: int
+) -> Provenance:
+    """What the rows of one measurement on a split of `on` share, which took `seconds`."""
+    return provenance(
+        config=identity, seed=seed, data_fingerprint=on.fingerprint(split), device=device(),
+        wall_time_s=seconds,
+    )  # fmt: skip
+
+
 def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The rows of all parts; of none where all are empty, with their columns."""
     filled = [part for part in parts if len(part)]
@@ -109,27 +124,32 @@ def measure_sections(
     for variant in variants:
         identity = {**experiment.identity(variant), "templates": list(templates)}
 
-        def make(variant: str = variant, identity: Mapping[str, Any] = identity) -> list[Row]:
-            _, rows = evaluate_sections(
-                experiment.load(variant),
-                on.dataset(split),
-                variant=variant,
-                dataset_name=on.settings.dataset,
-                split=split,
-                config=identity,
-                seed=experiment.seed,
-                templates=templates,
-                bootstrap=experiment.settings.bootstrap,
-                progress=experiment.progress,
-            )
-            return rows
-
+        make = partial(_section_rows, experiment, on, variant, identity, split)
         rows = measured(
             experiment, "sections", identity, split, make if train else None,
             on=on, trained=partial(experiment.trained_on, variant),
         )  # fmt: skip
         parts.append(rows)
     return joined(parts)
+
+
+def _section_rows(
+    experiment: Experiment, on: Experiment, variant: str, identity: dict[str, Any], split: str
+) -> list[Row]:
+    """A row a metric; that of "accuracy" carries the sections and the whole confusion matrix."""
+    model, dataset, start = experiment.load(variant), on.dataset(split), time.perf_counter()
+    templates = identity["templates"]
+    result = classify_sections(model, dataset, templates=templates, progress=experiment.progress)
+    took = time.perf_counter() - start
+    rows = measurement_rows(
+        result.metrics(), result.intervals(experiment.settings.bootstrap, experiment.seed),
+        variant=variant, dataset=on.settings.dataset, split=split, direction="image_to_section",
+        n_queries=len(result.truth), n_candidates=len(result.sections),
+        provenance=origin(on, identity, split, took, experiment.seed),
+    )  # fmt: skip
+    whole = {"sections": list(result.sections), "confusion": result.confusion().tolist()}
+    nothing = dict.fromkeys(whole)
+    return [row | (whole if row["metric"] == "accuracy" else nothing) for row in rows]
 
 
 def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split: str) -> list[Row]:
@@ -146,17 +166,14 @@ def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split:
     for shift, name in enumerate(("other", "another"), start=1):
         reads[name] = torch.empty_like(order)
         reads[name][order] = order.roll(shift)  # a cycle: nobody keeps its own
-    found: dict[str, Retrieval] = {}
+    found = {}
     for name, (image, text) in CONDITIONS.items():
         images, texts = mixed_embeddings(model.eval(), dataset, reads[image], reads[text])
-        found[name] = as_retrieval(*both_ranks(texts, images), torch.arange(n))
+        found[name] = both_ranks(texts, images)
     rows: list[Row] = []
-    for name, retrieval in found.items():
-        for direction in ("text_to_image", "image_to_text"):
-            ranks = retrieval.ranks(direction)
-            rows += _recall_rows(
-                experiment, variant, split, direction, {f"R@1, {name}": ranks}, model, start
-            )
+    for name, both in found.items():
+        for direction, ranks in zip(DIRECTIONS, both, strict=True):
+            rows += _recall_row(experiment, variant, split, direction, f"R@1, {name}", ranks, start)
     return store(experiment, "leak", rows, experiment.trained_on(variant))
 
 
@@ -188,44 +205,31 @@ def measure_matching(
     rows: list[Row] = []
     for name, parts in right.items():
         # a rank of 1 where it is right: accuracy is R@1, and so is its interval
-        ranks = {f"accuracy, {name}": 2 - torch.cat(parts).long()}
-        rows += _recall_rows(experiment, variant, split, "pairs", ranks, model, start)
+        ranks, metric = 2 - torch.cat(parts).long(), f"accuracy, {name}"
+        rows += _recall_row(experiment, variant, split, "pairs", metric, ranks, start)
     return store(experiment, "matching", rows, experiment.trained_on(variant))
 
 
-def _recall_rows(
+def _recall_row(
     experiment: Experiment,
     variant: str,
     split: str,
     direction: str,
-    ranks: dict[str, Tensor],
-    model: EntityCLIP,
+    metric: str,
+    ranks: Tensor,
     start: float,
 ) -> list[Row]:
-    origin = provenance(
-        config=experiment.identity(variant),
-        seed=experiment.seed,
-        data_fingerprint=experiment.fingerprint(split),
-        device=model.device,
-        wall_time_s=time.perf_counter() - start,
-    )
-    rows: list[Row] = []
-    for metric, values in ranks.items():
-        interval = bootstrap_interval(
-            values, ["R@1"], n_resamples=experiment.settings.bootstrap, seed=experiment.seed
-        )["R@1"]
-        rows += measurement_rows(
-            {metric: recall_at_k(values, [1])["R@1"]},
-            {metric: interval},
-            variant=variant,
-            dataset=experiment.settings.dataset,
-            split=split,
-            direction=direction,
-            n_queries=len(values),
-            n_candidates=len(values) if direction != "pairs" else 2,
-            provenance=origin,
-        )
-    return rows
+    """R@1 of ranks under the name `metric`, measured since `start`."""
+    took, seed = time.perf_counter() - start, experiment.seed
+    ends = bootstrap_interval(
+        ranks, ["R@1"], n_resamples=experiment.settings.bootstrap, seed=seed
+    )["R@1"]  # fmt: skip
+    return measurement_rows(
+        {metric: recall_at_k(ranks, [1])["R@1"]}, {metric: ends}, variant=variant,
+        dataset=experiment.settings.dataset, split=split, direction=direction,
+        n_queries=len(ranks), n_candidates=2 if direction == "pairs" else len(ranks),
+        provenance=origin(experiment, experiment.identity(variant), split, took, seed),
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------- retrieval and curves
@@ -347,20 +351,12 @@ def _curve_rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
         pairs = experiment.pairs(split)
         means = table.groupby("epoch")[column].mean()
         rows += measurement_rows(
-            {f"{TERM}, epoch {epoch}": float(mean) for epoch, mean in means.items()},
-            {},
-            variant=variant,
-            dataset=experiment.settings.dataset,
-            split=split,
-            direction="pairs",
-            n_queries=len(pairs),
-            n_candidates=experiment.settings.finetuning.batch_size,
-            provenance=provenance(
-                config=experiment.identity(variant),
-                seed=experiment.seed,
-                data_fingerprint=experiment.fingerprint(split),
-                device=device(),
-                wall_time_s=record["wall_time_s"],
+            {f"{TERM}, epoch {epoch}": float(mean) for epoch, mean in means.items()}, {},
+            variant=variant, dataset=experiment.settings.dataset, split=split, direction="pairs",
+            n_queries=len(pairs), n_candidates=experiment.settings.finetuning.batch_size,
+            provenance=origin(
+                experiment, experiment.identity(variant), split, record["wall_time_s"],
+                experiment.seed,
             ),
-        )
+        )  # fmt: skip
     return rows

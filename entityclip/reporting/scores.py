@@ -14,7 +14,7 @@ from entityclip.statistics import (
     over_seeds,
     retrievals,
     rsum,
-    rsum_difference,
+    rsum_interval,
     rsum_numbers,
     verdict,
 )
@@ -51,7 +51,7 @@ def rsum_differences(ranks: pd.DataFrame, reference: str) -> pd.DataFrame:
         if not shared:
             continue
         first, second = ([of[seed] for seed in shared] for of in (own, base))
-        apart = (np.nan,) * 3 if variant == reference else rsum_difference(first, second)
+        apart = (np.nan,) * 3 if variant == reference else rsum_interval(first, second)
         row = {"variant": variant, "seeds": len(shared), "RSUM": rsum_numbers(first)["RSUM"]}
         found.append(row | dict(zip(("difference", "low", "high"), apart, strict=True)))
     return pd.DataFrame(found, columns=["variant", "seeds", "RSUM", "difference", "low", "high"])

@@ -24,7 +24,6 @@ from entityclip.evaluation.inspection import (
     token_words,
     uniformity,
     word_table,
-    word_weights,
 )
 from entityclip.evaluation.retrieval import Embeddings
 from entityclip.models.entityclip import EntityCLIP
@@ -83,30 +82,18 @@ def test_explanation_attention_is_the_textbook_experts_softmax(backbone, batch, 
         backbone.text_tokens(ids, trim=False) for ids in (batch.captions, batch.explanations)
     )
     padding = None if compat else ~read.valid
-    length = ours.image.shape[-1]
-    assert length == (batch.explanations.shape[1] if compat else int(read.at.max()) + 1)
-    rows = torch.arange(len(batch))
-    asked = (
-        (image, image.at, ours.image, literals(model.mmae.explanation, heads)),
-        (text, text.at, ours.text, literals(of_text, heads)),
-    )
-    for side, at, weights, experts in asked:
-        for n, expert in enumerate(experts):
-            theirs = literal_weights(expert, side.tokens, read.tokens, padding)[rows, :, at]
+    assert len(read.at.unique()) > 1
+    length = batch.explanations.shape[1] if compat else int(read.at.max()) + 1
+    rows, groups = torch.arange(len(batch)), (model.mmae.explanation, of_text)
+    for side, weights, group in zip((image, text), ours, groups, strict=True):
+        assert weights.shape == (5, 3, heads, length)
+        for n, expert in enumerate(literals(group, heads)):
+            theirs = literal_weights(expert, side.tokens, read.tokens, padding)[rows, :, side.at]
             torch.testing.assert_close(weights[:, n], theirs[..., :length], atol=2e-5, rtol=1e-4)
             assert theirs[..., length:].abs().sum() == 0
-
-
-@torch.no_grad()
-def test_explanation_attention_sums_to_one_and_leaves_padding_out(backbone, batch):
-    weights = explanation_attention(make_model(backbone), batch)
-    ends = backbone.eot(batch.explanations)
-    assert len(set(ends.tolist())) > 1
-    for side in weights:
-        assert side.shape == (5, 3, 2, int(ends.max()) + 1)
-        torch.testing.assert_close(side.sum(-1), torch.ones(5, 3, 2))
-        for row, end in enumerate(ends):
-            assert side[row, ..., end + 1 :].abs().sum() == 0
+        if not compat:
+            for row, end in enumerate(read.at):
+                assert weights[row, ..., end + 1 :].abs().sum() == 0
 
 
 @torch.no_grad()
@@ -130,9 +117,8 @@ def test_gate_weights_are_the_models_own_by_pair_and_name(backbone, batch):
     totals = first.groupby(["pair", "gate"])["weight"].sum()
     np.testing.assert_allclose(totals, 1, atol=1e-5)
     image, text = backbone.encode_image(batch.images), backbone.encode_text(batch.captions)
-    fusion = (torch.cat([image, text], 1) @ model.matching.gate.linear.weight.T).add(
-        model.matching.gate.linear.bias
-    )
+    linear = model.matching.gate.linear
+    fusion = F.linear(torch.cat([image, text], 1), linear.weight, linear.bias)
     names = expert_names(model)["fusion"]
     assert names == [
         *("image 1", "image 2", "explanation 1 from image", "explanation 2 from image"),
@@ -145,17 +131,17 @@ def test_gate_weights_are_the_models_own_by_pair_and_name(backbone, batch):
     np.testing.assert_allclose(chosen["weight"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_gate_without_experts_is_absent(backbone, batch):
-    model = make_model(backbone, image_experts=0, explanation_experts=0)
-    assert expert_names(model) == {"text": ["text 1"], "fusion": ["text 1"]}
-    assert set(gate_weights(model, [batch])["gate"]) == {"text", "fusion"}
-
-
-@pytest.mark.parametrize("matching", ["mean", "none"])
-def test_a_fusion_without_gate_is_absent(backbone, batch, matching):
-    model = make_model(backbone, matching=matching)
-    assert set(expert_names(model)) == {"image", "text"}
-    assert set(gate_weights(model, [batch])["gate"]) == {"image", "text"}
+@pytest.mark.parametrize(
+    ("changes", "gates"),
+    [
+        ({"image_experts": 0, "explanation_experts": 0}, {"text", "fusion"}),
+        ({"matching": "mean"}, {"image", "text"}),
+        ({"matching": "none"}, {"image", "text"}),
+    ],
+)
+def test_a_gate_without_anything_to_mix_is_absent(backbone, batch, changes, gates):
+    model = make_model(backbone, **changes)
+    assert set(expert_names(model)) == set(gate_weights(model, [batch])["gate"]) == gates
 
 
 def test_what_is_not_there_is_refused(backbone, batch):
@@ -196,14 +182,6 @@ def test_a_word_cut_at_the_context_length_keeps_its_first_pieces(backbone):
     assert "ouagadougou".startswith(words[1].text)
 
 
-def test_words_weigh_what_their_tokens_do(backbone):
-    words = token_words(backbone, backbone.tokenize(["Ouagadougou calls"])[0])
-    weights = torch.arange(64.0).expand(2, 64)
-    pieces = words[1].stop - words[1].start
-    expected = [0, sum(range(1, 1 + pieces)), 1 + pieces, 2 + pieces]
-    assert word_weights(words, weights)[1].tolist() == expected
-
-
 @torch.no_grad()
 def test_the_table_of_words_is_the_mean_of_experts_and_heads(backbone, batch):
     attention = explanation_attention(make_model(backbone), batch)
@@ -215,7 +193,7 @@ def test_the_table_of_words_is_the_mean_of_experts_and_heads(backbone, batch):
     assert rows["word"].tolist() == [word.text for word in words]
     assert rows["place"].tolist() == list(range(len(words)))
     longest = max(words, key=lambda word: word.stop - word.start)
-    expected = attention.text[2, :, :, longest.start : longest.stop].sum(-1).mean()
+    expected = attention[1][2, :, :, longest.start : longest.stop].sum(-1).mean()
     row = rows.iloc[words.index(longest)]
     assert row["from_text"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -244,19 +222,11 @@ def unit(*shape, seed=0):
 
 def test_alignment_by_hand():
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    assert alignment(east, east) == 0
-    assert alignment(east, north) == pytest.approx(2)
-    assert alignment(east, -east) == pytest.approx(4)
+    assert [alignment(east, x) for x in (east, north, -east)] == pytest.approx([0, 2, 4])
     assert alignment(east, -east, alpha=1) == pytest.approx(2)
-    both = alignment(torch.cat([east, east]), torch.cat([north, east]))
-    assert both == pytest.approx(1)
-
-
-def test_uniformity_by_hand():
-    point = torch.tensor([[1.0, 0.0]])
-    assert uniformity(point.expand(3, 2)) == 0
-    assert uniformity(torch.cat([point, -point])) == pytest.approx(-8)  # -t * 2²
-    assert uniformity(torch.cat([point, -point]), t=1) == pytest.approx(-4)
+    assert alignment(torch.cat([east, east]), torch.cat([north, east])) == pytest.approx(1)
+    with pytest.raises(ValueError, match="alignment needs pairs"):
+        alignment(east, torch.cat([east, east]))
 
 
 @pytest.mark.parametrize("n", [2, 7, 1500])
@@ -265,14 +235,10 @@ def test_uniformity_is_the_mean_over_pairs(n):
     rows, columns = np.triu_indices(n, 1)
     literal = np.exp(-2 * ((x.numpy()[rows] - x.numpy()[columns]) ** 2).sum(1)).mean()
     assert uniformity(x) == pytest.approx(math.log(literal), abs=1e-5)
-
-
-@pytest.mark.parametrize(("images", "texts"), [((2, 3), (3, 3)), ((0, 3), (0, 3)), ((3,), (3,))])
-def test_unpaired_rows_are_refused(images, texts):
-    with pytest.raises(ValueError, match="alignment needs pairs"):
-        alignment(torch.zeros(images), torch.zeros(texts))
+    assert uniformity(x[:1].expand(3, 6)) == 0
+    assert uniformity(torch.cat([x[:1], -x[:1]]), t=1) == pytest.approx(-4)  # -t * 2²
     with pytest.raises(ValueError, match="at least two rows"):
-        uniformity(torch.zeros(1, 3))
+        uniformity(x[:1])
 
 
 def test_the_plane_keeps_pairs_labels_and_the_two_widest_directions():
@@ -289,17 +255,12 @@ def test_the_plane_keeps_pairs_labels_and_the_two_widest_directions():
     x = seen.points["x"].to_numpy() * np.sign(seen.points["x"].iloc[1])
     assert (x > 0).tolist() == [False, True, False, True, False]  # the first axis parts them
     assert np.ptp(x) > 6
-    assert seen.alignment == pytest.approx(alignment(images[[1, 0, 1]], texts))
-    assert seen.uniformity_images == pytest.approx(uniformity(images))
-    assert seen.uniformity_texts == pytest.approx(uniformity(texts))
-
-
-def test_the_plane_refuses_wrong_labels_and_a_single_picture():
-    embeddings = Embeddings(unit(2, 4), unit(1, 4), torch.tensor([0, 0]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="1 labels for 2 captions"):
-        plane(embeddings, ["a"])
-    with pytest.raises(ValueError, match="1 picture"):
-        plane(embeddings, ["a", "b"])
+    expected = alignment(images[[1, 0, 1]], texts), uniformity(images), uniformity(texts)
+    assert seen[2:] == pytest.approx(expected)
+    alone = Embeddings(unit(2, 4), unit(1, 4), torch.tensor([0, 0]), torch.tensor([0]))
+    for labels, says in ((["a"], "1 labels for 2 captions"), (["a", "b"], "1 picture")):
+        with pytest.raises(ValueError, match=says):
+            plane(alone, labels)
 
 
 # ----------------------------------------------------------------------------------------- Grad-CAM

@@ -92,19 +92,6 @@ def test_intervals_are_those_of_a_literal_bootstrap_over_pictures():
     assert r.intervals(60, seed=5) == r.intervals(60, seed=5)
 
 
-def test_pairs_of_one_picture_widen_the_interval():
-    one = result(40, seed=1)
-    twice = SectionResult(NAMES, one.truth.repeat(4), one.predicted.repeat(4), np.arange(160))
-    grouped = replace(twice, pictures=np.arange(40).repeat(4))
-
-    def width(r):
-        low, high = r.intervals(400)["accuracy"]
-        return high - low
-
-    assert width(grouped) > 1.5 * width(twice)
-    assert width(grouped) == pytest.approx(width(one), rel=0.25)
-
-
 def test_sections_come_from_the_data_and_must_be_there(make_dataset, model):
     pairs = make_dataset("test", 40).pairs
     assert section_names(pairs) == tuple(sorted({pair.section for pair in pairs}))
@@ -148,7 +135,7 @@ def test_rows_are_stored_once_and_tables_are_made_of_them(runs, monkeypatch):  #
 
     # nothing is measured again, unless something else is asked
     with monkeypatch.context() as patch:
-        patch.setattr("entityclip.experiments.measure.evaluate_sections", None)
+        patch.setattr("entityclip.experiments.measure.classify_sections", None)
         again = measure_sections(experiment(test_pairs=24), ["clip", "zero-shot"])
         assert again.equals(rows)
         for changed in ({"templates": ["{section}"]}, {"split": "val"}):
