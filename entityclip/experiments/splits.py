@@ -112,7 +112,7 @@ class Splits:
         pairs, report = training_pairs(
             pairs, source, policy, dataset=dataset, split=split, folder=folder
         )
-        level = logging.WARNING if report.failed else logging.INFO
+        level = logging.WARNING if report.checks else logging.INFO
         log.log(level, "%s %s, explanations %s: %s", dataset, split, source, report)
         return pairs
 

@@ -6,8 +6,8 @@
 
 `explain` asks only for what the cache lacks, each distinct caption once, so an interrupted
 extraction goes on when called again. Files: `llm` what is asked and the protocol of all back-ends,
-`knowledge`, `openai_chat` and `local` the back-ends, `cache` the rows, `checks` what is marked,
-`extraction` the asking, `joining` which explanations training reads and what it makes of the marks.
+`openai_chat` and `local` the back-ends, `cache` the rows, `checks` what is marked, `extraction` the
+asking, `joining` which explanations training reads and what it makes of the marks.
 """
 
 from entityclip import loaded_on_use
@@ -18,8 +18,8 @@ _NAMES = {
     "extraction": "cost_table explain shard",
     "joining": "PolicyReport apply_policy check_pairs export_authors export_parquet import_authors "
     "to_frame training_pairs",
-    "knowledge": "KnowledgeBase",
-    "llm": "DEFAULT_PROMPT LLM PROMPTS Completion LLMError Prompt Sampling StubLLM neutralise",
+    "llm": "DEFAULT_PROMPT LLM PROMPTS Completion KnowledgeBase LLMError Prompt Sampling StubLLM "
+    "neutralise",
     "local": "LocalLLM",
     "openai_chat": "OpenAIChat refuse_keys",
 }

@@ -56,11 +56,11 @@ class Explanation:
 
     @classmethod
     def made_now(
-        cls, id: str, text: str, source: Source, reason: str, checks: tuple[str, ...], attempts=1
+        cls, id: str, text: str, source: Source, reason: str, checks: tuple[str, ...]
     ) -> Explanation:
-        """A row of now, with the text's hash."""
+        """A first attempt's row of now, with the text's hash."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(id, text, *source, reason, text_sha(text), checks, attempts, now)
+        return cls(id, text, *source, reason, text_sha(text), checks, 1, now)
 
     @property
     def ok(self) -> bool:
@@ -129,19 +129,16 @@ class ExplanationCache(AbstractContextManager):
         """Index the whole lines that were appended since, by whichever process."""
         self._file.seek(self._end)
         for line in self._file:
+            if not line.endswith(b"\n"):
+                return  # another process is at it: next time
             try:
                 if not (line.startswith(_HEAD) and line.endswith(b"}\n")):
                     raise ValueError
                 key = bytes.fromhex(line[_KEY].decode("ascii"))
             except ValueError:
-                if not line.endswith(b"\n"):
-                    return  # another process is at it: next time
                 raise self._error("starts with no key of 32 hex digits", self._end) from None
-            self._add(key, line)
-
-    def _add(self, key: bytes, line: bytes) -> None:
-        self._index.setdefault(key, self._end)
-        self._end += len(line)
+            self._index.setdefault(key, self._end)
+            self._end += len(line)
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The keys without a row, each once, in order of their first place."""
@@ -160,13 +157,12 @@ class ExplanationCache(AbstractContextManager):
             if os.fstat(self._descriptor).st_size != self._end:  # others have appended
                 mend_tail(self._descriptor, self.path)
                 self.refresh()
-            fresh = [(k, line) for k, line in reversed(encoded.items()) if k not in self._index]
+            fresh = [line for key, line in reversed(encoded.items()) if key not in self._index]
             if fresh:
                 due = time.monotonic() - self._synced > _SYNC_S
-                append(self._descriptor, b"".join(line for _, line in fresh), self.path, sync=due)
+                append(self._descriptor, b"".join(fresh), self.path, sync=due)
                 self._synced = time.monotonic() if due else self._synced
-                for key, line in fresh:
-                    self._add(key, line)
+                self.refresh()
         return len(fresh)
 
     def read(self, key: bytes) -> Explanation | None:

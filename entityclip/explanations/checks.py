@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from entityclip.explanations.knowledge import known_countries
-from entityclip.explanations.llm import DEFAULT_PROMPT, Prompt, neutralise
+from entityclip.explanations.llm import DEFAULT_PROMPT, Prompt, known_countries, neutralise
 
 # name -> what it means; a row lists the names of those it failed
 CHECKS = {
@@ -74,16 +73,15 @@ def entity_words(caption: str) -> set[str]:
     A word counts if it is capitalised and neither a common opener, a title, a day nor a month. The
     first word of the caption counts only if no later word does, or if a name goes on after it.
     """
-    found = list(_WORD.finditer(caption))
-    names = [word for word in found if _is_name(word.group())]
-    later = [word for word in names if word is not found[0]]
-    if later and names[0] is found[0] and not (len(found) > 1 and later[0] is found[1]):
-        names = later
-    return {word.group().lower().removesuffix("'s").removesuffix("’s") for word in names}
-
-
-def _is_name(word: str) -> bool:
-    return word[0].isupper() and len(word) > 1 and word.capitalize() not in _COMMON
+    words = _WORD.findall(caption)
+    names = [  # their places
+        place
+        for place, word in enumerate(words)
+        if word[0].isupper() and len(word) > 1 and word.capitalize() not in _COMMON
+    ]
+    if names[:1] == [0] and len(names) > 1 and names[1] > 1:
+        del names[0]
+    return {words[n].lower().removesuffix("'s").removesuffix("’s") for n in names}
 
 
 def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -> tuple[str, ...]:
@@ -97,7 +95,8 @@ def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -
         return ("empty",)
     failed = {
         "refusal": bool(_REFUSAL.search(lowered)),
-        "prompt_echo": _echoes(words, lowered, prompt),
+        "prompt_echo": "<caption>" in lowered
+        or not _prompt_runs(prompt.template).isdisjoint(_runs(words, _ECHO_WORDS)),
         "opener": bool(_OPENER.match(lowered.lstrip(" \t\n\"'“”*#-"))),
         "repetition": _repeats(words),
         "cut": finish_reason == "length"
@@ -112,23 +111,16 @@ def _runs(words: list[str], length: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(length)), strict=False))
 
 
-def _echoes(words: list[str], lowered: str, prompt: Prompt) -> bool:
-    own = _own_runs(prompt.template)
-    return not own.isdisjoint(_runs(words, _ECHO_WORDS)) or "<caption>" in lowered
-
-
 @lru_cache(maxsize=16)
-def _own_runs(template: str) -> frozenset[tuple[str, ...]]:
+def _prompt_runs(template: str) -> frozenset[tuple[str, ...]]:
     halves = template.lower().split("{caption}")
     return frozenset(run for half in halves for run in _runs(_WORD.findall(half), _ECHO_WORDS))
 
 
 def _repeats(words: list[str]) -> bool:
     counts = Counter(_runs(words, _RUN))
-    total = counts.total()
-    if not total:
-        return False
-    return max(counts.values()) >= 3 or (total - len(counts)) / total >= 0.3
+    repeats = counts.total() - len(counts)
+    return repeats > 0 and (max(counts.values()) >= 3 or repeats / counts.total() >= 0.3)
 
 
 def _copied(words: list[str], caption: str) -> float:
@@ -185,14 +177,13 @@ def smollm_sample() -> list[SampleRow]:
     0.95, at most 96 tokens, after the one retry. Recorded in November 2026, not edited. The model
     is far too small for the task: its claims are often false, and its failures are the point.
     """
-    file = files("entityclip.explanations").joinpath("smollm2-135m.jsonl")
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    lines = files("entityclip.explanations").joinpath("smollm2-135m.jsonl").read_text("utf-8")
     return [
         SampleRow(
             **row,
             checks=failed_checks(row["text"], row["caption"], DEFAULT_PROMPT, row["finish_reason"]),
         )
-        for row in rows
+        for row in map(json.loads, lines.splitlines())
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from hashlib import blake2b
@@ -17,11 +17,11 @@ import pandas as pd
 from entityclip.datasets.pair import Pair
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import check_counts, failed_checks
-from entityclip.explanations.knowledge import KnowledgeBase
 from entityclip.explanations.llm import (
     DEFAULT_PROMPT,
     LLM,
     Completion,
+    KnowledgeBase,
     LLMError,
     Prompt,
     Sampling,
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 # Captions between two rounds of retries. A kill loses at most this round's answers that failed a
 # check; larger rounds lose more, smaller ones wait more often for their slowest answer.
 ROUND = 10_000
-PER = 100_000  # captions that `cost_table` is about
 
 
 def explain(
@@ -75,10 +74,11 @@ def explain(
                 wanted.setdefault(key, pair)
         log.info("%d pairs: %d captions to ask", len(pairs), len(wanted))
         work.run(wanted, progress)
+        skipped = Explanation.made_now("", "", work.source, "skipped", ("no_caption",))
         rows = []
         for key, pair in zip(stored, pairs, strict=True):
-            row = work.errors.get(key) or (cache.read(key) if pair.caption.strip() else None)
-            rows.append(replace(row, id=pair.id) if row else work.skipped(pair))
+            row = work.errors.get(key) or (cache.read(key) if pair.caption.strip() else skipped)
+            rows.append(replace(row, id=pair.id))
     counts = {name: n for name, n in check_counts(row.checks for row in rows).items() if n}
     level = logging.WARNING if counts.get("failed") else logging.INFO
     log.log(level, "explanations: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
@@ -107,7 +107,6 @@ class _Extraction:
     def __init__(self, llm: LLM, prompt: Prompt, sampling: Sampling, cache: ExplanationCache):
         self.llm, self.prompt, self.cache = llm, prompt, cache
         self.source = Source(llm.model, prompt.version, sampling)
-        self.retry = self.source._replace(sampling=sampling.again())
         self.errors: dict[bytes, Explanation] = {}
 
     def run(self, wanted: dict[bytes, Pair], progress: bool) -> None:
@@ -115,50 +114,53 @@ class _Extraction:
         todo = list(wanted)
         with progress_bar(total=len(todo), desc="explain", unit="caption", show=progress) as bar:
             for start in range(0, len(todo), ROUND):
+                block = todo[start : start + ROUND]
                 self.cache.refresh()  # another process may have answered some
-                keys = self.cache.missing(todo[start : start + ROUND])
-                bar.update(len(todo[start : start + ROUND]) - len(keys))
+                keys = self.cache.missing(block)
+                bar.update(len(block) - len(keys))
                 self._round({key: wanted[key] for key in keys}, bar)
 
     def _round(self, wanted: dict[bytes, Pair], bar: Any) -> None:
-        again: dict[bytes, Explanation] = {}
-        for rows in self._ask(wanted, attempts=1):
-            done = []
+        sampling = self.source.sampling
+        failed: dict[bytes, Explanation] = {}
+        for rows in self._ask(wanted, sampling):
             for key, row in rows:
                 if row.finish_reason == "error":
                     self.errors[key] = row
-                elif row.ok or self.source.sampling.temperature == 0:
-                    done.append((key, row))
-                else:
-                    again[key] = row
-            self.cache.append(done)
-            bar.update(sum(key not in again for key, _ in rows))
-        for rows in self._ask({key: wanted[key] for key in again}, attempts=2):
-            self.cache.append([(key, _better(again[key], second)) for key, second in rows])
+                elif row.checks and sampling.temperature > 0:
+                    failed[key] = row
+            open_ = failed.keys() | self.errors
+            self.cache.append([(key, row) for key, row in rows if key not in open_])
+            bar.update(sum(key not in failed for key, _ in rows))
+        for rows in self._ask({key: wanted[key] for key in failed}, sampling.again()):
+            self.cache.append([(key, _better(failed[key], second)) for key, second in rows])
             bar.update(len(rows))
 
     def _ask(
-        self, wanted: dict[bytes, Pair], attempts: int
+        self, wanted: dict[bytes, Pair], sampling: Sampling
     ) -> Iterator[list[tuple[bytes, Explanation]]]:
         """As many rows at once as the back-end has at hand."""
-        keys, pairs = list(wanted), list(wanted.values())
-        source = self.source if attempts == 1 else self.retry
-        prompts = [self.prompt.render(pair.caption) for pair in pairs]
-        due = set(range(len(keys)))
-        if not due:
+        if not wanted:
             return
-        with closing(_batches(self.llm, prompts, source.sampling)) as batches:
+        keys, pairs = list(wanted), list(wanted.values())
+        asked = [self.prompt.render(pair.caption) for pair in pairs], sampling
+        if hasattr(self.llm, "complete_in_batches"):
+            batches = self.llm.complete_in_batches(*asked)
+        else:
+            batches = ([answer] for answer in self.llm.complete(*asked))
+        due = set(range(len(keys)))
+        name, source = self.llm.model, self.source._replace(sampling=sampling)
+        with closing(batches):
             for batch in batches:
                 rows = []
                 for index, completion in batch:
                     if index not in due:
-                        name = self.llm.model
                         raise LLMError(f"{name} answered position {index} twice or unasked")
                     due.remove(index)
                     rows.append((keys[index], self._row(pairs[index], completion, source)))
                 yield rows
         if due:
-            raise LLMError(f"{self.llm.model} left {len(due)} of {len(keys)} prompts unanswered")
+            raise LLMError(f"{name} left {len(due)} of {len(keys)} prompts unanswered")
 
     def _row(self, pair: Pair, completion: Completion, source: Source) -> Explanation:
         # a lone surrogate, which JSON allows in an answer, cannot be written as UTF-8
@@ -166,30 +168,13 @@ class _Extraction:
         reason, checks = completion.finish_reason, ("no_answer",)
         if reason != "error":
             checks = failed_checks(text, pair.caption, self.prompt, reason)
-        attempts = 2 if source is self.retry else 1
-        return Explanation.made_now(pair.id, text, source, reason, checks, attempts)
-
-    def skipped(self, pair: Pair) -> Explanation:
-        """The row of a pair without a caption."""
-        return Explanation.made_now(pair.id, "", self.source, "skipped", ("no_caption",))
+        return Explanation.made_now(pair.id, text, source, reason, checks)
 
 
 def _better(first: Explanation, second: Explanation) -> Explanation:
     """The one of two answers that is kept: the second only if it fails fewer checks."""
-    if second.finish_reason != "error" and len(second.checks) < len(first.checks):
-        return second
-    return replace(first, attempts=2)
-
-
-def _batches(
-    llm: Any, prompts: list[str], sampling: Sampling
-) -> Generator[list[tuple[int, Completion]], None, None]:
-    if hasattr(llm, "complete_in_batches"):
-        yield from llm.complete_in_batches(prompts, sampling)
-    else:
-        with closing(llm.complete(prompts, sampling)) as answers:
-            for answer in answers:
-                yield [answer]
+    fewer = second.finish_reason != "error" and len(second.checks) < len(first.checks)
+    return replace(second if fewer else first, attempts=2)
 
 
 def cost_table(
@@ -205,13 +190,10 @@ def cost_table(
     Captions a second are replicas · tokens_per_s / (tokens_per_caption · (1 + retried)), so that
     replicas shorten the wait and leave the price as it is.
 
-    Args:
-        replicas: how many servers.
-        tokens_per_s: generated tokens a second of one replica at full load: measure yours, e.g.
-            with ``vllm bench serve``, since it depends on GPU, model, precision and concurrency.
-        price_per_hour: of one replica, in any currency; the table is in the same.
-        tokens_per_caption: of an answer, on average; two to three sentences are 60 to 120.
-        retried: the share of captions asked again because a check failed, 0 to 1.
+    `tokens_per_s` are generated tokens of one replica at full load: measure yours, e.g. with ``vllm
+    bench serve``, since it depends on GPU, model, precision and concurrency. `price_per_hour` is of
+    one replica, in any currency. Answers of two to three sentences have 60 to 120 tokens. `retried`
+    is the share of captions asked again because a check failed, 0 to 1.
 
     Raises ValueError for values that are not positive.
     """
@@ -222,7 +204,7 @@ def cost_table(
         raise ValueError(f"replicas is {table['replicas'].min()}; it must be at least 1")
     table["tokens_per_s"] = table["replicas"] * tokens_per_s
     table["captions_per_s"] = table["tokens_per_s"] / (tokens_per_caption * (1 + retried))
-    table["hours_per_100k"] = PER / table["captions_per_s"] / 3600
+    table["hours_per_100k"] = 100_000 / table["captions_per_s"] / 3600
     table["price_per_100k"] = table["hours_per_100k"] * table["replicas"] * price_per_hour
     return table
 
@@ -233,27 +215,23 @@ def explain_until_killed(pairs: Sequence[Pair], cache: str | Path, *, rows: int)
     The knowledge base answers, one caption in 10 ms. Returns how many whole lines the process left,
     which may be more; raises RuntimeError if it ended before there were as many.
     """
-    path = Path(cache)
-
-    def lines() -> int:
-        return path.read_bytes().count(b"\n") if path.exists() else 0
-
+    path, llm = Path(cache), KnowledgeBase(delay_s=0.01)
     # spawn: a fork of a notebook's kernel would inherit its sockets and threads
     process = multiprocessing.get_context("spawn").Process(
-        target=explain,
-        args=(list(pairs), KnowledgeBase(delay_s=0.01), path),
-        kwargs={"progress": False},
+        target=explain, args=(list(pairs), llm, path), kwargs={"progress": False}
     )
     process.start()
+    left, ended = 0, False
     try:
-        while lines() < rows:
-            if not process.is_alive() and lines() < rows:
-                raise RuntimeError(
-                    f"the extraction wrote {lines()} rows, not {rows}, before it ended; ask for "
-                    "fewer rows"
-                )
+        while left < rows and not ended:
             time.sleep(0.005)
+            ended = not process.is_alive()  # before its lines are counted
+            left = path.read_bytes().count(b"\n") if path.exists() else 0
     finally:
         process.kill()
         process.join()
-    return lines()
+    if left < rows:
+        raise RuntimeError(
+            f"the extraction wrote {left} rows, not {rows}, before it ended; ask for fewer rows"
+        )
+    return path.read_bytes().count(b"\n")

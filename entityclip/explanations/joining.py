@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,8 +19,7 @@ from entityclip.datasets.sources.visualnews import from_source
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks
 from entityclip.explanations.extraction import explain
-from entityclip.explanations.knowledge import KnowledgeBase
-from entityclip.explanations.llm import DEFAULT_PROMPT, Sampling
+from entityclip.explanations.llm import DEFAULT_PROMPT, KnowledgeBase, Sampling
 from entityclip.files import atomic_write_bytes, atomic_write_text
 
 Layout = Literal["n24news", "goodnews", "visualnews"]
@@ -61,7 +60,7 @@ def import_authors(
     Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
     """
     texts = read_authors(path, layout)
-    names = [picture_name(pair, layout) for pair in pairs]
+    names = _picture_names(pairs, layout)
     source = Source(model, "authors", None)
     keys = cache_keys((pair.caption for pair in pairs), source)
     fresh: dict[bytes, Explanation] = {}
@@ -96,64 +95,58 @@ def export_authors(
     """
     _same_pairs(pairs, explanations)
     texts: dict[str, str] = {}
-    for pair, row in zip(pairs, explanations, strict=True):
-        name = picture_name(pair, layout)
+    for name, row in zip(_picture_names(pairs, layout), explanations, strict=True):
         if name in texts:
-            raise ValueError(f"pair {pair.id!r}: the picture name {name!r} recurs in {layout}")
+            raise ValueError(f"pair {row.id!r}: the picture name {name!r} recurs in {layout}")
         texts[name] = row.text
     kept = {name: text for name, text in texts.items() if text}
     atomic_write_text(path, json.dumps(kept, ensure_ascii=False, indent=0) + "\n")
     return len(kept)
 
 
-def picture_name(pair: Pair, layout: Layout) -> str:
-    """The key of a pair's picture in the authors' file. Raises ValueError for an unknown layout."""
-    path = pair.image.as_posix() if isinstance(pair.image, Path) else f"{pair.id}.jpg"
-    return _naming(layout)(path)
-
-
-def _naming(layout: str) -> Callable[[str], str]:
+def _picture_name(path: str, layout: str) -> str:
     if layout not in _NAMES:
         raise ValueError(f"layout {layout!r}; there are {', '.join(_NAMES)}")
-    return _NAMES[layout]
+    return _NAMES[layout](path)
+
+
+def _picture_names(pairs: Sequence[Pair], layout: str) -> list[str]:
+    """The keys of the pairs' pictures in the authors' file."""
+    return [
+        _picture_name(p.image.as_posix() if isinstance(p.image, Path) else f"{p.id}.jpg", layout)
+        for p in pairs
+    ]
 
 
 def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
-    """An explanations file of the authors: `picture_name` → text, stripped.
+    """An explanations file of the authors: the picture's name → text, stripped.
 
     Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
     """
-    name_of = _naming(layout)
     texts: dict[str, str] = {}
     for key, text in iter_entries(Path(path)):
         where = f"{path}, key {key!r}"
         if not isinstance(text, str):
             raise ValueError(f"{where}: an explanation must be str, got {type(text).__name__}")
-        if texts.setdefault(name_of(key), text.strip()) != text.strip():
+        if texts.setdefault(_picture_name(key, layout), text.strip()) != text.strip():
             raise ValueError(f"{where}: another key names the same picture with another text")
     return texts
 
 
 def to_frame(explanations: Sequence[Explanation]) -> pd.DataFrame:
     """One row an explanation; the sampling in columns of its own, empty where not known."""
-    unknown = dict.fromkeys(field.name for field in fields(Sampling))
-    columns = [field.name for field in fields(Explanation) if field.name != "sampling"]
+    columns = [field.name for field in (*fields(Explanation), *fields(Sampling))]
+    columns.remove("sampling")
     rows = [
-        {
-            **vars(row),
-            "checks": list(row.checks),
-            **(vars(row.sampling) if row.sampling else unknown),
-        }
+        {**vars(row), "checks": list(row.checks), **(vars(row.sampling) if row.sampling else {})}
         for row in explanations
     ]
-    frame = pd.DataFrame(rows, columns=[*columns, *unknown])
-    return frame.astype({"max_tokens": "Int64", "seed": "Int64"})
+    return pd.DataFrame(rows, columns=columns).astype({"max_tokens": "Int64", "seed": "Int64"})
 
 
 def export_parquet(explanations: Sequence[Explanation], path: str | Path) -> None:
     """Write `to_frame` as Parquet. Raises ImportError without pyarrow."""
-    data = to_frame(explanations).to_parquet(engine="pyarrow", index=False)
-    atomic_write_bytes(path, data)
+    atomic_write_bytes(path, to_frame(explanations).to_parquet(engine="pyarrow", index=False))
 
 
 @dataclass(frozen=True)
@@ -165,12 +158,7 @@ class PolicyReport:
     kept: int  # with their explanation, whether it passed or not
     dropped: int  # pairs left out
     captions: int  # pairs whose caption stands in for their explanation
-    checks: dict[str, int] = field(default_factory=dict)  # failures by name; a row may have several
-
-    @property
-    def failed(self) -> bool:
-        """Whether any pair's explanation failed a check or is missing."""
-        return bool(self.checks)
+    checks: dict[str, int]  # failures by name, also "missing"; a row may have several
 
     def __str__(self) -> str:
         failed = ", ".join(f"{name} {n}" for name, n in self.checks.items()) or "none"
@@ -230,18 +218,12 @@ def training_pairs(
     split: str,
     folder: str | Path,
 ) -> tuple[list[Pair], PolicyReport]:
-    """The pairs with the explanations of `source`, under `policy`, and what that did.
+    """The pairs of one `split` with the explanations of `source`, and what `policy` did to them.
 
-    Args:
-        pairs: of one split.
-        source: "own", what the data set brings; "knowledge-base", extracted here into
-            ``folder/knowledge.jsonl``; else the path of a cache as `explain` writes it or, if it
-            ends in ``.json``, of a file in the authors' layout. ``{split}`` in it is replaced.
-        policy: see `apply_policy`. A pair that the file does not explain counts as failed, under
-            the name "missing": the caption stands in under "use" and "caption".
-        dataset: whose layout a ``.json`` file has.
-        split: which split these are.
-        folder: where the knowledge base's cache lies.
+    `source` is "own", what the data set brings; "knowledge-base", extracted here into
+    ``folder/knowledge.jsonl``; else the path of a cache as `explain` writes it or, if it ends in
+    ``.json``, of a file in the authors' layout for `dataset`. ``{split}`` in it is replaced. A pair
+    that the file does not explain counts as failed, under the name "missing".
 
     Raises FileNotFoundError for a file that is not there, ValueError (CacheError) for one that is
     malformed, holds several sources or explains none of the pairs.
@@ -257,7 +239,7 @@ def training_pairs(
             f"settings.explanation_source: there is no file {path.resolve()}; run `entityclip "
             f"explain` first, or give {OWN!r} or {KNOWLEDGE_BASE!r}"
         )
-    found = (_authors if path.suffix == ".json" else _cached)(path, pairs, dataset)
+    found = _authors(path, pairs, dataset) if path.suffix == ".json" else _cached(path, pairs)
     if not any(found):
         raise ValueError(
             f"{path} explains none of the {len(pairs)} {split} pairs of {dataset}; extract this "
@@ -268,27 +250,23 @@ def training_pairs(
     return apply_policy(pairs, rows, policy)
 
 
-def _cached(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation | None]:
-    with ExplanationCache(path) as cache:
-        keys = cache_keys([pair.caption for pair in pairs], _only_source(cache))
-        return [cache.read(key) for key in keys]
-
-
-def _only_source(cache: ExplanationCache) -> Source:
-    """The one model, prompt and sampling whose rows a cache holds."""
+def _cached(path: Path, pairs: Sequence[Pair]) -> list[Explanation | None]:
+    """What a cache of one model, prompt and sampling holds for each pair."""
     sources = set()
-    for _, row in cache.rows():
-        sampling = row.sampling
-        if sampling and row.attempts == 2:
-            sampling = sampling.before()  # rows are found under the first attempt's
-        sources.add(Source(row.model, row.prompt_version, sampling))
-    if len(sources) != 1:
-        names = "; ".join(sorted(f"{s.model}, {s.prompt_version}, {s.sampling}" for s in sources))
-        raise ValueError(
-            f"{cache.path} holds explanations of {len(sources)} sources, so which ones to train on "
-            f"is open: {names or 'none'}. Extract each into a cache of its own"
-        )
-    return sources.pop()
+    with ExplanationCache(path) as cache:
+        for _, row in cache.rows():
+            sampling = row.sampling
+            if sampling and row.attempts == 2:
+                sampling = sampling.before()  # rows are found under the first attempt's
+            sources.add(Source(row.model, row.prompt_version, sampling))
+        if len(sources) != 1:
+            names = sorted(f"{s.model}, {s.prompt_version}, {s.sampling}" for s in sources)
+            raise ValueError(
+                f"{path} holds explanations of {len(sources)} sources, so which ones to train on "
+                f"is open: {'; '.join(names) or 'none'}. Extract each into a cache of its own"
+            )
+        keys = cache_keys([pair.caption for pair in pairs], sources.pop())
+        return [cache.read(key) for key in keys]
 
 
 def _authors(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanation | None]:
@@ -298,9 +276,10 @@ def _authors(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanatio
             "give a cache as `entityclip explain` writes it, *.jsonl"
         )
     texts, source = read_authors(path, dataset), Source(path.name, "authors", None)
-    found = [texts.get(picture_name(pair, dataset)) for pair in pairs]
-    judged = zip(pairs, found, strict=True)
-    return [None if text is None else _judged(pair, text, source) for pair, text in judged]
+    return [
+        _judged(pair, texts[name], source) if name in texts else None
+        for pair, name in zip(pairs, _picture_names(pairs, dataset), strict=True)
+    ]
 
 
 def _judged(pair: Pair, text: str, source: Source) -> Explanation:

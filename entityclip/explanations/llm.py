@@ -1,4 +1,7 @@
-"""What a language model is asked, the protocol that every one here speaks, and a stub for tests."""
+"""What a language model is asked, the protocol of all, and two that need no model.
+
+`StubLLM` answers with a function, for tests; `KnowledgeBase` from the drawn newsroom's facts.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
+
+from entityclip.datasets.newsroom.countries import COUNTRIES, Country
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
 
@@ -125,13 +130,6 @@ class Prompt:
         """What the model is sent. A pure function, so it can be had again from row and caption."""
         return self.template.replace("{caption}", neutralise(caption))
 
-    def caption_of(self, rendered: str) -> str | None:
-        """The (neutralised) caption in a rendered prompt; None if it is not of this template."""
-        before, after = self.template.split("{caption}")
-        if rendered.startswith(before) and rendered.endswith(after):
-            return rendered[len(before) : len(rendered) - len(after)]
-        return None
-
 
 # "<" and ">" open and close every delimiter here and the chat tokens of most models (<|im_start|>,
 # </s>, <<SYS>>, <start_of_turn>). Look-alikes go too: some tokenizers fold them to ASCII.
@@ -174,3 +172,49 @@ PROMPTS: dict[str, Prompt] = {
     ),
 }
 DEFAULT_PROMPT = PROMPTS["entities-v1"]
+
+
+# the form that named the country -> a sentence that repeats it, in the newsroom's own words
+_SENTENCES = {
+    "name": "The flag of {name}, capital {capital}, shows {look}.",
+    "demonym": "The {demonym} flag shows {look}; {capital} is the capital of {name}.",
+    "capital": "{capital} is the capital of {name}; its flag shows {look}.",
+}
+_FORMS = {  # from the last kind on: where a capital is called like its country, the name wins
+    getattr(country, kind).removeprefix("the "): (kind, country)
+    for kind in reversed(_SENTENCES)
+    for country in reversed(COUNTRIES)
+}
+_LONGEST_FIRST = sorted(map(re.escape, _FORMS), key=len, reverse=True)
+_NAMED = re.compile(rf"\b(?:{'|'.join(_LONGEST_FIRST)})\b")
+
+
+def known_countries(text: str) -> list[tuple[str, Country]]:
+    """The countries a text names, in its order, each once, with "name", "demonym" or "capital"."""
+    found: dict[str, tuple[str, Country]] = {}
+    for form in _NAMED.findall(text):
+        kind, country = _FORMS[form]
+        found.setdefault(country.name, (kind, country))
+    return list(found.values())
+
+
+class KnowledgeBase(StubLLM):
+    """Answers from the newsroom's table: each named country's name, capital and flag.
+
+    Deterministic, true, offline, some 10,000 captions a second, or one in `delay_s` seconds;
+    sampling makes no difference. A caption without a country of the table gets an empty answer,
+    which the checks mark.
+    """
+
+    model = "newsroom-knowledge-1"  # raise the number with any change to the answers
+
+    def __init__(self, *, delay_s: float = 0.0):
+        super().__init__(_facts, model=self.model, delay_s=delay_s)
+
+
+def _facts(prompt: str, seed: int) -> str:  # our prompts name no country but the caption's
+    facts = (
+        _SENTENCES[kind].format(**vars(country), look=country.flag.words())
+        for kind, country in known_countries(prompt)
+    )
+    return " ".join(fact[0].upper() + fact[1:] for fact in facts)

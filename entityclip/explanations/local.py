@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _WINDOW = 32  # batches whose prompts are sorted by length together: little padding, early answers
 _PLAIN = "{prompt}\n\nAnswer:"  # for models without a chat template
@@ -45,10 +46,11 @@ class LocalLLM:
         name: str,
         batch_size: int = 16,
     ) -> None:
+        from transformers import GenerationConfig
+
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model = name
-        self.batch_size = batch_size
+        self.model, self.batch_size = name, batch_size
         self._lm, self._tokenizer = model.eval(), tokenizer
         self._stops = _stop_tokens(model, tokenizer)
         self._pad = tokenizer.pad_token_id
@@ -56,7 +58,11 @@ class LocalLLM:
             self._pad = min(self._stops, default=0)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # the model's own defaults (repetition penalties, top-k) would be sampling no row records
-        model.generation_config = self._generation(1)
+        model.generation_config = GenerationConfig(
+            do_sample=False,  # the noise draws; what is left is to take the maximum
+            eos_token_id=sorted(self._stops) or None,
+            pad_token_id=self._pad,
+        )
 
     @classmethod
     def load(
@@ -163,44 +169,33 @@ class LocalLLM:
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
     ) -> list[list[int]]:
         """New token ids of each prompt, with the padding after its end."""
-        from transformers import LogitsProcessorList
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
         device = self._lm.device
-        ids, mask = pad_left(prompts, self._pad)
+        # generation goes on from the last position, so padding must not stand there
+        ids, mask = (
+            pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left").to(device)
+            for rows, fill in (
+                (list(map(torch.tensor, prompts)), self._pad),
+                ([torch.ones(len(prompt), dtype=torch.int64) for prompt in prompts], 0),
+            )
+        )
+        steps = LogitsProcessorList()  # at temperature 0 the likeliest token is taken as it is
+        if sampling.temperature > 0:
+            steps.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_p < 1:
+                steps.append(TopPLogitsWarper(sampling.top_p))
+            steps.append(GumbelDraw(seeds, device))
         drawn = self._lm.generate(
-            ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._generation(sampling.max_tokens),
-            logits_processor=LogitsProcessorList(_processors(sampling, seeds, device)),
+            ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, logits_processor=steps
         )
         return drawn[:, ids.shape[1] :].tolist()
-
-    def _generation(self, max_tokens: int) -> GenerationConfig:
-        from transformers import GenerationConfig
-
-        return GenerationConfig(
-            max_new_tokens=max_tokens,
-            do_sample=False,  # the processors draw; what is left is to take the maximum
-            eos_token_id=sorted(self._stops) or None,
-            pad_token_id=self._pad,
-        )
 
     def _completion(self, ids: list[int]) -> Completion:
         """Cut at the first stop token; without one the answer was cut by `max_tokens`."""
         end = next((i for i, token in enumerate(ids) if token in self._stops), None)
         text = self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
         return Completion(text, "length" if end is None else "stop", self.model)
-
-
-def pad_left(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask [B, L] int64, each row's tokens at its right end.
-
-    Generation goes on from the last position, so padding must not stand there.
-    """
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 class GumbelDraw:
@@ -219,18 +214,6 @@ class GumbelDraw:
         for row, stream in zip(noise, self._streams, strict=True):
             row.exponential_(generator=stream)
         return scores.float() - noise.clamp_min_(1e-30).log_()
-
-
-def _processors(sampling: Sampling, seeds: list[int], device: torch.device) -> list[Any]:
-    """What is done to the logits before the maximum is taken; nothing at temperature 0."""
-    if sampling.temperature == 0:
-        return []
-    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
-
-    steps: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
-    if sampling.top_p < 1:
-        steps.append(TopPLogitsWarper(sampling.top_p))
-    return [*steps, GumbelDraw(seeds, device)]
 
 
 def _stream(prompt: str, seed: int) -> int:

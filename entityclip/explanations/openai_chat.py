@@ -116,11 +116,7 @@ class OpenAIChat:
     def complete_in_batches(
         self, prompts: Sequence[str], sampling: Sampling
     ) -> Generator[list[tuple[int, Completion]], None, None]:
-        """`complete`, with all that is there at once in a list.
-
-        For a caller who stores answers: one write, and one change of threads, for each list instead
-        of each answer.
-        """
+        """`complete`, with what is there at once in one list, to be stored at once."""
         answers: queue.SimpleQueue[tuple[int, Completion] | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
         work = loop.create_task(self._work(prompts, sampling, answers))
@@ -180,9 +176,7 @@ class _Servers:
         import httpx2  # the openai client's own
         import openai
 
-        self._openai, self._response = openai, httpx2.Response
-        self._model, self._timeout_s = chat.model, chat.timeout_s
-        self._patience_s, self._backoff_s = chat.patience_s, chat.backoff_s
+        self._chat, self._openai, self._response = chat, openai, httpx2.Response
         self._last_answer, self._refused = time.monotonic(), 0  # refused: since the last answer
         self._clients = [
             openai.AsyncOpenAI(
@@ -211,29 +205,28 @@ class _Servers:
                 return await self._ask(client, prompt, sampling)
             except _Passing as error:
                 failure = error
-            if time.monotonic() - began >= self._patience_s:
+            if time.monotonic() - began >= self._chat.patience_s:
                 break
-            pause = random.uniform(
-                0, min(self._backoff_s * 2.0 ** min(attempt, 99), _LONGEST_PAUSE_S)
-            )
+            longest = min(self._chat.backoff_s * 2.0 ** min(attempt, 99), _LONGEST_PAUSE_S)
+            pause = random.uniform(0, longest)
             if failure.retry_after is not None:  # jitter on top: all the workers were told the same
                 pause = failure.retry_after + pause / 10
             await asyncio.sleep(pause)
         if self._last_answer < began:
             raise LLMError(
-                f"{self._model}: no server answered for {self._patience_s:.0f} s (last: "
+                f"{self._chat.model}: no server answered for {self._chat.patience_s:.0f} s (last: "
                 f"{failure}); what was answered is kept, run again to go on"
             )
-        return Completion("", "error", self._model)
+        return Completion("", "error", self._chat.model)
 
     async def _ask(self, client: Any, prompt: str, sampling: Sampling) -> Completion:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._chat.timeout_s):
                 # post: chat.completions.create takes 1.5 times the CPU to check its own types
                 response = await client.post(
                     "/chat/completions",
                     body={
-                        "model": self._model,
+                        "model": self._chat.model,
                         "messages": [{"role": "user", "content": prompt}],
                         **vars(sampling),
                     },
@@ -242,7 +235,7 @@ class _Servers:
                 )
             completion = _read(response.content)
         except TimeoutError:
-            raise _Passing(f"no answer within {self._timeout_s:g} s") from None
+            raise _Passing(f"no answer within {self._chat.timeout_s:g} s") from None
         except self._openai.APIStatusError as error:
             return self._refusal(error.status_code, error.response.headers)
         except self._openai.APIConnectionError as error:  # also its own timeout
@@ -255,14 +248,14 @@ class _Servers:
         if status in (408, 409, 429) or status >= 500:
             raise _Passing(f"HTTP {status}", _retry_after(headers))
         if status in _CONFIGURATION:
-            raise LLMError(f"{self._model}: HTTP {status}; {_CONFIGURATION[status]}")
+            raise LLMError(f"{self._chat.model}: HTTP {status}; {_CONFIGURATION[status]}")
         self._refused += 1
         if self._refused >= _REFUSED_IN_A_ROW:
             raise LLMError(
-                f"{self._model}: HTTP {status} for {self._refused} prompts in a row; does the "
+                f"{self._chat.model}: HTTP {status} for {self._refused} prompts in a row; does the "
                 "server know this model and take temperature, top_p, max_tokens and seed?"
             )
-        return Completion("", "error", self._model)
+        return Completion("", "error", self._chat.model)
 
 
 def _read(content: bytes) -> Completion:

@@ -107,6 +107,7 @@ def test_a_line_torn_by_another_process_while_open(path):
         filled(path, PAIRS[:5])
         cache.refresh()
         assert len(cache) == 5
+        assert not cache.missing(cache_keys([pair.caption for pair in PAIRS[:5]], SOURCE))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from entityclip.explanations import (
     failed_checks,
 )
 from entityclip.explanations.checks import checks_table, cut_table, entity_words, smollm_sample
-from entityclip.explanations.knowledge import known_countries
+from entityclip.explanations.llm import known_countries
 
 CAPTION = "President Barack Obama meets Angela Merkel in Berlin on Monday"
 GOOD = "Barack Obama is a tall man with grey hair. Angela Merkel wears a blazer."
@@ -50,15 +50,14 @@ def test_a_caption_stays_in_its_place(prompt, attack):
     assert not set("<>＜＞﹤﹥\n\r\x00\x1b\u2028\u200b") & set(inside)
     for token in ("[INST]", "[/INST]", "[TOOL_CALLS]", "[gMASK]", "[ /INST ]"):
         assert token not in inside
-    assert prompt.caption_of(rendered) == inside == ex.neutralise(attack)
+    assert inside == ex.neutralise(attack)
     rendered.encode()  # can be sent
     assert ex.neutralise(inside) == inside
 
 
 def test_an_ordinary_caption_is_sent_as_it_is():
     for caption in (CAPTION, "Pelé, 17 [left, in white], and “Zito” — São Paulo's 北京 1-0 {x}"):
-        assert DEFAULT_PROMPT.caption_of(DEFAULT_PROMPT.render(caption)) == caption
-    assert DEFAULT_PROMPT.caption_of("another prompt") is None
+        assert f"<caption>\n{caption}\n</caption>" in DEFAULT_PROMPT.render(caption)
 
 
 def test_a_prompt_needs_a_version_and_one_place_for_the_caption():

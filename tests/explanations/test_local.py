@@ -8,7 +8,7 @@ import torch
 
 from entityclip.explanations import local
 from entityclip.explanations.llm import LLMError, Sampling
-from entityclip.explanations.local import GumbelDraw, LocalLLM, pad_left
+from entityclip.explanations.local import GumbelDraw, LocalLLM
 
 NEEDS = "the extra is not installed: pip install 'entityclip[llm]'"
 transformers = pytest.importorskip("transformers", reason=NEEDS)
@@ -80,12 +80,6 @@ def answers(llm, prompts, sampling):
     return [completion for _, completion in sorted(found, key=lambda item: item[0])]
 
 
-def test_padding_stands_on_the_left():
-    ids, mask = pad_left([[5, 6, 7], [8], []], pad=2)
-    assert ids.tolist() == [[5, 6, 7], [2, 2, 8], [2, 2, 2]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("template", [TEMPLATE, None], ids=["chat", "plain"])
 def test_batched_equals_one_by_one(make_llm, sampling, template):
@@ -108,14 +102,18 @@ def test_greedy_equals_a_loop_over_the_model(model, make_llm):
 
 
 def test_batches_hold_prompts_of_similar_length(make_llm, monkeypatch):
-    seen = []
-    real = local.pad_left
-    monkeypatch.setattr(
-        local, "pad_left", lambda rows, pad: seen.append([*map(len, rows)]) or real(rows, pad)
-    )
+    llm, seen = make_llm(3), []
+    generate = llm._generate
+
+    def spied(prompts, *rest):
+        seen.append([*map(len, prompts)])
+        return generate(prompts, *rest)
+
+    monkeypatch.setattr(llm, "_generate", spied)
     prompts = ["a" * n for n in (3, 90, 5, 80, 70, 4)]
-    order = [index for index, _ in make_llm(3).complete(prompts, GREEDY)]
+    order = [index for index, _ in llm.complete(prompts, GREEDY)]
     assert order == [1, 3, 4, 2, 5, 0]  # the longest first
+    assert len(seen) == 2
     assert all(max(lengths) - min(lengths) <= 20 for lengths in seen)
 
 
@@ -187,9 +185,8 @@ class Scripted(torch.nn.Module):
         self.config, self.device = make_model().config, torch.device("cpu")
         self.generation_config, self.tokens = None, tokens
 
-    def generate(self, ids, generation_config, **_):
-        wanted = self.tokens[: generation_config.max_new_tokens]
-        return torch.cat([ids, torch.tensor([wanted] * len(ids))], dim=1)
+    def generate(self, ids, max_new_tokens, **_):
+        return torch.cat([ids, torch.tensor([self.tokens[:max_new_tokens]] * len(ids))], dim=1)
 
 
 HI = [make_tokenizer().convert_tokens_to_ids(letter) for letter in "Hi"]
