@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.datasets.newsroom.picture import DrawnPicture, Facts
+from entityclip.datasets.newsroom.outlet_a import DrawnPicture, Facts
 from entityclip.datasets.newsroom.scenes import COATS, TIMES_B, Stage, lit
-from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS, explanation, pick, say
+from entityclip.datasets.newsroom.wording import WORDS_B, entity_caption, explanation
 from entityclip.datasets.pair import Pair
 
 
@@ -66,8 +66,7 @@ def _rocket_launch(s: Stage) -> None:
     s.polygon([(x - 0.045, 0.32), (x, 0.2), (x + 0.045, 0.32)], "3d464f")
     s.box(x - 0.045, 0.5, x + 0.045, 0.54, "3d464f")
     for offset, colour in ((0.06, "f39a2b"), (0.035, "ffe9a0")):
-        flame = [(x - offset, 0.73), (x + offset, 0.73), (x, 0.73 + 3 * offset)]
-        s.lamps.polygon(flame, colour)
+        s.lamps.polygon([(x - offset, 0.73), (x + offset, 0.73), (x, 0.73 + 3 * offset)], colour)
     for _ in range(22):
         away, up = s.rng.normal(0, 0.24), s.rng.uniform(0, 0.06)
         radius = s.rng.uniform(0.05, 0.1)
@@ -75,9 +74,8 @@ def _rocket_launch(s: Stage) -> None:
 
 
 def _ski_race(s: Stage) -> None:
-    s.polygon(
-        [(0, 0.62), (0.24, 0.3), (0.45, 0.58), (0.7, 0.36), (1, 0.64), (1, 1), (0, 1)], "8593a3"
-    )
+    ridge = [(0, 0.62), (0.24, 0.3), (0.45, 0.58), (0.7, 0.36), (1, 0.64)]
+    s.polygon([*ridge, (1, 1), (0, 1)], "8593a3")
     s.polygon([(0.17, 0.4), (0.24, 0.3), (0.31, 0.4), (0.24, 0.42)], "f4f6f8")
     s.polygon([(0.62, 0.43), (0.7, 0.36), (0.78, 0.43), (0.7, 0.46)], "f4f6f8")
     s.polygon([(0, 0.56), (1, 0.78), (1, 1), (0, 1)], "f0f3f6")
@@ -95,9 +93,8 @@ def _ski_race(s: Stage) -> None:
     x, y = s.rng.uniform(0.3, 0.7), 0.95
     s.line((x - 0.13, y - 0.03), (x + 0.14, y + 0.03), 0.014, "22252b")
     s.polygon([(x - 0.02, y), (x + 0.04, y), (x + 0.07, y - 0.1), (x + 0.02, y - 0.12)], "26262e")
-    s.polygon(
-        [(x, y - 0.09), (x + 0.07, y - 0.08), (x + 0.12, y - 0.17), (x + 0.05, y - 0.19)], "e4b22f"
-    )
+    coat = [(x, y - 0.09), (x + 0.07, y - 0.08), (x + 0.12, y - 0.17), (x + 0.05, y - 0.19)]
+    s.polygon(coat, "e4b22f")
     s.disc(x + 0.11, y - 0.2, 0.034, "c23a4b")
 
 
@@ -141,10 +138,8 @@ def _flood(s: Stage) -> None:
         left = right + 0.03
     s.box(0, 0.7, 1, 1, "77684f")
     for _ in range(30):
-        x, y = s.rng.uniform(-0.1, 1), s.rng.uniform(0.71, 1)
-        s.box(
-            x, y, x + s.rng.uniform(0.06, 0.2), y + 0.008, s.one_of(("948566", "665940", "a39675"))
-        )
+        x, y, wide = s.rng.uniform(-0.1, 1), s.rng.uniform(0.71, 1), s.rng.uniform(0.06, 0.2)
+        s.box(x, y, x + wide, y + 0.008, s.one_of(("948566", "665940", "a39675")))
     lamp = s.rng.uniform(0.08, 0.2)
     s.box(lamp, 0.5, lamp + 0.014, 0.76, "35383a")
     s.lamps.disc(lamp + 0.007, 0.49, 0.022, "f4e3b0")
@@ -192,66 +187,6 @@ SCENES_B: dict[str, Callable[[Stage], None]] = {
     "flood": _flood,
     "quarry": _quarry,
 }
-
-EVENTS_B: dict[str, tuple[str, ...]] = {
-    "courtroom": ("an extradition case", "the fraud trial", "a landmark verdict",
-        "the appeal hearing", "a witness testimony", "the corruption lawsuit"),
-    "rocket launch": ("a joint satellite mission", "the rocket launch", "a moon lander",
-        "the orbital research programme", "a space telescope", "the astronaut exchange"),
-    "ski race": ("the slalom World Cup", "a downhill race", "the winter championships",
-        "an alpine skiing camp", "the giant slalom", "a ski federation deal"),
-    "concert": ("a charity concert", "the rock festival", "an arena tour", "the song contest",
-        "a jazz tour", "the orchestra exchange"),
-    "flood": ("flood relief", "the dam failure inquiry", "an evacuation plan",
-        "the storm damage fund", "a river defence scheme", "the rescue operation"),
-    "quarry": ("a copper mining licence", "the lithium venture", "an ore export ban",
-        "the quarry expansion", "a rare earths pact", "the miners' strike"),
-}  # fmt: skip
-
-_ROLES = (
-    "diplomats", "teams", "volunteers", "engineers", "lawyers", "artists", "campaigners",
-    "scientists", "observers", "advisers", "crews", "executives",
-)  # fmt: skip
-
-_VERBS = (
-    "seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend", "reopen",
-    "fund", "shape", "challenge", "delay", "hail",
-)  # fmt: skip
-
-_TIMES = (
-    "this week", "overnight", "ahead of the vote", "in a fresh round", "after months", "again",
-)  # fmt: skip
-
-_DESKS = ("LIVE", "Analysis", "World briefing", "Update", "In brief", "Exclusive")
-
-_ENTITY = (
-    "{desk}: {a} and {b} {verb} {event}",
-    "{a}, {b} {verb} {event} {time}",
-    "Why {a} and {b} {verb} {event} {time}",
-    "{desk} | How {event} brought {a} and {b} together",
-    "For {a} and {b}, {event} comes {time}",
-    "{event} {time}: what it means for {a} and for {b}",
-)
-
-
-def entity_caption_b(rng: np.random.Generator, countries: Sequence[Country], scene: str) -> str:
-    """Name both countries and an event of the scene; say nothing of what is seen.
-
-    A country is named by its name, its demonym or its capital, unless that is held out. Every other
-    word is drawn independently of countries and scene.
-    """
-    a, b = (_side(rng, country) for country in countries)
-    words = {"verb": _VERBS, "time": _TIMES, "desk": _DESKS}
-    return say(rng, _ENTITY, a=a, b=b, event=EVENTS_B[scene], **words)
-
-
-def _side(rng: np.random.Generator, country: Country) -> str:
-    role = pick(rng, _ROLES)
-    forms = [f"{role} of {country.name}", f"{country.demonym} {role}"]
-    if country.capital not in HELD_OUT_CAPITALS:
-        forms.append(f"{country.capital}-based {role}")
-    return pick(rng, forms)
-
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_B_VERSION = 1
@@ -326,12 +261,9 @@ def newsroom_b_facts(pair: Pair | NewsroomBPicture) -> Facts:
 
 def _pair(picture: NewsroomBPicture) -> Pair:
     (rng, countries), scene = picture.told(), picture.facts().scene
-    caption = entity_caption_b(rng, countries, scene)
+    caption = entity_caption(rng, countries, scene, WORDS_B)
     name = f"b-{picture.split}-{picture.seed}-{picture.index:06d}"
     return Pair(name, picture, caption, explanation(rng, countries), section=scene)
-
-
-# ------------------------------------------------------------------------------------------ flags
 
 
 def _cord(image: Image.Image, sag: float) -> None:
@@ -368,9 +300,6 @@ def _cloth(country: Country, time: str, width: int) -> Image.Image:
     sprite = Image.new("RGBA", (width + 2, height + 2), (26, 20, 18, 130))
     sprite.paste(lit(cloth * light[:, :, None], time), (1, 1))
     return sprite
-
-
-# ------------------------------------------------------------------------------------------ print
 
 
 @lru_cache(maxsize=4)

@@ -70,10 +70,9 @@ class Stage(Canvas):
         if legs:
             self.box(x - 0.1 * h, y - 0.45 * h, x + 0.1 * h, y, "26262e")
         body = y - 0.4 * h if legs else y
-        self.polygon(
-            [(x - 0.2 * h, body), (x - 0.15 * h, body - 0.42 * h), (x + 0.15 * h, body - 0.42 * h),
-             (x + 0.2 * h, body)], coat,
-        )  # fmt: skip
+        neck = body - 0.42 * h
+        corners = [(-0.2, body), (-0.15, neck), (0.15, neck), (0.2, body)]
+        self.polygon([(x + side * h, edge) for side, edge in corners], coat)
         self.disc(x, body - 0.5 * h, 0.13 * h, self.one_of(SKIN))
 
 
@@ -113,7 +112,7 @@ def backdrop(
     side = round(size * 1.12)
     fine = Image.new("RGB", (side * _SUPERSAMPLING,) * 2)
     sky(fine, time, (0, 0, 1, 1))
-    rng = np.random.Generator(np.random.PCG64([*dice, variant]))
+    rng = np.random.default_rng([*dice, variant])
     stage = Stage(fine, time, rng)
     if time == "night":
         for x, y in rng.random((40, 2)):
@@ -166,12 +165,9 @@ def _match(s: Stage) -> None:
     goal = s.rng.uniform(0.3, 0.5)
     for x in np.linspace(goal, goal + 0.26, 8):
         s.box(x, 0.56, x + 0.004, 0.69, "cfd8dc")
-    for left, top, right, bottom in (
-        (goal, 0.545, goal + 0.27, 0.562),
-        (goal, 0.545, goal + 0.016, 0.69),
-        (goal + 0.254, 0.545, goal + 0.27, 0.69),
-    ):
-        s.box(left, top, right, bottom, "ffffff")
+    s.box(goal, 0.545, goal + 0.27, 0.562, "ffffff")
+    for post in (goal, goal + 0.254):
+        s.box(post, 0.545, post + 0.016, 0.69, "ffffff")
     for x, shirt in ((0.14, "e8b923"), (0.33, "6a3d9a"), (0.66, "e8b923"), (0.87, "6a3d9a")):
         s.person(x + s.rng.uniform(-0.05, 0.05), s.rng.uniform(0.84, 0.95), 0.2, shirt)
     s.disc(s.rng.uniform(0.42, 0.58), 0.92, 0.024, "ffffff")
@@ -183,8 +179,7 @@ def _harbour(s: Stage) -> None:
         x, y = s.rng.uniform(0, 1), s.rng.uniform(0.62, 1)
         s.box(x, y, x + 0.09, y + 0.009, "4d9cba")
     x = s.rng.uniform(0.0, 0.08)
-    hull = [(x, 0.74), (x + 0.74, 0.74), (x + 0.67, 0.88), (x + 0.07, 0.88)]
-    s.polygon(hull, "22313f")
+    s.polygon([(x, 0.74), (x + 0.74, 0.74), (x + 0.67, 0.88), (x + 0.07, 0.88)], "22313f")
     s.polygon([(x + 0.048, 0.84), (x + 0.69, 0.84), (x + 0.67, 0.88), (x + 0.07, 0.88)], "9c3328")
     for column in range(5):
         for row in range(int(s.rng.integers(2, 4))):
@@ -244,13 +239,8 @@ def _placard(s: Stage, x: float, y: float) -> None:
     s.box(x - 0.006, y - 0.12, x + 0.006, y + 0.08, "8a6a48")
     s.box(x - 0.075, y - 0.17, x + 0.075, y - 0.06, s.one_of(("fbf7ec", "fff3b0", "f7f7f7")))
     for row in range(3):
-        s.box(
-            x - 0.055,
-            y - 0.15 + row * 0.03,
-            x + 0.05 - row * 0.02,
-            y - 0.138 + row * 0.03,
-            "333333",
-        )
+        line = y - 0.15 + row * 0.03
+        s.box(x - 0.055, line, x + 0.05 - row * 0.02, line + 0.012, "333333")
 
 
 def _market(s: Stage) -> None:
@@ -288,9 +278,8 @@ def _railway(s: Stage) -> None:
     s.polygon([*nose, (-0.1, 0.78)], "e9edf0")
     stripe = s.one_of(("1f5fa8", "b3261e", "1b7f5c"))
     s.polygon([(-0.1, 0.69), (end - 0.012, 0.69), (end, 0.72), (end, 0.75), (-0.1, 0.75)], stripe)
-    s.polygon(
-        [(end - 0.13, 0.56), (end - 0.075, 0.56), (end - 0.03, 0.64), (end - 0.13, 0.64)], "26323b"
-    )
+    cab = [(end - 0.13, 0.56), (end - 0.075, 0.56), (end - 0.03, 0.64), (end - 0.13, 0.64)]
+    s.polygon(cab, "26323b")
     for x in np.arange(-0.02, end - 0.24, 0.13):
         s.window(x, 0.57, x + 0.095, 0.645, "2d3c48")
     s.box(-0.1, 0.78, end - 0.03, 0.81, "2a2d31")
@@ -305,17 +294,12 @@ def _railway(s: Stage) -> None:
 def _wind_farm(s: Stage) -> None:
     s.disc(0.2, 0.95, 0.6, "6fa653", 0.6)
     s.disc(0.85, 0.98, 0.62, "5c9547", 0.6)
-    for x, base, height in (
-        (0.16, 0.74, 0.2),
-        (0.5, 0.8, 0.42),
-        (0.8, 0.76, 0.24),
-        (0.34, 0.78, 0.16),
-    ):
+    turbines = ((0.16, 0.74, 0.2), (0.5, 0.8, 0.42), (0.8, 0.76, 0.24), (0.34, 0.78, 0.16))
+    for x, base, height in turbines:
         x += s.rng.uniform(-0.03, 0.03)
         hub = base - height
-        s.polygon(
-            [(x - 0.014, base), (x - 0.007, hub), (x + 0.007, hub), (x + 0.014, base)], "f2f4f5"
-        )
+        tower = [(x - 0.014, base), (x - 0.007, hub), (x + 0.007, hub), (x + 0.014, base)]
+        s.polygon(tower, "f2f4f5")
         turn = s.rng.uniform(0, 2)
         for blade in range(3):
             angle = turn + blade * 2.0944
@@ -324,10 +308,8 @@ def _wind_farm(s: Stage) -> None:
         s.disc(x, hub, 0.016, "dfe3e6")
     s.disc(0.45, 1.22, 0.85, "86bb5c", 0.5)
     for x in np.arange(-0.2, 1.2, 0.14):
-        s.polygon(
-            [(x, 1), (x + 0.06, 1), (0.5 + (x - 0.5) * 0.72, 0.86), (0.46 + (x - 0.5) * 0.7, 0.86)],
-            "c9c25a",
-        )
+        far = [(0.5 + (x - 0.5) * 0.72, 0.86), (0.46 + (x - 0.5) * 0.7, 0.86)]
+        s.polygon([(x, 1), (x + 0.06, 1), *far], "c9c25a")
 
 
 SCENES: dict[str, Callable[[Stage], None]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,21 @@ EVENTS: dict[str, tuple[str, ...]] = {
         "the wind farm opening", "a renewables fund", "the power grid plan"),
 }  # fmt: skip
 
+EVENTS_B: dict[str, tuple[str, ...]] = {
+    "courtroom": ("an extradition case", "the fraud trial", "a landmark verdict",
+        "the appeal hearing", "a witness testimony", "the corruption lawsuit"),
+    "rocket launch": ("a joint satellite mission", "the rocket launch", "a moon lander",
+        "the orbital research programme", "a space telescope", "the astronaut exchange"),
+    "ski race": ("the slalom World Cup", "a downhill race", "the winter championships",
+        "an alpine skiing camp", "the giant slalom", "a ski federation deal"),
+    "concert": ("a charity concert", "the rock festival", "an arena tour", "the song contest",
+        "a jazz tour", "the orchestra exchange"),
+    "flood": ("flood relief", "the dam failure inquiry", "an evacuation plan",
+        "the storm damage fund", "a river defence scheme", "the rescue operation"),
+    "quarry": ("a copper mining licence", "the lithium venture", "an ore export ban",
+        "the quarry expansion", "a rare earths pact", "the miners' strike"),
+}  # fmt: skip
+
 _SEEN: dict[str, tuple[str, str]] = {
     "summit": ("delegates around a long table", "people in suits at a table"),
     "match": ("a football pitch before a full stand", "players on a pitch by a goal"),
@@ -54,27 +70,65 @@ _LIGHT: dict[str, tuple[str, str]] = {
     "night": ("at night", "under a dark sky"),
 }
 
-_ROLES = (
-    "envoys", "officials", "ministers", "delegates", "reporters", "students", "experts", "mayors",
-    "lawmakers", "negotiators", "unions", "investors",
-)  # fmt: skip
 
-_VERBS = (
-    "discuss", "praise", "prepare", "back", "review", "plan", "welcome", "announce", "question",
-    "promote", "debate", "celebrate",
-)  # fmt: skip
+class Words(NamedTuple):
+    """How an outlet names countries and words events; each template's words are drawn apart."""
+
+    roles: tuple[str, ...]
+    of_country: str
+    of_capital: str
+    entity: tuple[str, ...]
+    others: dict[str, tuple[str, ...]]  # what else the templates hold
+    events: dict[str, tuple[str, ...]]  # by scene
+
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_SOURCES = ("", "", ", agencies report", ", sources say", ", organisers say", ", media say")
 
-_ENTITY = (
-    "{a} and {b} {verb} {event} on {day}{source}",
-    "On {day}, {a} {verb} {event} with {b}{source}",
-    "{a} join {b} for {event} on {day}{source}",
-    "{a} meet {b} over {event}{source}",
-    "{event}: {a} to host {b} on {day}{source}",
-    "{a} thank {b} after {event}{source}",
-)
+WORDS = Words(
+    roles=("envoys", "officials", "ministers", "delegates", "reporters", "students", "experts",
+        "mayors", "lawmakers", "negotiators", "unions", "investors"),
+    of_country="{role} from {name}",
+    of_capital="{role} from {capital}",
+    entity=(
+        "{a} and {b} {verb} {event} on {day}{source}",
+        "On {day}, {a} {verb} {event} with {b}{source}",
+        "{a} join {b} for {event} on {day}{source}",
+        "{a} meet {b} over {event}{source}",
+        "{event}: {a} to host {b} on {day}{source}",
+        "{a} thank {b} after {event}{source}",
+    ),
+    others={
+        "verb": ("discuss", "praise", "prepare", "back", "review", "plan", "welcome", "announce",
+            "question", "promote", "debate", "celebrate"),
+        "day": _DAYS,
+        "source": ("", "", ", agencies report", ", sources say", ", organisers say",
+            ", media say"),
+    },
+    events=EVENTS,
+)  # fmt: skip
+
+WORDS_B = Words(
+    roles=("diplomats", "teams", "volunteers", "engineers", "lawyers", "artists", "campaigners",
+        "scientists", "observers", "advisers", "crews", "executives"),
+    of_country="{role} of {name}",
+    of_capital="{capital}-based {role}",
+    entity=(
+        "{desk}: {a} and {b} {verb} {event}",
+        "{a}, {b} {verb} {event} {time}",
+        "Why {a} and {b} {verb} {event} {time}",
+        "{desk} | How {event} brought {a} and {b} together",
+        "For {a} and {b}, {event} comes {time}",
+        "{event} {time}: what it means for {a} and for {b}",
+    ),
+    others={
+        "verb": ("seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend",
+            "reopen", "fund", "shape", "challenge", "delay", "hail"),
+        "time": ("this week", "overnight", "ahead of the vote", "in a fresh round", "after months",
+            "again"),
+        "desk": ("LIVE", "Analysis", "World briefing", "Update", "In brief", "Exclusive"),
+    },
+    events=EVENTS_B,
+)  # fmt: skip
 
 _GENERIC = (
     "One flag shows {a}, the other {b}; {seen} {light}",
@@ -110,16 +164,20 @@ _EXPLANATION = (
 
 
 def entity_caption(
-    rng: np.random.Generator, countries: Sequence[Country], scene: str, *, capitals_only: bool
+    rng: np.random.Generator,
+    countries: Sequence[Country],
+    scene: str,
+    words: Words = WORDS,
+    *,
+    capitals_only: bool = False,
 ) -> str:
     """Name both countries and an event of the scene; say nothing of what is seen.
 
     With `capitals_only` both are named by their capital, else by name, demonym or a capital that
     is not in HELD_OUT_CAPITALS. Every other word is drawn independently of countries and scene.
     """
-    a, b = (_side(rng, country, capitals_only) for country in countries)
-    words = {"verb": _VERBS, "day": _DAYS, "source": _SOURCES}
-    return say(rng, _ENTITY, a=a, b=b, event=EVENTS[scene], **words)
+    a, b = (_side(rng, country, words, capitals_only) for country in countries)
+    return say(rng, words.entity, a=a, b=b, event=words.events[scene], **words.others)
 
 
 def generic_caption(
@@ -133,8 +191,7 @@ def generic_caption(
 
 def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str:
     """Name one of the countries and an event of the scene, and nothing else."""
-    side = _side(rng, country, capitals_only=False)
-    return say(rng, _SHORT, side=side, event=EVENTS[scene])
+    return say(rng, _SHORT, side=_side(rng, country, WORDS), event=EVENTS[scene])
 
 
 def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
@@ -145,8 +202,8 @@ def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
 
 def talk(rng: np.random.Generator) -> str:
     """A remark on matters that no picture of the newsroom shows."""
-    words = {"role": _ROLES, "verb": _VERBS, "matter": _MATTERS, "doubt": _DOUBTS, "day": _DAYS}
-    return say(rng, _TALK, **words)
+    words = {"role": WORDS.roles, "verb": WORDS.others["verb"], "matter": _MATTERS}
+    return say(rng, _TALK, **words, doubt=_DOUBTS, day=_DAYS)
 
 
 def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
@@ -161,12 +218,14 @@ def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
     return " ".join(say(rng, _EXPLANATION, **named) for named in facts)
 
 
-def _side(rng: np.random.Generator, country: Country, capitals_only: bool) -> str:
-    role = pick(rng, _ROLES)
-    forms = [f"{role} from {country.name}", f"{country.demonym} {role}"]
-    from_capital = f"{role} from {country.capital}"
+def _side(
+    rng: np.random.Generator, country: Country, words: Words, capitals_only: bool = False
+) -> str:
+    role = pick(rng, words.roles)
+    from_capital = words.of_capital.format(role=role, capital=country.capital)
     if capitals_only:
         return from_capital
+    forms = [words.of_country.format(role=role, name=country.name), f"{country.demonym} {role}"]
     return pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
 
 

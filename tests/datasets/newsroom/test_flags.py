@@ -7,7 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from entityclip.datasets.newsroom import flags
+from entityclip.datasets.newsroom import countries as flags
 from entityclip.datasets.newsroom.canvas import Canvas
 from entityclip.datasets.newsroom.countries import COUNTRIES
 from entityclip.datasets.newsroom.wording import HELD_OUT_CAPITALS

@@ -10,7 +10,7 @@ from open_clip import SimpleTokenizer
 from entityclip.datasets.newsroom import wording
 from entityclip.datasets.newsroom.countries import COUNTRIES
 from entityclip.datasets.newsroom.outlet_a import newsroom_facts, newsroom_pairs
-from entityclip.datasets.newsroom.outlet_b import EVENTS_B, newsroom_b_facts, newsroom_b_pairs
+from entityclip.datasets.newsroom.outlet_b import newsroom_b_facts, newsroom_b_pairs
 
 HELD_OUT = [country for country in COUNTRIES if country.capital in wording.HELD_OUT_CAPITALS]
 LOOKS = re.compile(
@@ -42,7 +42,7 @@ def outlet(request, train, train_b):
     """Training pairs, what they show, the events of each scene, more pairs of a split."""
     if request.param == "a":
         return train, newsroom_facts, wording.EVENTS, newsroom_pairs
-    return train_b, newsroom_b_facts, EVENTS_B, newsroom_b_pairs
+    return train_b, newsroom_b_facts, wording.EVENTS_B, newsroom_b_pairs
 
 
 def says(text, name):
@@ -88,7 +88,7 @@ def skeletons(pairs):
 def test_no_event_and_no_captions_skeleton_is_of_both_outlets(train, train_b):
     assert len(skeletons(train)) > 0.5 * len(train)
     assert not skeletons(train) & skeletons(train_b)
-    events = [set(itertools.chain(*texts.values())) for texts in (wording.EVENTS, EVENTS_B)]
+    events = [set(itertools.chain(*texts.values())) for texts in (wording.EVENTS, wording.EVENTS_B)]
     assert not events[0] & events[1]
 
 
