@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
@@ -25,6 +26,7 @@ from entityclip.files import atomic_write_text
 
 _WINDOW = 512  # pictures in flight: bounds memory on a million
 _CAPTIONS = 20_000  # of a split that a summary looks at
+_COUNTS = ("pairs", "rows")  # of a split that the manifest gives
 
 # runs of capitalised words, joined by "of", "the" … as in "Bank of England"
 _NAME = r"[^\W\d_a-z][\w'’.-]*"
@@ -51,21 +53,17 @@ class Overlap(NamedTuple):
 def overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[Overlap]:
     """Every two splits that share an id, a picture's path or a caption, in the order given.
 
-    Captions are compared as text: agencies' short captions may recur for good reasons, so a shared
-    caption alone is a hint and no fault. Splits that contain one another by definition (``all``,
-    ``train+restval``) should not be passed.
+    Agencies' short captions may recur for good reasons: a shared one alone is a hint and no fault.
     """
     hashed = {name: _hashes(pairs) for name, pairs in splits.items()}
     found = []
     for first, second in itertools.combinations(splits, 2):
-        counts, rows = [], set()
-        for mine, theirs in zip(hashed[first], hashed[second], strict=True):
-            shared, where, _ = np.intersect1d(mine, theirs, return_indices=True)
-            counts.append(len(shared))
-            rows.update(where[:3].tolist())
-        if any(counts):
-            examples = tuple(splits[first][row].id for row in sorted(rows)[:3])
-            found.append(Overlap(first, second, *counts, examples))
+        columns = zip(hashed[first], hashed[second], strict=True)
+        where = [np.intersect1d(*both, return_indices=True)[1] for both in columns]
+        rows = sorted({row for shared in where for row in shared[:3].tolist()})[:3]
+        if rows:
+            examples = tuple(splits[first][row].id for row in rows)
+            found.append(Overlap(first, second, *map(len, where), examples))
     return found
 
 
@@ -100,11 +98,8 @@ class Verification:
 
     def __str__(self) -> str:
         tables = {"Layout": self.layout, "Splits": self.splits, "Checksums": self.checksums}
-        parts = [
-            f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
-            for title, rows in tables.items()
-            if rows
-        ]
+        parts = [f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
+                 for title, rows in tables.items() if rows]  # fmt: skip
         parts.append(f"{self.pictures} pictures decoded, {len(self.broken)} broken")
         parts += [f"note: {note}" for note in self.notes]
         parts += [f"PROBLEM: {problem}" for problem in self.problems]
@@ -140,8 +135,7 @@ def verify(
     result = Verification(dataset)
     if dataset in DRAWN:
         for split in splits or DATASETS[dataset]:
-            count = DRAWN[dataset].size(split)
-            _compare(result, entry, split, {"rows": count, "pairs": count})
+            _compare(result, entry, split, dict.fromkeys(_COUNTS, DRAWN[dataset].size(split)))
         return result
     if root is None or not root.is_dir():
         result.problems.append(f"root {root} is no folder; give --root where {dataset} lies")
@@ -161,7 +155,8 @@ def _check_layout(result: Verification, root: Path, line: LayoutEntry) -> list[P
     """Count a pattern's files; the annotation files among them that may be read."""
     found, size = [], 0
     for plain in expand(line.path):
-        fixed = root.joinpath(*_fixed_folders(plain))
+        folders = plain.split("/")[:-1]
+        fixed = root.joinpath(*itertools.takewhile(lambda part: "*" not in part, folders))
         if not fixed.resolve().is_relative_to(root.resolve()):
             result.problems.append(f"{fixed} is a link that leads out of {root}")
             continue
@@ -172,20 +167,14 @@ def _check_layout(result: Verification, root: Path, line: LayoutEntry) -> list[P
                 found.append(path)
             except (ValueError, OSError) as error:
                 result.problems.append(str(error))
-    row = {"pattern": line.path, "files": len(found), "bytes": size, "required": line.required}
-    result.layout.append(row)
+    counts = {"files": len(found), "bytes": size}
+    result.layout.append({"pattern": line.path, **counts, "required": line.required})
     if line.required and not found:
         result.problems.append(f"no file fits {line.path} ({line.what}) below {root}")
-    for kind, wanted, got in (("files", line.files, len(found)), ("bytes", line.bytes, size)):
-        if found and wanted is not None and got != wanted:
-            result.problems.append(f"{line.path}: {got} {kind}, expected {wanted}")
+    for kind, got in counts.items() if found else ():
+        if getattr(line, kind) not in (None, got):
+            result.problems.append(f"{line.path}: {got} {kind}, expected {getattr(line, kind)}")
     return [] if line.pictures else found
-
-
-def _fixed_folders(pattern: str) -> list[str]:
-    parts = pattern.split("/")[:-1]
-    wild = next((n for n, part in enumerate(parts) if "*" in part), len(parts))
-    return parts[:wild]
 
 
 def _check_splits(
@@ -195,15 +184,12 @@ def _check_splits(
     for split in splits or DATASETS[result.dataset]:
         try:
             table, report = LOADERS[result.dataset](root, split)
-        except FileNotFoundError as error:
-            # a set may be fetched in parts: what was not asked for by name may be absent
-            (result.problems if splits else result.notes).append(f"{split}: {error}")
-            continue
         except (ValueError, OSError) as error:
-            result.problems.append(f"{split}: {error}")
+            # a set may be fetched in parts: what was not asked for by name may be absent
+            absent = isinstance(error, FileNotFoundError) and not splits
+            (result.notes if absent else result.problems).append(f"{split}: {error}")
             continue
-        counts = {"pairs": len(table), **asdict(report)}
-        _compare(result, entry, split, counts)
+        _compare(result, entry, split, {"pairs": len(table), **asdict(report)})
         if report.left_out:
             result.notes.append(f"{split}: {report}")
         if not len(table):
@@ -215,12 +201,12 @@ def _check_splits(
 
 
 def _compare(result: Verification, entry: Entry, split: str, counts: dict[str, int]) -> None:
-    expected = entry.splits.get(split)
-    wanted = {} if expected is None else {"pairs": expected.pairs, "rows": expected.rows}
-    result.splits.append({"split": split, "expected": wanted.get("pairs"), **counts})
-    for name, value in wanted.items():
-        if value is not None and counts[name] != value:
-            result.problems.append(f"{split}: {counts[name]} {name}, the manifest says {value}")
+    wanted = entry.splits[split]
+    result.splits.append({"split": split, "expected": wanted.pairs, **counts})
+    for name in _COUNTS:
+        if getattr(wanted, name) not in (None, counts[name]):
+            says = f"the manifest says {getattr(wanted, name)}"
+            result.problems.append(f"{split}: {counts[name]} {name}, {says}")
 
 
 def _check_pictures(
@@ -269,11 +255,10 @@ def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> Non
         return
     for name, checksum in sums.items():
         status = "recorded" if name not in known else "same"
-        if name in known and known[name] != checksum:
+        if known.get(name, checksum) != checksum:
             status = "changed"
-            result.problems.append(
-                f"{name} is not the file that was first verified (sha256 in {record})"
-            )
+            what = "is not the file that was first verified"
+            result.problems.append(f"{name} {what} (sha256 in {record})")
         result.checksums.append({"file": name, "sha256": checksum, "status": status})
     if not result.broken and set(sums) - set(known):
         # what was recorded first stays: a changed file must not become the standard
@@ -369,15 +354,16 @@ def _shared(loaded: Mapping[str, Sequence[Pair]], entry: Entry) -> list[Overlap]
 def _summary(split: str, pairs: Sequence[Pair], report: Report, pictures: int) -> SplitSummary:
     order = np.random.default_rng(0).permutation(len(pairs))
     chosen = [pairs[int(row)] for row in order[:_CAPTIONS]]
-    sizes, broken, samples = [], 0, []
+    sizes, samples = [], []
     for pair in chosen[:pictures]:
-        try:
+        with suppress(ImageError):
             sizes.append(pair.load_image().size)
-        except ImageError:
-            broken += 1
-        else:
             samples = [*samples, pair][:8]
-    words = np.array([len(pair.caption.split()) for pair in chosen])
-    names = np.array([count_names(pair.caption) for pair in chosen])
-    sizes = np.array(sizes).reshape(-1, 2)
-    return SplitSummary(split, pairs, report, words, names, sizes, broken, samples)
+    return SplitSummary(
+        split, pairs, report,
+        words=np.array([len(pair.caption.split()) for pair in chosen]),
+        names=np.array([count_names(pair.caption) for pair in chosen]),
+        sizes=np.array(sizes).reshape(-1, 2),
+        broken=len(chosen[:pictures]) - len(sizes),
+        samples=samples,
+    )  # fmt: skip

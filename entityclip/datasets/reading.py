@@ -30,20 +30,24 @@ def known(dataset: str, split: str, splits: Sequence[str]) -> None:
         raise ValueError(f"{dataset} has no split {split!r}; there are {there}")
 
 
-def need(root: Path, *names: str, layout: str) -> None:
-    """Raise FileNotFoundError for the first of root and root/name that does not exist."""
-    for path in (root, *(root / name for name in names)):
+def need(root: Path, name: str, *others: str, layout: str) -> Path:
+    """The file root/name, safe to read (see `inside`).
+
+    Raises FileNotFoundError for the first of root, this file and root/others that does not exist.
+    """
+    for path in (root, *(root / each for each in (name, *others))):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; {layout}")
+    return inside(root, root / name)
 
 
 def first_of(root: Path, names: Sequence[str], *, layout: str) -> str:
     """The first of some names that exists below root. Raises FileNotFoundError if none does."""
-    need(root, layout=layout)
-    for name in names:
-        if (root / name).exists():
-            return name
-    raise FileNotFoundError(f"{root} has none of {', '.join(names)}; {layout}")
+    found = next((name for name in names if (root / name).exists()), None)
+    if found is None:
+        problem = f"has none of {', '.join(names)}" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {problem}; {layout}")
+    return found
 
 
 def inside(root: Path, path: Path) -> Path:
@@ -176,6 +180,11 @@ def iter_rows(path: Path, key: str | None = None) -> Iterator[Any]:
                 f"{path} has no {key!r}; expected an object with a list under that key"
             )
     text.end()
+
+
+def json_rows(path: Path, key: str | None = None) -> Iterator[Row]:
+    """`iter_rows`, each of which must be an object. Raises ValueError as that and `Row` do."""
+    return (Row(values, path, number) for number, values in enumerate(iter_rows(path, key)))
 
 
 def iter_entries(path: Path) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, inside, iter_rows, known, need
+from entityclip.datasets.reading import Row, json_rows, known, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 FLICKR30K_SPLITS = ("train", "val", "test")
@@ -27,25 +27,18 @@ def karpathy_pairs(
 ) -> tuple[PairTable, Report]:
     """The pairs of a split, one a caption, in the file's order, and what was left out.
 
-    Args:
-        root: the folder that holds the JSON file.
-        split: Karpathy's; MSCOCO has ``train+restval`` too, which papers call the training set.
-        dataset: ``flickr30k`` or ``mscoco``.
-        limit: how many pairs (not pictures) at most, chosen by `seed`.
-        seed: of the choice.
-
-    Ids are ``{file name without ending}#{number of the caption}``, groups the picture's file name.
-    Raises FileNotFoundError and ValueError as `n24news_pairs` does.
+    `dataset` is ``flickr30k`` or ``mscoco``, whose ``train+restval`` papers call the training set;
+    `limit` counts pairs, not pictures. Ids are ``{file name without ending}#{number of the
+    caption}``, groups the picture's file name. Raises FileNotFoundError and ValueError as
+    `n24news_pairs` does.
     """
     splits = FLICKR30K_SPLITS if dataset == "flickr30k" else MSCOCO_SPLITS
     known(dataset, split, splits)
     name = _FILES[dataset]
-    need(root, name, layout=_LAYOUT.format(name))
-    path = inside(root, root / name)
+    path = need(root, name, layout=_LAYOUT.format(name))
     base = next((b for b in ("images", "flickr30k-images") if (root / b).is_dir()), "")
     builder = PairBuilder(root)
-    for number, values in enumerate(iter_rows(path, "images")):
-        row = Row(values, path, number)
+    for row in json_rows(path, "images"):
         given = row.id("split")
         if given not in MSCOCO_SPLITS[:4]:
             row.fail("split", f"is {given!r}, none of {', '.join(MSCOCO_SPLITS[:4])}")

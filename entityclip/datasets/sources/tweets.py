@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, csv_rows, inside, known, need, text_lines
+from entityclip.datasets.reading import Row, csv_rows, known, need, text_lines
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 RELATION_SPLITS = ("train", "test")
@@ -44,21 +44,15 @@ def relation_pairs(
     Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
     known("tweets", split, RELATION_SPLITS)
-    need(root, "data.csv", layout=_RELATION_LAYOUT)
-    path = inside(root, root / "data.csv")
+    path = need(root, "data.csv", layout=_RELATION_LAYOUT)
     base = "images/" if (root / "images").is_dir() else ""
     builder = PairBuilder(root)
     for number, row in enumerate(csv_rows(path, _COLUMNS, escapechar="\\")):
         tweet_id = row.name("tweet_id")
         labels = [_bit(row, name) for name in _COLUMNS[2:]]
         if (number < train_rows) == (split == "train"):
-            builder.add(
-                tweet_id,
-                f"{base}T{tweet_id}.jpg",
-                row.text("tweet"),
-                section=str(2 * labels[0] + labels[1]),
-                where=row,
-            )
+            image, section = f"{base}T{tweet_id}.jpg", str(2 * labels[0] + labels[1])
+            builder.add(tweet_id, image, row.text("tweet"), section=section, where=row)
     return builder.finish(f"tweets {split}", limit=limit, seed=seed)
 
 
@@ -77,8 +71,7 @@ def twitter100k_pairs(
     FileNotFoundError and ValueError as `n24news_pairs` does.
     """
     known("twitter100k", split, TWITTER100K_SPLITS)
-    need(root, "text.txt", "images", layout=_TWITTER100K_LAYOUT)
-    path = inside(root, root / "text.txt")
+    path = need(root, "text.txt", "images", layout=_TWITTER100K_LAYOUT)
     lines = text_lines(path)
     if first is None:
         zero, last = ((root / "images" / f"{n}.jpg").is_file() for n in (0, len(lines)))

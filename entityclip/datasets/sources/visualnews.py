@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from entityclip.datasets.reading import Row, first_of, inside, iter_rows, known, optional
+from entityclip.datasets.reading import first_of, inside, json_rows, known, optional
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
@@ -44,20 +44,14 @@ def visualnews_pairs(
     path = inside(root, root / name)
     builder = PairBuilder(root)
     bases: dict[str, str] = {}  # the folder that holds each source's pictures
-    for number, values in enumerate(iter_rows(path)):
-        row = Row(values, path, number)
+    for row in json_rows(path):
         image = row.path_below("image_path")
         source = image.partition("/")[0]
         if source not in bases:
             homes = (b for b in ("images", "origin") if (root / b / source).is_dir())
             bases[source] = next(homes, base)
-        builder.add(
-            row.id("id"),
-            f"{bases[source]}/{image}",
-            row.text("caption"),
-            section=row.label("topic", kinds=(str,)),
-            where=row,
-        )
+        caption, topic = row.text("caption"), row.label("topic", kinds=(str,))
+        builder.add(row.id("id"), f"{bases[source]}/{image}", caption, section=topic, where=row)
     folder = name.removesuffix(file)
     explanations = optional(root, f"{folder}CapDsc_mistral_{split}.json")
     builder.explain(explanations, from_source, lambda _, image: image.partition("/")[2])
