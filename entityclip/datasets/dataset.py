@@ -202,10 +202,6 @@ class PairDataset(Dataset):
             self._pictures[pair.image_key] = image
         return Item(index, image)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Item | Broken]:
-        """Several rows at once, which is what a DataLoader asks for."""
-        return [self[int(index)] for index in indices]
-
     def collate(self, items: Sequence[Item | Broken]) -> Batch | list[Broken]:
         """A Batch of the whole items with the broken ones listed; only a list if all are broken.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -154,29 +154,28 @@ class Report:
     @property
     def left_out(self) -> int:
         """Rows that became no pair."""
-        return sum(asdict(self)[name] for name in _REASONS)
+        return sum(getattr(self, name) for name in _REASONS)
 
     def __str__(self) -> str:
-        rare = {
-            "with an oversized caption": self.oversized_captions,
-            "whose picture is a link out of the root": self.outside_root,
-            "listed as broken": self.listed_as_broken,
-        }
-        parts = "".join(f", {count} {what}" for what, count in rare.items() if count)
+        counts = {what: getattr(self, name) for name, what in _REASONS.items()}
+        often = [*counts][:3]
+        parts = [f"{count} {what}" for what, count in counts.items() if count or what in often]
         unused = f"; {self.unused_explanations} explanations fit no pair"
         return (
-            f"{self.rows} rows; left out {self.empty_captions} with an empty caption, "
-            f"{self.missing_pictures} without their picture, {self.repeated_ids} repeated{parts}; "
-            f"{self.without_explanation} kept without an explanation"
-            + (unused if self.unused_explanations else "")
+            f"{self.rows} rows; left out {', '.join(parts)}; {self.without_explanation} kept "
+            f"without an explanation{unused if self.unused_explanations else ''}"
         )
 
 
-# why a row is left out, as the fields of `Report` are called; its place here, from 1, is the state
-_REASONS = (
-    "empty_captions", "missing_pictures", "repeated_ids", "oversized_captions", "outside_root",
-    "listed_as_broken",
-)  # fmt: skip
+# why a row is left out: field of `Report` -> in words; its place here, from 1, is the row's state
+_REASONS = {
+    "empty_captions": "with an empty caption",
+    "missing_pictures": "without their picture",
+    "repeated_ids": "repeated",
+    "oversized_captions": "with an oversized caption",
+    "outside_root": "whose picture is a link out of the root",
+    "listed_as_broken": "listed as broken",
+}
 _STATE = {name: number for number, name in enumerate(_REASONS, 1)}  # 0: kept
 
 
@@ -207,13 +206,11 @@ class PairBuilder:
 
         Raises ValueError beginning with `where` (a `Row` or text) for text that is not Unicode.
         """
-        state = 0
+        state = _STATE["listed_as_broken"] if broken else 0
         if not caption:
             state = _STATE["empty_captions"]
         elif len(caption) > MAX_CAPTION:
             state, caption = _STATE["oversized_captions"], ""
-        elif broken:
-            state = _STATE["listed_as_broken"]
         texts = (name, image, caption, explanation, group, section)
         try:
             for column, text in zip(self._columns.values(), texts, strict=True):
@@ -231,22 +228,19 @@ class PairBuilder:
         and pair belong together where these are equal. Empty explanations count as missing. Raises
         ValueError for other values than text and for two texts with one key.
         """
-        if path is None:
-            return
-        texts, code_of = _read_explanations(path, key_of_file)
-        pairs = zip(self._columns["id"], self._columns["image"], strict=True)
-        codes = [code_of.get(key_of_pair(name, image), -1) for name, image in pairs]
-        self._columns["explanation"] = texts.lookup(codes)
+        if path is not None:
+            texts, code_of = _read_explanations(path, key_of_file)
+            pairs = zip(self._columns["id"], self._columns["image"], strict=True)
+            codes = [code_of.get(key_of_pair(name, image), -1) for name, image in pairs]
+            self._columns["explanation"] = texts.lookup(codes)
 
     def finish(self, what: str, *, limit: int | None, seed: int) -> tuple[PairTable, Report]:
         """The usable pairs in the order added, or a subset of them; logs the report of `what`."""
         self._mark_missing()
-        seen: set[str] = set()
+        first: dict[str, int] = {}
         for row, name in enumerate(self._columns["id"]):
-            if not self._state[row]:
-                if name in seen:
-                    self._state[row] = _STATE["repeated_ids"]
-                seen.add(name)
+            if not self._state[row] and first.setdefault(name, row) != row:
+                self._state[row] = _STATE["repeated_ids"]
         states = np.frombuffer(self._state, np.uint8)
         table = PairTable(self.root, self._columns, np.flatnonzero(states == 0))
         explanations = self._columns["explanation"]
@@ -268,11 +262,10 @@ class PairBuilder:
         for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
             present = list_pictures(home, self.root / self._folders[rows[0]]) if len(rows) else {}
             for row in rows.tolist():
-                if not self._state[row]:
-                    found = present.get(images[row].rpartition("/")[2])
-                    if not found:
-                        reason = "missing_pictures" if found is None else "outside_root"
-                        self._state[row] = _STATE[reason]
+                inside = present.get(images[row].rpartition("/")[2])
+                if not inside and not self._state[row]:
+                    reason = "missing_pictures" if inside is None else "outside_root"
+                    self._state[row] = _STATE[reason]
 
 
 def _subset(table: PairTable, limit: int | None, seed: int) -> PairTable:
@@ -302,13 +295,11 @@ def _read_explanations(
         if not value:
             continue
         code = code_of.setdefault(key_of_file(key), len(texts))
+        if code < len(texts) and texts[code] != value:
+            raise ValueError(f"{path}, key {key!r}: a second explanation of one picture; keep one")
         try:
             if code == len(texts):
                 texts.append(value)
-            elif texts[code] != value:
-                raise ValueError(
-                    f"{path}, key {key!r}: a second explanation of one picture; keep one"
-                )
         except UnicodeEncodeError as error:
             raise ValueError(f"{path}, key {key!r}: half a surrogate pair; mend it") from error
     return texts, code_of

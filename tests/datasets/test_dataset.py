@@ -83,7 +83,7 @@ def test_batches_are_bit_for_bit_what_preprocess_gives(cache, size, tmp_path):
     dataset = serve(pairs, preprocess, with_explanations=True, cache=cache)
     expected = torch.stack([preprocess(pair.load_image()) for pair in pairs])
     for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 2, 0]):
-        batch = dataset.collate(dataset.__getitems__(order))
+        batch = dataset.collate([dataset[row] for row in order])
         assert batch.images.dtype == torch.float32
         assert torch.equal(batch.images, expected[order])
 

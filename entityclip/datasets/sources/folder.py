@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
-from entityclip.datasets.reading import Row, csv_rows, inside, known, need
+from entityclip.datasets.reading import Row, csv_rows, known, need
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
@@ -32,13 +31,7 @@ _LAYOUT = (
 
 _NAMES = {"dev": "val", "valid": "val", "validation": "val"} | {name: name for name in SPLITS[:3]}
 _SHOWN = 5  # rows an error names
-
-
-class _Pair(NamedTuple):
-    row: Row
-    id: str
-    image: str
-    split: str
+_KEPT = ("explanation", "group", "section")
 
 
 def folder_pairs(
@@ -54,44 +47,44 @@ def folder_pairs(
     for missing columns, other encodings, missing pictures and repeated ids.
     """
     known("folder", split, SPLITS)
-    _need(root)
-    path = inside(root, root / FILE)
+    path = _captions_file(root)
     pairs = _read(path)
-    _refuse_missing(root, path, pairs)
-    _refuse_repeated(path, pairs)
+    first: dict[str, int] = {}
+    missing, repeated = [], []
+    for row, name, image, _ in pairs:
+        if not (root / image).is_file():
+            missing.append((row, f"is {image!r}, and there is no such picture below {root}"))
+        if first.setdefault(name, row.number) != row.number:
+            repeated.append((row, f"is {name!r}, which row {first[name]} has already"))
+    _refuse("image", missing)
+    _refuse("id", repeated)
     builder = PairBuilder(root)
-    for pair in pairs:
-        if split in ("all", pair.split):
-            builder.add(
-                pair.id,
-                pair.image,
-                pair.row.text("caption"),
-                group=_optional(pair.row, "group"),
-                section=_optional(pair.row, "section"),
-                explanation=_optional(pair.row, "explanation"),
-                where=pair.row,
-            )
+    for row, name, image, part in pairs:
+        if split in ("all", part):
+            kept = ((field, row.values.get(field, "").strip() or None) for field in _KEPT)
+            builder.add(name, image, row.text("caption"), **dict(kept), where=row)
     return builder.finish(f"folder {split}", limit=limit, seed=seed)
 
 
-def _need(root: Path) -> None:
+def _captions_file(root: Path) -> Path:
     try:
-        need(root, FILE, layout=_LAYOUT)
+        return need(root, FILE, layout=_LAYOUT)
     except FileNotFoundError as error:
         others = sorted(path.name for path in root.glob("*.csv")) if root.is_dir() else []
         hint = f"; is it {others[0]}? Then name it {FILE}" if others else ""
         raise FileNotFoundError(f"{error}{hint}") from None
 
 
-def _read(path: Path) -> list[_Pair]:
-    rows, captions_of = [], Counter()
+def _read(path: Path) -> list[tuple[Row, str, str, str]]:
+    """(row, id, image, split) of each row."""
+    pairs, captions_of = [], Counter()
     for row in csv_rows(path, REQUIRED, optional=OPTIONAL, first=2):
         image = row.path_below("image")
         captions_of[image] += 1
         number = captions_of[image]
         name = row.id("id") if "id" in row.values else image + (f"#{number}" if number > 1 else "")
-        rows.append(_Pair(row, name, image, _split(row, image)))
-    return rows
+        pairs.append((row, name, image, _split(row, image)))
+    return pairs
 
 
 def _split(row: Row, image: str) -> str:
@@ -104,35 +97,12 @@ def _split(row: Row, image: str) -> str:
     return _NAMES[value]
 
 
-def _optional(row: Row, field: str) -> str | None:
-    value = row.values.get(field)
-    return (value or "").strip() or None
-
-
-def _refuse_missing(root: Path, path: Path, pairs: list[_Pair]) -> None:
-    lacking = [pair for pair in pairs if not (root / pair.image).is_file()]
-    if lacking:
-        problem = f"is {lacking[0].image!r}, and there is no such picture below {root}"
-        _fail(path, [pair.row.number for pair in lacking], "image", problem)
-
-
-def _refuse_repeated(path: Path, pairs: list[_Pair]) -> None:
-    first: dict[str, int] = {}
-    repeated = [
-        (pair.row.number, pair.id, before)
-        for pair in pairs
-        if (before := first.setdefault(pair.id, pair.row.number)) != pair.row.number
-    ]
-    if repeated:
-        _, name, before = repeated[0]
-        problem = f"is {name!r}, which row {before} has already"
-        _fail(path, [number for number, _, _ in repeated], "id", problem)
-
-
-def _fail(path: Path, rows: list[int], field: str, problem: str) -> NoReturn:
-    """Raise ValueError for the first of some rows; the others are counted and listed."""
-    more = ""
-    if len(rows) > 1:
-        listed = ", ".join(map(str, rows[1 : 1 + _SHOWN])) + ("…" if len(rows) > 1 + _SHOWN else "")
-        more = f" ({len(rows) - 1} more such rows: {listed})"
-    raise ValueError(f"{path}, row {rows[0]}: field {field!r} {problem}{more}; mend the rows")
+def _refuse(field: str, wrong: list[tuple[Row, str]]) -> None:
+    """Raise ValueError for the first of the wrong rows, if any; the others are counted, listed."""
+    if not wrong:
+        return
+    (row, problem), *others = wrong
+    listed = ", ".join(str(other.number) for other, _ in others[:_SHOWN])
+    listed += "…" if len(others) > _SHOWN else ""
+    more = f" ({len(others)} more such rows: {listed})" if others else ""
+    raise ValueError(f"{row}: field {field!r} {problem}{more}; mend the rows")
