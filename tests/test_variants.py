@@ -14,7 +14,7 @@ from entityclip import results
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
 from entityclip.evaluation.inspection import mixed_embeddings
-from entityclip.evaluation.ranks import retrieval_ranks
+from entityclip.evaluation.ranks import both_ranks
 from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
 from entityclip.evaluation.retrieval import similarities
 from entityclip.experiments import commands
@@ -141,7 +141,7 @@ def test_leak_rows_are_recall_between_mixed_embeddings(runs, model):
     assert len(found) == 2 * len(CONDITIONS)
     data = base.dataset("test", explanations=True)
     images, texts = mixed_embeddings(model, data, torch.arange(8), torch.arange(8))
-    expected = recall_at_k(retrieval_ranks(texts, images), [1])["R@1"]
+    expected = recall_at_k(both_ranks(texts, images)[0], [1])["R@1"]
     assert found["R@1, own", "text_to_image"] == expected
     assert len(find_rows(base.profile, "leak")) == len(rows)
     plain = EntityCLIP(model.backbone, EntityCLIPConfig(1, 1, 0))

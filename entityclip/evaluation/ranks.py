@@ -1,4 +1,4 @@
-"""The rank of each query's best positive, block by block: one way, both ways, or of given scores.
+"""The rank of each query's best positive, both ways and block by block, by features or scores.
 
 Evaluation of EntityCLIP (section 4): N captions against N pictures, R@1/5/10/50/100, MedR, MeanR.
 
@@ -25,62 +25,25 @@ Positives = tuple[Tensor, Tensor] | None
 Scores = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 
-def retrieval_ranks(
-    queries: Tensor, candidates: Tensor, positives: Positives = None, *, side: int | None = None
-) -> Tensor:
-    """Rank of each query's best positive among all candidates, 1 being best: int64 [Nq] on the CPU.
-
-    queries [Nq, d] and candidates [Nc, d] lie on one device and are compared by dot product in
-    float32 (normalise first for cosine). positives None pairs query i with candidate i; else it is
-    (query_groups [Nq], candidate_groups [Nc]), integer ids, and every candidate of the query's
-    group is a positive. Memory beyond the features is a few blocks of `side` rows; by default
-    1,024 on a CPU and 8,192 on a GPU.
-
-    Ties count against the query (see the module). Raises ValueError for shapes that do not fit, a
-    query without a positive, and a NaN or infinite similarity, naming the first such query.
-    """
-    return _feature_ranks(queries, candidates, positives, side, both=False)[0]
-
-
+@torch.no_grad()
 def both_ranks(
     queries: Tensor, candidates: Tensor, positives: Positives = None, *, side: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`retrieval_ranks` of the queries [Nq] and, with roles exchanged, of the candidates [Nc].
+    """Rank of each query's best positive among all candidates, 1 being best, and the other way.
 
-    Each score is computed once for both. Every candidate must have a positive too.
+    queries [Nq, d] and candidates [Nc, d] lie on one device and are compared by dot product in
+    float32 (normalise first for cosine); the ranks of both, [Nq] and [Nc], are int64 on the CPU.
+    positives None pairs query i with candidate i; else it is (query_groups [Nq], candidate_groups
+    [Nc]), integer ids, and every candidate of the query's group is a positive. Each score is
+    computed once for both. Memory beyond the features is a few blocks of `side` rows; by default
+    1,024 on a CPU and 8,192 on a GPU.
+
+    Ties count against the query (see the module). Raises ValueError for shapes that do not fit,
+    anything without a positive, and a NaN or infinite similarity, naming the first such query.
     """
-    return _feature_ranks(queries, candidates, positives, side, both=True)
-
-
-@torch.no_grad()
-def similarity_ranks(
-    similarity: Tensor, positives: Positives = None, *, side: int | None = None
-) -> Tensor:
-    """`retrieval_ranks` of given similarities [Nq, Nc], for scores that are no dot product."""
-    if similarity.ndim != 2 or 0 in similarity.shape:
-        raise ValueError(f"similarities have shape {tuple(similarity.shape)}; expected [Nq, Nc]")
-    rows, columns = _sides(positives, similarity.shape, similarity[:0], side)
-    _refuse_lonely(rows, columns)
-    _refuse_non_finite(similarity)
-
-    def scores(of: Tensor) -> Callable[[Tensor], Tensor]:
-        part = similarity[of]
-        return lambda candidates: part[:, candidates]
-
-    _count_blocks(rows, columns, scores, both=False)
-    return rows.ranks()
-
-
-@torch.no_grad()
-def _feature_ranks(
-    queries: Tensor, candidates: Tensor, positives: Positives, side: int | None, *, both: bool
-) -> tuple[Tensor, Tensor]:
     _check_features(queries, candidates)
     shape = len(queries), len(candidates)
     rows, columns = _sides(positives, shape, queries[:0].float(), side)
-    _refuse_lonely(rows, columns)
-    if both:
-        _refuse_lonely(columns, rows)
     # an enclosing autocast would quietly compare in half precision and invent ties
     with torch.autocast(queries.device.type, enabled=False):
         # |q·c| <= |q| |c|: no score is NaN or infinite where the longest rows' product is finite
@@ -89,8 +52,24 @@ def _feature_ranks(
                 part = queries[start : start + _TILE].float() @ candidates.float().T
                 _refuse_non_finite(part, start)
         scores = _products(queries, candidates, rows.size, columns.size)
-        _count_blocks(rows, columns, scores, both=both)
-    return rows.ranks(), columns.ranks()
+        return _count_blocks(rows, columns, scores)
+
+
+@torch.no_grad()
+def similarity_ranks(
+    similarity: Tensor, positives: Positives = None, *, side: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`both_ranks` by given similarities [Nq, Nc], for scores that are no dot product."""
+    if similarity.ndim != 2 or 0 in similarity.shape:
+        raise ValueError(f"similarities have shape {tuple(similarity.shape)}; expected [Nq, Nc]")
+    rows, columns = _sides(positives, similarity.shape, similarity[:0], side)
+    _refuse_non_finite(similarity)
+
+    def scores(of: Tensor) -> Callable[[Tensor], Tensor]:
+        part = similarity[of]
+        return lambda candidates: part[:, candidates]
+
+    return _count_blocks(rows, columns, scores)
 
 
 def _products(queries: Tensor, candidates: Tensor, n_rows: int, n_columns: int) -> Scores:
@@ -144,8 +123,8 @@ class _Side:
         return ranks.cpu()
 
 
-def _count_blocks(rows: _Side, columns: _Side, scores: Scores, *, both: bool) -> None:
-    """Fill in the rows' best positives and the number of their rivals; `both`: the columns' too."""
+def _count_blocks(rows: _Side, columns: _Side, scores: Scores) -> tuple[Tensor, Tensor]:
+    """Both sides' ranks: first their best positives, then the number of their rivals."""
     device = rows.order.device
     as_good = torch.empty(rows.size, columns.size, device=device)  # floats add up faster than bools
     ones = torch.ones(rows.size, device=device)
@@ -158,17 +137,16 @@ def _count_blocks(rows: _Side, columns: _Side, scores: Scores, *, both: bool) ->
                 part = score(columns.order[across])
                 positive = groups[:, None] == columns.groups[across]
                 rows.add_positives(down, part, positive)
-                if both:
-                    columns.add_positives(across, part.T, positive.T)
+                columns.add_positives(across, part.T, positive.T)
     for down in rows.blocks:
         score, best = scores(rows.order[down]), rows.best[down, None]
         for across in columns.blocks:
             part = score(columns.order[across])
             marks = as_good[: part.shape[0], : part.shape[1]]
             rows.above[down] += torch.ge(part, best, out=marks).sum(dim=1).long()
-            if both:
-                torch.ge(part, columns.best[across], out=marks)
-                columns.above[across] += (ones[: len(part)] @ marks).long()  # faster than sum(0)
+            torch.ge(part, columns.best[across], out=marks)
+            columns.above[across] += (ones[: len(part)] @ marks).long()  # faster than sum(0)
+    return rows.ranks(), columns.ranks()
 
 
 # --------------------------------------------------------------------------------------- checks
@@ -207,18 +185,15 @@ def _sides(
             raise ValueError(
                 f"{name} are {ids.dtype} of shape {tuple(ids.shape)}; expected {n} integers"
             )
+    for own, other in (groups, groups[::-1]):
+        lonely = (~torch.isin(own, other)).nonzero()
+        if len(lonely):
+            raise ValueError(
+                f"query {int(lonely[0])} (group {int(own[lonely[0]])}) has no positive: no "
+                "candidate is in its group"
+            )
     rows, columns = (_Side(ids, side, scores.dtype) for ids in groups)
     return rows, columns
-
-
-def _refuse_lonely(queries: _Side, candidates: _Side) -> None:
-    without = ~torch.isin(queries.groups, candidates.groups)
-    if without.any():
-        row = int(queries.order[without].min())
-        group = int(queries.groups[queries.order == row])
-        raise ValueError(
-            f"query {row} (group {group}) has no positive: no candidate is in its group"
-        )
 
 
 def _longest(features: Tensor) -> Tensor:

@@ -25,8 +25,6 @@ from entityclip.statistics import Estimate, interval
 from entityclip.training.loop import repeatable
 
 Classes = dict[str, NDArray[np.int64]]  # "text", "image", "combined": a class a pair, [N]
-
-
 CLASSES = {"text": 2, "image": 2, "combined": 4}
 
 
@@ -79,12 +77,6 @@ def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> 
     return scores
 
 
-PROBE_C = 0.25  # inverse strength of the probe's L2 penalty, the authors'
-
-
-_STEPS = 2000  # at most, of the probe's solver
-
-
 def pair_embeddings(
     backbone: Backbone, dataset: PairDataset, *, batch_size: int = 256
 ) -> NDArray[np.float32]:
@@ -112,8 +104,8 @@ def linear_probe(train: NDArray[np.float32], labels: Classes, test: NDArray[np.f
             raise ValueError(
                 f"all {len(classes)} labels of {name!r} are {classes[0]}: nothing to fit"
             )
-        probe = LogisticRegression(C=PROBE_C, max_iter=_STEPS).fit(train, classes)
-        predicted[name] = probe.predict(test).astype(np.int64)
+        probe = LogisticRegression(C=0.25, max_iter=2000)  # the authors' L2 penalty, inverse
+        predicted[name] = probe.fit(train, classes).predict(test).astype(np.int64)
     return predicted
 
 
@@ -189,12 +181,9 @@ def finetune_classifier(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(dataset), generator=generator) for _ in range(config.epochs)]
     batches = [rows for order in orders for rows in order.split(config.batch_size)]
-    loader = DataLoader(
-        dataset, batch_sampler=[rows.tolist() for rows in batches], collate_fn=dataset.collate
-    )
     with repeatable(device):
-        bar = progress_bar(loader, desc="fine-tune", show=progress, leave=False)
-        for rows, batch in zip(batches, bar, strict=True):
+        for rows in progress_bar(batches, desc="fine-tune", show=progress, leave=False):
+            batch = dataset.collate([dataset[row] for row in rows.tolist()])
             logits = model(batch.to(device))
             loss = sum(F.cross_entropy(logits[n], t[rows].to(device)) for n, t in targets.items())
             loss.backward()

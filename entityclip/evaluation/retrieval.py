@@ -222,7 +222,8 @@ def evaluate_similarity(
 
 def retrieve_ascl(similarity: Tensor, image_of: Tensor) -> Retrieval:
     """Ranks both ways of similarities [M, N]; `image_of` [N] is each caption's picture."""
-    return _retrieve_by(similarity.T, similarity, image_of)
+    to_text, to_image = similarity_ranks(similarity, (torch.arange(len(similarity)), image_of))
+    return Retrieval(to_image, to_text, image_of)
 
 
 def retrieve_reranked(
@@ -236,14 +237,10 @@ def retrieve_reranked(
     of_pictures, of_texts = positions(similarity), positions(similarity.T)  # [M, N], [N, M]
     to_text = _reordered(of_pictures, of_texts.T, k_text)
     to_image = _reordered(of_texts, of_pictures.T, k_image)
-    return _retrieve_by(-to_image, -to_text, image_of)
-
-
-def _retrieve_by(of_texts: Tensor, of_pictures: Tensor, image_of: Tensor) -> Retrieval:
-    """Ranks by scores that captions [N, M] and pictures [M, N] give each other."""
-    groups = image_of, torch.arange(len(of_pictures))
-    ranks = similarity_ranks(of_texts, groups), similarity_ranks(of_pictures, groups[::-1])
-    return Retrieval(*ranks, image_of)
+    groups = image_of, torch.arange(len(similarity))
+    text_to_image, _ = similarity_ranks(-to_image, groups)
+    image_to_text, _ = similarity_ranks(-to_text, groups[::-1])
+    return Retrieval(text_to_image, image_to_text, image_of)
 
 
 def positions(similarity: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from entityclip.config import AsCLConfig, ProfileError, TrainConfig, load_profil
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.dataset import PairDataset
-from entityclip.evaluation.ranks import retrieval_ranks, similarity_ranks
 from entityclip.evaluation.retrieval import (
     positions,
     retrieve_reranked,
@@ -190,22 +189,6 @@ def test_short_queries_are_compared_by_their_first_half(backbone, captions):
     whole, _ = similarities(model, captions.dataset, progress=False)
     short, _ = similarities(model, captions.dataset, short_queries=True, progress=False)
     assert (whole - short).abs().max() > 1e-3
-
-
-def test_ranks_of_similarities_keep_the_tie_rule():
-    torch.manual_seed(0)
-    queries, candidates = torch.randn(30, 4), torch.randn(40, 4).round()
-    groups = torch.arange(30) % 7, torch.arange(40) % 7
-    expected = retrieval_ranks(queries, candidates, groups)
-    similarity = queries @ candidates.T
-    assert torch.equal(similarity_ranks(similarity, groups), expected)
-    assert torch.equal(similarity_ranks(similarity, groups, side=4), expected)
-    flat = similarity_ranks(torch.zeros(30, 40), groups)
-    assert flat.min() >= 40 - 6 + 1
-    with pytest.raises(ValueError, match="query 0 and candidate 0 is nan"):
-        similarity_ranks(
-            torch.full((2, 3), torch.nan), (torch.zeros(2).long(), torch.zeros(3).long())
-        )
 
 
 def literal_reranked_rank(similarity, image_of, picture, k):
