@@ -42,34 +42,36 @@ def test_the_manifest_knows_every_data_set_and_split():
         assert (entry.paper is None) == (name in DRAWN or name == "folder")
 
 
-BAD = [
-    ("title: N24News", "title: 7", "datasets.n24news.title: Input should be a valid string"),
-    ("title: N24News", "titel: N24News", "datasets.n24news.titel: there is no such field"),
-    ("year: 2022", "year: twenty", "datasets.n24news.paper.year: Input should be a valid integer"),
-    ("year: 2022", "year: 22", "datasets.n24news.paper.year: Input should be greater"),
-    ("venue: LREC", "venue: [LREC]", "datasets.n24news.paper.venue"),
-    ("page: https://github.com/billy", "page: ftp://x", "datasets.n24news.page: String should"),
-    ('"imgs/*.jpg"', '"../imgs/*.jpg"', "datasets.n24news.layout.1.path.*no path below the root"),
-    ('"imgs/*.jpg"', '"/imgs/*.jpg"', "no path below the root"),
-    ("files: 3", "files: three", "datasets.n24news.layout.0.files"),
-    ("required: false", "required: maybe", "datasets.n24news.layout.2.required"),
-    ("train: {pairs: null}", "train: {pairs: -1}", "datasets.n24news.splits.train.pairs"),
-    ("train: {pairs: null}", "train: {}", "datasets.n24news.splits.train.pairs: Field required"),
-    ("train: {pairs: null}", "train: {pairs: 1.5}", "datasets.n24news.splits.train.pairs"),
-    ("train: {pairs: null}", "train: {pairs: null, n: 1}", "splits.train.n: there is no such fie"),
-    ("  n24news:", "  newsroom:", "'newsroom' stands twice"),
-    ("title: N24News", "title: [N24News", "not YAML"),
-    ("title: N24News", "title: !!python/object:os.system x", "not YAML"),
-]
+def n24news_changed(path, old, new):
+    """The manifest, its entry of N24News changed, written to path."""
+    before, mark, after = MANIFEST.read_text().partition("  n24news:")
+    assert old in mark + after
+    path.write_text(before + (mark + after).replace(old, new, 1))
+    return path
 
 
-@pytest.mark.parametrize(("old", "new", "message"), BAD)
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: N24News", "title: 7", "n24news.title: Input should be a valid string"),
+        ("title: N24News", "titel: N24News", "n24news.titel: there is no such field"),
+        ("year: 2022", "year: twenty", "n24news.paper.year: Input should be a valid integer"),
+        ("year: 2022", "year: 22", "n24news.paper.year: Input should be greater"),
+        ("venue: LREC", "venue: [LREC]", "n24news.paper.venue"),
+        ("page: https://github.com/billy", "page: ftp://x", "n24news.page: String should"),
+        ('"imgs/*.jpg"', '"../imgs/*.jpg"', "n24news.layout.1.path.*no path below the root"),
+        ('"imgs/*.jpg"', '"/imgs/*.jpg"', "no path below the root"),
+        ("files: 3", "files: three", "n24news.layout.0.files"),
+        ("required: false", "required: maybe", "n24news.layout.2.required"),
+        ("train: {pairs: null}", "train: {pairs: -1}", "n24news.splits.train.pairs"),
+        ("train: {pairs: null}", "train: {}", "n24news.splits.train.pairs: Field required"),
+        ("  n24news:", "  newsroom:", "'newsroom' stands twice"),
+        ("title: N24News", "title: [N24News", "not YAML"),
+        ("title: N24News", "title: !!python/object:os.system x", "not YAML"),
+    ],
+)
 def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
-    before, _, after = MANIFEST.read_text().partition("  n24news:")
-    changed = ("  n24news:" + after).replace(old, new, 1)
-    assert changed != "  n24news:" + after
-    path = tmp_path / "data_manifest.yaml"
-    path.write_text(before + changed)
+    path = n24news_changed(tmp_path / "data_manifest.yaml", old, new)
     with pytest.raises(ManifestError, match=message) as raised:
         load_manifest(path)
     if "not YAML" not in message and "required" not in message:
@@ -78,18 +80,7 @@ def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "datasets: {}",
-        "datasets: 3",
-        "\ttab",
-        "other: {}",
-        "a: &x [*x]",
-        "? {a: 1}\n: 2",
-        "1: 2",
-    ],
+    "text", ["", "[]", "datasets: {}", "\ttab", "a: &x [*x]", "? {a: 1}\n: 2", "1: 2"]
 )
 def test_a_manifest_of_another_shape_is_refused(text, tmp_path):
     path = tmp_path / "data_manifest.yaml"
@@ -115,13 +106,12 @@ def test_what_a_folder_lacks_is_told_by_the_layout(name, tmp_path):
     assert missing_files(name, tmp_path / "empty") == required
 
 
-def test_either_release_of_a_layout_and_a_part_of_it_are_enough(tmp_path):
-    layouts.visualnews(tmp_path / "a", origin=True)
-    layouts.goodnews(tmp_path / "b", official=False)
-    layouts.n24news(tmp_path / "c")
-    (tmp_path / "c" / "news" / "nytimes_train.json").unlink()  # verify says so
-    for name, folder in (("visualnews", "a"), ("goodnews", "b"), ("n24news", "c")):
-        assert missing_files(name, tmp_path / folder) == []
+@pytest.mark.parametrize(
+    ("name", "options"), [("visualnews", {"origin": True}), ("goodnews", {"official": False})]
+)
+def test_either_release_of_a_layout_is_enough(name, options, tmp_path):
+    layouts.BUILDERS[name](tmp_path, **options)
+    assert missing_files(name, tmp_path) == []
 
 
 # --------------------------------------------------------------------------------------- verify
@@ -166,48 +156,32 @@ def test_verify_finds_what_is_wrong(tmp_path, capsys):
 def test_verify_compares_with_the_manifest(tmp_path):
     root, out = tmp_path / "root", tmp_path / "out"
     layouts.n24news(root)
-    manifest = tmp_path / "data_manifest.yaml"
-    before, _, after = MANIFEST.read_text().partition("  n24news:")
-    manifest.write_text(
-        before + "  n24news:" + after.replace("train: {pairs: null}", "train: {pairs: 12}", 1)
-    )
-    assert verify(root, out, "--manifest", manifest)[0] == 0
+    old, new = "train: {pairs: null}", "train: {pairs: 12}"
+    manifest = "--manifest", n24news_changed(tmp_path / "data_manifest.yaml", old, new)
+    assert verify(root, out, *manifest)[0] == 0
     (root / "imgs" / "img-1.jpg").unlink()
-    status, result = verify(root, out, "--manifest", manifest, "--no-pictures")
+    status, result = verify(root, out, *manifest, "--no-pictures")
     assert status == 1
     assert "train: 11 pairs, the manifest says 12" in result["problems"]
-
-
-def test_verify_of_tweets_knows_the_published_number_of_rows(tmp_path):
-    layouts.tweets(tmp_path / "root")
-    status, result = verify(tmp_path / "root", tmp_path / "out", dataset="tweets")
-    assert status == 1
+    layouts.tweets(tmp_path / "tweets")
+    _, result = verify(tmp_path / "tweets", tmp_path / "out", dataset="tweets")
     assert "train: 24 rows, the manifest says 3576" in result["problems"]
 
 
-def test_verify_says_what_is_missing(tmp_path):
-    (tmp_path / "root").mkdir()
-    status, result = verify(tmp_path / "root", tmp_path / "out")
+def test_verify_says_what_is_missing_or_damaged(tmp_path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    root.mkdir()
+    status, result = verify(root, out)
     assert status == 1
     assert "no split of n24news could be read" in "\n".join(result["problems"])
     assert "no file fits imgs/*.jpg" in "\n".join(result["problems"])
-    (tmp_path / "root" / "imgs").symlink_to(tmp_path)
-    problems = verify(tmp_path / "root", tmp_path / "out")[1]["problems"]
+    (root / "imgs").symlink_to(tmp_path)
+    problems = verify(root, out)[1]["problems"]
     assert any("is a link that leads out of" in problem for problem in problems)
-    assert verify(tmp_path / "nowhere", tmp_path / "out")[1]["problems"][0].startswith("root ")
-
-
-def test_a_damaged_record_is_named(tmp_path):
-    layouts.n24news(tmp_path / "root")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "checksums.json").write_text('{"a": 3}')
-    status, result = verify(tmp_path / "root", tmp_path / "out")
-    assert status == 1
-    assert "checksums.json is damaged" in result["problems"][0]
-
-
-def test_the_newsroom_verifies_without_files(tmp_path):
-    assert run("verify", "newsroom", "--out", tmp_path) == 0
+    assert verify(tmp_path / "nowhere", out)[1]["problems"][0].startswith("root ")
+    (out / "checksums.json").write_text('{"a": 3}')
+    assert "checksums.json is damaged" in "\n".join(verify(root, out)[1]["problems"])
+    assert run("verify", "newsroom", "--out", out) == 0  # which has no files
 
 
 # -------------------------------------------------------------------------- summary, prepare, use
@@ -246,19 +220,16 @@ def test_shared_rows_are_found_but_not_where_splits_contain_one_another(tmp_path
     assert (shared.first, shared.second, shared.ids, shared.pictures) == ("train", "test", 2, 2)
 
 
-@pytest.mark.parametrize(
-    ("caption", "names"),
-    [
-        ("", 0),
-        ("Envoys met in Nairobi and Berlin.", 2),
-        ("Angela Merkel arrives", 1),
-        ("The Bank of England, London, in May", 3),
-        ("crowds at a port", 0),
-        ("President Zoë Müller in Ålesund", 2),
-    ],
-)
-def test_names_are_runs_of_capitalised_words(caption, names):
-    assert count_names(caption) == names
+def test_names_are_runs_of_capitalised_words():
+    for caption, names in {
+        "": 0,
+        "Envoys met in Nairobi and Berlin.": 2,
+        "Angela Merkel arrives": 1,
+        "The Bank of England, London, in May": 3,
+        "crowds at a port": 0,
+        "President Zoë Müller in Ålesund": 2,
+    }.items():
+        assert count_names(caption) == names, caption
 
 
 def test_prepare_writes_a_copy_that_loads(tmp_path, capsys):
@@ -287,32 +258,27 @@ def test_a_wrong_command_line_is_said(tmp_path, capsys):
     assert "line 1" in capsys.readouterr().err
 
 
-def run_cells(code, first, last, **parameters):
-    """What the cells show: the first two, whose parameters are set, and those from first to last.
-
-    In this process, whose imports a kernel of its own would have to repeat.
-    """
-    starts = [next(n for n, source in enumerate(code) if text in source) for text in (first, last)]
-    shown = []
-    names = {"display": shown.append}
-    exec(code[0], names)
-    names |= parameters
-    for source in [code[1], *code[starts[0] : starts[1] + 1]]:
-        exec(source, names)
-    return shown
-
-
 @pytest.mark.usefixtures("figure_style")
 def test_notebook_00_has_a_section_for_data_in_files(tmp_path, monkeypatch, capsys):
+    """Its cells run in this process, whose imports a kernel of its own would have to repeat."""
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
     layouts.n24news(tmp_path / "data")
     # a picture that cannot be read is counted, and no sample
     (tmp_path / "data" / "imgs" / "img-1.jpg").write_bytes(b"")
     cells = nbformat.read(REPOSITORY / "notebooks" / "00_setup_and_data.ipynb", as_version=4).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    imports, first, *code = [cell.source for cell in cells if cell.cell_type == "code"]
+    start, end = (
+        next(n for n, source in enumerate(code) if text in source)
+        for text in ("LOADERS", "shared_rows(parts")
+    )
     settings = {"dataset": "n24news", "data_root": str(tmp_path / "data")}
     settings |= {"pretraining": None, "pretrained": "none is read here"}
-    shown = run_cells(code, "LOADERS", "shared_rows(parts", settings=settings)
+    shown = []
+    names = {"display": shown.append}
+    exec(imports, names)
+    names["settings"] = settings
+    for source in (first, *code[start : end + 1]):
+        exec(source, names)
     headings = [x.data.splitlines()[0] for x in shown if isinstance(x, Markdown)]
     assert headings == ["### N24News"]
     assert sum(isinstance(x, Image) for x in shown) == 2  # samples and histograms

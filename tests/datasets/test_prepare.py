@@ -29,9 +29,13 @@ def table(tmp_path):
     return load_pairs("n24news", "train", root=root)
 
 
-def make(table, out, **options):
-    return prepare("n24news", [table], out, PrepareOptions(**{"shard_pictures": 5, **options}),
-                   progress=False)  # fmt: skip
+def make(table, out, max_broken=0.01, **options):
+    options = PrepareOptions(**{"shard_pictures": 5, **options})
+    return prepare("n24news", [table], out, options, max_broken=max_broken, progress=False)
+
+
+def load(table, out):
+    return load_pairs("n24news", "train", root=table.root, prepared=out)
 
 
 def contents(folder):
@@ -48,10 +52,9 @@ def test_shards_are_plain_tars_in_webdatasets_layout(table, tmp_path):
     for shard in manifest["shards"]:
         with tarfile.open(tmp_path / "out" / shard["name"]) as tar:
             names += tar.getnames()
-            for member in tar.getmembers():
-                if member.name.endswith(".json"):
-                    about = json.load(tar.extractfile(member))
-                    seen.add((about["picture"], about["width"], about["height"]))
+            for name in tar.getnames()[1::2]:
+                about = json.load(tar.extractfile(name))
+                seen.add((about["picture"], about["width"], about["height"]))
     assert names == [f"{n:09d}.{ending}" for n in range(12) for ending in ("jpg", "json")]
     assert {name for name, _, _ in seen} == {f"imgs/{pair.image.name}" for pair in table}
     assert {(w, h) for _, w, h in seen} == {(400, 300), (48, 36)}
@@ -59,7 +62,7 @@ def test_shards_are_plain_tars_in_webdatasets_layout(table, tmp_path):
 
 def test_pictures_come_back_resized_with_their_texts(table, tmp_path):
     make(table, tmp_path / "out", side=64)
-    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    pairs = load(table, tmp_path / "out")
     assert [pair.id for pair in pairs] == [pair.id for pair in table]
     for pair, original in zip(pairs, table, strict=True):
         assert (pair.caption, pair.explanation) == (original.caption, original.explanation)
@@ -74,7 +77,7 @@ def test_pictures_come_back_resized_with_their_texts(table, tmp_path):
 
 def test_lossless_at_the_models_side_gives_open_clips_own_pixels(table, tmp_path):
     make(table, tmp_path / "out", side=32, lossless=True)
-    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    pairs = load(table, tmp_path / "out")
     preprocess = image_transform(32, is_train=False)
     for pair, original in zip(pairs, table, strict=True):
         assert torch.equal(preprocess(pair.load_image()), preprocess(original.load_image()))
@@ -94,7 +97,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(table, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         make(table, tmp_path / "out")
     with pytest.raises(PreparedError, match=r"has no prepared\.json; run prepare"):
-        load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+        load(table, tmp_path / "out")
     monkeypatch.setattr(
         prepare_module, "atomic_write_bytes",
         lambda path, data: (written.append(path.name), write(path, data)),
@@ -126,10 +129,9 @@ def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path, cap
     table[4].image.write_bytes(b"no picture")
     with pytest.raises(PreparedError, match=r"1 of 12 pictures are broken, more than the share"):
         make(table, tmp_path / "out")
-    manifest = prepare("n24news", [table], tmp_path / "out", PrepareOptions(shard_pictures=5),
-                       max_broken=0.1, progress=False)  # fmt: skip
+    manifest = make(table, tmp_path / "out", max_broken=0.1)
     assert list(manifest["broken"]) == [f"imgs/{table[4].image.name}"]
-    pairs = load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+    pairs = load(table, tmp_path / "out")
     assert [pair.id for pair in pairs] == [p.id for n, p in enumerate(table) if n != 4]
     assert "1 pairs without a prepared picture left out" in caplog.text
     assert [pair.id for pair in pairs[2:5]] == [table[n].id for n in (2, 3, 5)]
@@ -152,7 +154,7 @@ def test_a_damaged_copy_is_named(file, change, message, table, tmp_path):
     path = tmp_path / "out" / file
     path.write_text(change(path.read_text(errors="replace")))
     with pytest.raises(PreparedError, match=message):
-        load_pairs("n24news", "train", root=table.root, prepared=tmp_path / "out")
+        load(table, tmp_path / "out")
 
 
 def test_a_copy_of_other_data_is_refused(table, tmp_path):

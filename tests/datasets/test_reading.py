@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from entityclip.datasets import LOADERS, load_pairs, reading
+from entityclip.datasets import DATASETS, LOADERS, load_pairs, reading
 from entityclip.datasets.pair import ImageError, Pair
 from entityclip.datasets.reading import iter_entries, iter_rows
 from tests.fixtures import layouts
@@ -19,14 +19,15 @@ N24, VIS, CAPS = "news/nytimes_train.json", "train.json", "news/CapDsc_mistral_t
 GOOD, OFFICIAL = "new_goodnews_capim_train.json", "captioning_dataset.json"
 FLICKR = "dataset_flickr30k.json"
 DEEP = "[" * 100_000
+INT_CAPTION = json.dumps({"0" * 24: {"images": {"0": 3}}})
 
 
 def article(**change):
-    return json.dumps([{**layouts._article("img-1", 1), **change}])
+    return json.dumps([layouts.article("img-1", 1) | change])
 
 
 def news(**change):
-    return json.dumps([{**layouts._news(0, "guardian", "guardian/images/0000/0.jpg"), **change}])
+    return json.dumps([layouts.news(0, "guardian/images/0000/0.jpg") | change])
 
 
 def derived(**change):
@@ -38,10 +39,6 @@ def image(**change):
     return json.dumps({"images": [{**row, **change}]})
 
 
-def goodnews_article(images):
-    return json.dumps({"0" * 24: {"images": images}})
-
-
 CSV = "tweet_id,tweet,text_is_represented,image_adds\n"
 WRONG_FILES = [
     # data set, file, content (str, bytes or None: no such file), what the error says
@@ -51,34 +48,24 @@ WRONG_FILES = [
     ("n24news", N24, article()[:-1] + ",]", "a comma stands before the end"),
     ("n24news", N24, article() + "[]", "more text follows the end"),
     ("n24news", N24, article()[1:-1] + "\n" + article()[1:-1], "list, got dict; are these JSON li"),
-    ("n24news", N24, '"text"', "must hold a JSON list, got str"),
     ("n24news", N24, "null", "must hold a JSON list, got null"),
-    ("n24news", N24, "12", "must hold a JSON list, got number"),
     ("n24news", N24, b"\x80\x04]", r"is not JSON \(not UTF-8"),
     ("n24news", N24, "<html>", "begins no JSON value"),
     ("n24news", N24, DEEP, "nested too deeply"),
     ("n24news", N24, '[{"a": 1, "a": 2}]', r"key 'a' stands twice in one object, row 0"),
     ("n24news", N24, '[{"caption": NaN}]', "NaN is not a JSON number, row 0"),
-    ("n24news", N24, '[{"caption": -Infinity}]', "-Infinity is not a JSON number"),
     ("n24news", N24, None, r"nytimes_train\.json does not exist; expected below the root"),
     ("n24news", N24, "[[]]", "row 0: expected an object, got list"),
     ("n24news", N24, article(caption=["a"]), "row 0: field 'caption' must be str, got list"),
-    ("n24news", N24, article(caption=1.5), "row 0: field 'caption' must be str, got float"),
     ("n24news", N24, article(caption="\ud800"), "row 0: half a surrogate pair"),
-    ("n24news", N24, article(section="\ud800"), "row 0: half a surrogate pair"),
     ("n24news", N24, article(image_id=""), "row 0: field 'image_id' is empty"),
-    ("n24news", N24, article(image_id=[1]), "field 'image_id' must be str or int, got list"),
     ("n24news", N24, article(image_id="../../etc/x"), "'image_id' is '../../etc/x', which is no"),
-    ("n24news", N24, article(image_id="/etc/passwd"), "'/etc/passwd', which is no plain file name"),
     ("n24news", N24, article(image_id="a\\b"), "which is no plain file name"),
     ("n24news", N24, article(image_id="a\0b"), "which is no plain file name"),
     ("n24news", N24, article(image_id=".."), "which is no plain file name"),
-    ("n24news", N24, article(image_id=None), "'image_id' must be str or int, got NoneType"),
     ("n24news", N24, article(image_id=True), "'image_id' must be str or int, got bool"),
     ("n24news", N24, '[{"caption": "x"}]', "row 0: field 'image_id' must be str or int, got noth"),
-    ("n24news", N24, '["text"]', "row 0: expected an object, got str"),
     ("n24news", N24, article(article_id=1.5), "'article_id' must be str or int, got float"),
-    ("n24news", N24, "{}", "must hold a JSON list, got dict"),
     ("n24news", N24, article(section={"a": 1}), "field 'section' must be str, got dict"),
     ("n24news", CAPS, "[]", r"CapDsc_mistral_train\.json must hold a JSON dict, got list"),
     ("n24news", CAPS, '{"a.jpg": ["x"]}', r"key 'a\.jpg': an explanation must be str, got list"),
@@ -90,42 +77,32 @@ WRONG_FILES = [
     ("n24news", CAPS, '{"a.jpg": "\\ud800"}', "half a surrogate pair"),
     ("visualnews", VIS, None, r"has none of train\.json, origin/train\.json; expected"),
     ("visualnews", VIS, news(id=None), "field 'id' must be str or int, got NoneType"),
-    ("visualnews", VIS, news(id=True), "field 'id' must be str or int, got bool"),
-    ("visualnews", VIS, news(image_path="/etc/passwd"), "'/etc/passwd', which is no plain path"),
     ("visualnews", VIS, news(image_path="./../x.jpg"), "which is no plain path below the root"),
-    ("visualnews", VIS, news(image_path="a/../../x"), "which is no plain path below the root"),
     ("visualnews", VIS, news(image_path="..\\x.jpg"), "which is no plain path below the root"),
     ("visualnews", VIS, news(image_path=""), "which is no plain path below the root"),
     ("visualnews", VIS, news(image_path=7), "field 'image_path' must be str, got int"),
     ("visualnews", VIS, news(topic=3), "field 'topic' must be str, got int"),
-    ("goodnews", GOOD, derived(captioning=None, image_id=None), "'image_id' must be str or int"),
     ("goodnews", GOOD, '[{"image_id": "a_1"}]', "field 'captioning' must be str, got nothing"),
     ("goodnews", GOOD, derived(image_id="../a_1"), "which is no plain file name"),
     ("goodnews", OFFICIAL, '{"a": {"images": ["x"]}}', "field 'images' must be dict, got list"),
-    ("goodnews", OFFICIAL, '{"a": {}}', "field 'images' must be dict, got nothing"),
     ("goodnews", OFFICIAL, '{"a": []}', "row 0: expected an object, got list"),
-    ("goodnews", OFFICIAL, goodnews_article({"0": 3}), r"field 'images\.0' must be str, got int"),
-    ("goodnews", OFFICIAL, goodnews_article({"/../x": "t"}), "which is no plain file name"),
+    ("goodnews", OFFICIAL, INT_CAPTION, r"field 'images\.0' must be str, got int"),
+    ("goodnews", OFFICIAL, '{"0": {"images": {"/../x": "t"}}}', "which is no plain file name"),
     ("goodnews", "img_splits.json", None, r"has none of img_splits\.json"),
     ("goodnews", "img_splits.json", '{"a_1": "dev"}', "'dev' is none of train, val, test"),
-    ("goodnews", "img_splits.json", '{"a_1": 3}', "3 is none of train, val, test"),
     ("goodnews", "broken_images.txt", b"\xff\xfe", r"broken_images\.txt is not UTF-8 text"),
     ("flickr30k", FLICKR, '{"dataset": "flickr30k"}', "has no 'images'; expected an object"),
     ("flickr30k", FLICKR, '{"images": {}}', "must hold a JSON list under 'images', got dict"),
     ("flickr30k", FLICKR, image(sentences=[]), "'sentences' must be a list of at least one"),
-    ("flickr30k", FLICKR, image(sentences="text"), "'sentences' must be a list"),
     ("flickr30k", FLICKR, image(sentences=["text"]), r"'sentences\[0\]' must be dict, got str"),
     ("flickr30k", FLICKR, image(sentences=[{}]), r"'sentences\[0\]\.raw' must be str, got noth"),
     ("flickr30k", FLICKR, image(split="dev"), "field 'split' is 'dev', none of train, val"),
     ("flickr30k", FLICKR, image(split=None), "field 'split' must be str or int, got NoneType"),
     ("flickr30k", FLICKR, image(filepath="../x"), "'../x', which is no plain path below the root"),
     ("flickr30k", FLICKR, image(filename="../x.jpg"), "which is no plain file name"),
-    ("tweets", "data.csv", "", "the first line must name the columns .* got nothing"),
     ("tweets", "data.csv", "id,text\n", "must name the columns .* got id, text"),
     ("tweets", "data.csv", CSV + "1,a,b\n", "row 0: 3 fields for 4 columns; is a comma not quoted"),
     ("tweets", "data.csv", CSV + "1,a,yes,0\n", "'text_is_represented' must be 0 or 1, got 'yes'"),
-    ("tweets", "data.csv", CSV + "../1,a,1,0\n", "field 'tweet_id' is '../1', which is no plain"),
-    ("tweets", "data.csv", CSV + '1,"never closed', "is not readable CSV"),
     ("tweets", "data.csv", CSV.encode() + b"1,\xff,1,0\n", "is not readable CSV"),
     ("twitter100k", "text.txt", None, r"text\.txt does not exist"),
     ("twitter100k", "text.txt", b"\xff\n", r"text\.txt is not UTF-8 text"),
@@ -134,51 +111,46 @@ WRONG_FILES = [
 
 @pytest.mark.parametrize(("dataset", "file", "content", "message"), WRONG_FILES)
 def test_a_wrong_file_is_a_named_error(dataset, file, content, message, tmp_path):
-    official = file in (OFFICIAL, "img_splits.json")
-    if official:
-        layouts.goodnews(tmp_path, derived=False)
-    else:
-        layouts.BUILDERS[dataset](tmp_path)
+    layouts.BUILDERS[dataset](tmp_path)
+    if file in (OFFICIAL, "img_splits.json"):  # which are read where there is no derived file
+        (tmp_path / GOOD).unlink()
     path = tmp_path / file
     if content is None:
         path.unlink()
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    split = "all" if dataset == "twitter100k" else "train"
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
-        LOADERS[dataset](tmp_path, split)
+        LOADERS[dataset](tmp_path, DATASETS[dataset][0])
     assert path.name.split(".")[0] in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("row", "counts"),
+    ("row", "count"),
     [
-        ({"caption": "x" * 1_000_000}, {"oversized_captions": 1}),
-        ({"caption": "\u00a0\r\n\t"}, {"empty_captions": 1}),
-        ({"caption": None}, {"empty_captions": 1}),
-        ({"image_id": "no such picture"}, {"missing_pictures": 1}),
-        ({"image_id": "IMG-1"}, {"missing_pictures": 1}),  # the case of names matters
-        ({"image_id": "folder"}, {"missing_pictures": 1}),
-        ({"image_id": "pipe"}, {"missing_pictures": 1}),
-        ({"image_id": "dangling"}, {"missing_pictures": 1}),
-        ({"image_id": "leaves"}, {"outside_root": 1}),
-        ({"image_id": "img-2"}, {"repeated_ids": 1}),
+        ({"caption": "x" * 1_000_000}, "oversized_captions"),
+        ({"caption": "\u00a0\r\n\t"}, "empty_captions"),
+        ({"caption": None}, "empty_captions"),
+        ({"image_id": "no such picture"}, "missing_pictures"),
+        ({"image_id": "IMG-1"}, "missing_pictures"),  # the case of names matters
+        ({"image_id": "folder"}, "missing_pictures"),
+        ({"image_id": "pipe"}, "missing_pictures"),
+        ({"image_id": "dangling"}, "missing_pictures"),
+        ({"image_id": "leaves"}, "outside_root"),
+        ({"image_id": "img-2"}, "repeated_ids"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_left_out_and_counted(row, counts, tmp_path):
+def test_a_row_that_cannot_be_used_is_left_out_and_counted(row, count, tmp_path):
     root = tmp_path / "root"
     layouts.n24news(root)
-    outside = save(tmp_path / "secret.jpg", 1)
     (root / "imgs" / "folder.jpg").mkdir()
     os.mkfifo(root / "imgs" / "pipe.jpg")
-    (root / "imgs" / "leaves.jpg").symlink_to(outside)
+    (root / "imgs" / "leaves.jpg").symlink_to(save(tmp_path / "secret.jpg", 1))
     (root / "imgs" / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    rows = [layouts._article("img-1", 1), layouts._article("img-2", 2)]
-    layouts.write_json(root / N24, [*rows, {**layouts._article("img-4", 4), **row}])
+    rows = [layouts.article(f"img-{n}", n) for n in (1, 2, 4)]
+    layouts.write_json(root / N24, [*rows[:2], {**rows[2], **row}])
     pairs, report = LOADERS["n24news"](root, "train")
     assert [pair.id for pair in pairs] == ["img-1", "img-2"]
-    assert {name: getattr(report, name) for name in counts} == counts
-    assert report.left_out == 1
+    assert getattr(report, count) == report.left_out == 1
 
 
 @pytest.mark.parametrize("name", ["imgs", N24, CAPS])
@@ -220,17 +192,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         LOADERS["n24news"](tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "folder"),
-    [("n24news", "imgs"), ("visualnews", "images"), ("goodnews", "images"),
-     ("twitter100k", "images")],
-)  # fmt: skip
-def test_a_missing_picture_folder_is_named(dataset, folder, tmp_path):
+@pytest.mark.parametrize("dataset", ["n24news", "visualnews", "goodnews", "twitter100k"])
+def test_a_missing_picture_folder_is_named(dataset, tmp_path):
     layouts.BUILDERS[dataset](tmp_path)
-    shutil.rmtree(tmp_path / folder)
-    split = "all" if dataset == "twitter100k" else "train"
+    shutil.rmtree(tmp_path / ("imgs" if dataset == "n24news" else "images"))
     with pytest.raises(FileNotFoundError, match="expected below the root"):
-        load_pairs(dataset, split, root=tmp_path)
+        load_pairs(dataset, DATASETS[dataset][0], root=tmp_path)
 
 
 def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
@@ -245,15 +212,7 @@ def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
 
 ROWS = [
     {"a": "Zoë 東京 ☕ \u2028", "b": [1, 2.5, {"c": None}]},
-    12,
-    -3.25e10,
-    'text with ] and } and \\ and "',
-    [],
-    {},
-    True,
-    None,
-    1.5,
-    [[["deep"]]],
+    *(12, -3.25e10, 'text with ] and } and \\ and "', [], {}, True, None, 1.5, [[["deep"]]]),
 ]
 
 
@@ -263,14 +222,16 @@ ROWS = [
 def test_rows_and_entries_wherever_a_chunk_ends(chunk, indent, escape, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK", chunk)
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=escape), encoding="utf-8")
-    assert list(iter_rows(path)) == ROWS
+
+    def written(value):
+        path.write_text(json.dumps(value, indent=indent, ensure_ascii=escape), encoding="utf-8")
+        return path
+
+    assert list(iter_rows(written(ROWS))) == ROWS
     named = {f"ключ {number}": row for number, row in enumerate(ROWS)}
-    path.write_text(json.dumps(named, indent=indent, ensure_ascii=escape), encoding="utf-8")
-    assert list(iter_entries(path)) == list(named.items())
+    assert list(iter_entries(written(named))) == list(named.items())
     below = {"before": ROWS, "images": ROWS, "after": {"images": 3}}
-    path.write_text(json.dumps(below, indent=indent, ensure_ascii=escape), encoding="utf-8")
-    assert list(iter_rows(path, "images")) == ROWS
+    assert list(iter_rows(written(below), "images")) == ROWS
 
 
 @pytest.mark.parametrize("text", ["[]", " [ ] \n", "\ufeff[]"])
@@ -302,20 +263,13 @@ def test_an_unclosed_row_is_not_read_without_end(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- pictures
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_is_a_named_error(kind, tmp_path):
-    content, message = BROKEN[kind]
+@pytest.mark.parametrize("kind", [*BROKEN, "folder", "pipe", "missing"])
+def test_what_is_no_picture_is_a_named_error_and_does_not_block(kind, tmp_path):
+    content, message = BROKEN.get(kind, (None, "(not a regular|no such) file"))
     path = tmp_path / "picture.jpg"
-    path.write_bytes(content)
-    with pytest.raises(
-        ImageError, match=rf"pair 'x': cannot read picture .*picture\.jpg: .*{message}"
-    ):
-        Pair("x", path, "caption").load_image()
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe", "missing"])
-def test_what_is_no_file_is_a_named_error_and_does_not_block(kind, tmp_path):
-    path = tmp_path / "picture.jpg"
-    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "missing": lambda: None}[kind]()
-    with pytest.raises(ImageError, match=r"picture\.jpg: (not a regular|no such) file"):
+    if content is not None:
+        path.write_bytes(content)
+    elif kind != "missing":
+        (path.mkdir if kind == "folder" else lambda: os.mkfifo(path))()
+    with pytest.raises(ImageError, match=rf"pair 'x': cannot .*picture\.jpg: .*{message}"):
         Pair("x", path, "caption").load_image()

@@ -110,11 +110,7 @@ def test_every_pair_is_measured_once_and_shown(runs, monkeypatch):  # noqa: F811
 
 def test_a_real_data_set_takes_part_with_its_root(runs, tmp_path):  # noqa: F811
     """N24News' layout on disk, trained on with explanations, and its sections told apart."""
-    root = tmp_path / "n24"
-    for split in ("train", "dev", "test"):
-        rows = [layouts.n24news_row(i, caption=f"{split} caption {i}") for i in range(16)]
-        told = {f"img{i}.jpg": f"What caption {i} means." for i in range(16)}
-        layouts.n24news_split(root, rows, split, explanations=told)
+    root = layouts.whole_n24news(tmp_path / "n24", train=16, val=16, test=16)
     settings = profile().settings
     domains = choose_domains(settings, {"n24news": str(root)})
     rows = measure_cross_domain(profile(), domains[::2], ["entityclip"], progress=False)
