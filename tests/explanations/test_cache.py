@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -29,6 +30,7 @@ from entityclip.explanations.extraction import explain_until_killed
 
 PAIRS = newsroom_pairs("train", 60)
 SOURCE = Source("newsroom-knowledge-1", "entities-v1", Sampling())
+KEYS = cache_keys([pair.caption for pair in PAIRS], SOURCE)
 
 
 @pytest.fixture
@@ -41,36 +43,36 @@ def filled(path, pairs=PAIRS):
 
 
 def lines(path):
-    return path.read_bytes().split(b"\n")[:-1]
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def assert_as_uninterrupted(path, pairs):
+    """Finish what was killed: as in one go, each caption's row once."""
+    whole = path.with_name("whole.jsonl")
+    answers = [[(row.id, row.text) for row in filled(at, pairs)] for at in (path, whole)]
+    assert answers[0] == answers[1]
+    rows = [[json.loads(line) for line in lines(at)] for at in (path, whole)]
+    texts = [[(row["key"], row["id"], row["text"]) for row in written] for written in rows]
+    assert texts[0] == texts[1]
+    assert len({row["key"] for row in rows[0]}) == len(rows[0])
 
 
 def test_keys_tell_all_that_matters_apart():
-    sources = [
-        SOURCE,
-        SOURCE._replace(model="x"),
-        SOURCE._replace(prompt_version="x"),
-        SOURCE._replace(sampling=Sampling(seed=1)),
-        SOURCE._replace(sampling=None),
-    ]
+    others = ({"model": "x"}, {"prompt_version": "x"}, {"sampling": Sampling(seed=1)})
+    sources = [SOURCE, *(SOURCE._replace(**o) for o in (*others, {"sampling": None}))]
     keys = [key for source in sources for key in cache_keys(["a", "b", "a\udc80"], source)]
     assert len(set(keys)) == len(keys) == 15
     assert {len(key) for key in keys} == {16}
     assert cache_keys(["a"], SOURCE) == cache_keys(["a"], Source(*SOURCE))
 
 
-def test_rows_come_back_as_they_were(path):
+def test_rows_come_back_as_they_were_each_after_its_key_at_a_fixed_place(path):
     rows = filled(path)
     with ExplanationCache(path) as cache:
-        distinct = list({row.text_sha: row for row in rows}.values())
-        assert [row for _, row in cache.rows()] == distinct
+        assert list(cache.rows()) == list(zip(KEYS, rows, strict=True))
         assert cache.read(b"\0" * 16) is None
-
-
-def test_a_line_starts_with_its_key_at_a_fixed_place(path):
-    filled(path)
-    keys = cache_keys([pair.caption for pair in PAIRS], SOURCE)
-    assert [bytes.fromhex(json.loads(line)["key"]) for line in lines(path)] == keys
-    assert [line[9:41].decode() for line in lines(path)] == [key.hex() for key in keys]
+    assert [json.loads(line)["key"] for line in lines(path)] == [key.hex() for key in KEYS]
+    assert [line[9:41].decode() for line in lines(path)] == [key.hex() for key in KEYS]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60, 200])
@@ -106,8 +108,7 @@ def test_a_line_torn_by_another_process_while_open(path):
         assert len(cache) == 3
         filled(path, PAIRS[:5])
         cache.refresh()
-        assert len(cache) == 5
-        assert not cache.missing(cache_keys([pair.caption for pair in PAIRS[:5]], SOURCE))
+        assert cache.missing(KEYS) == KEYS[5:]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,7 @@ def test_a_damaged_line_is_named(path, damage, match):
 
 def test_append_leaves_out_what_another_has_written(path):
     with ExplanationCache(path) as one, ExplanationCache(path) as two:
-        keys = cache_keys([pair.caption for pair in PAIRS], SOURCE)
-        rows = list(zip(keys, filled(path), strict=True))
+        rows = list(zip(KEYS, filled(path), strict=True))
         assert one.append(rows) == two.append(rows) == 0
         fresh = (b"\1" * 16, rows[0][1])
         assert one.append([fresh, fresh]) == 1
@@ -143,20 +143,15 @@ def test_append_leaves_out_what_another_has_written(path):
     assert len(lines(path)) == len(PAIRS) + 1
 
 
-def _extract(path: str, seed: int) -> None:
+def _extract(path, seed) -> None:
     pairs = newsroom_pairs("train", 300)
     random.Random(seed).shuffle(pairs)
-    explain(pairs, KnowledgeBase(), path, progress=False)
+    filled(path, pairs)
 
 
 def test_four_processes_on_one_cache(path):
-    fork = get_context("fork")
-    processes = [fork.Process(target=_extract, args=(str(path), n)) for n in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        list(pool.map(_extract, [path] * 4, range(4)))
     assert len({line[9:41] for line in lines(path)}) == len(lines(path)) == 300
 
 
@@ -174,37 +169,35 @@ def _extract_slowly(pairs, path) -> None:
     explain(pairs, KnowledgeBase(delay_s=0.0005), path, progress=False)
 
 
-def test_killed_twenty_times_it_ends_as_if_uninterrupted(tmp_path):
-    path, random_ = tmp_path / "killed.jsonl", random.Random(0)
-    pairs = newsroom_pairs("train", 2000)
+def test_killed_twenty_times_it_ends_as_if_uninterrupted(path):
+    random_, pairs = random.Random(0), newsroom_pairs("train", 2000)
     done = []
     while len(done) < 20:
         # by rows written, not by seconds: each kill falls into the work, on any machine
-        goal = _rows(path) + random_.randrange(1, 90)
+        goal = len(lines(path)) + random_.randrange(1, 90)
         # forked, not spawned: 20 imports of torch would take longer than all the rest
         process = get_context("fork").Process(target=_extract_slowly, args=(pairs, path))
         process.start()
-        while process.is_alive() and _rows(path) < goal:
+        while process.is_alive() and len(lines(path)) < goal:
             time.sleep(random_.random() * 0.002)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
-        done.append(_rows(path))
+        done.append(len(lines(path)))
     assert done == sorted(done)
     assert 0 < done[0] < done[-1] < 2000
-    rows = explain(pairs, KnowledgeBase(), path, progress=False)
-    whole = explain(pairs, KnowledgeBase(), tmp_path / "whole.jsonl", progress=False)
-    assert [(row.id, row.text) for row in rows] == [(row.id, row.text) for row in whole]
-    written = [
-        [(r["id"], r["text"]) for r in map(json.loads, lines(p))]
-        for p in (path, tmp_path / "whole.jsonl")
-    ]
-    assert written[0] == written[1]
-    assert len({line[9:41] for line in lines(path)}) == len(lines(path))
+    assert_as_uninterrupted(path, pairs)
 
 
-def _rows(path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def test_it_is_killed_once_there_are_so_many_rows_or_says_that_there_were_fewer(path):
+    pairs = newsroom_pairs("train", 120)
+    left = explain_until_killed(pairs, path, rows=20)
+    assert 20 <= left < 120
+    with ExplanationCache(path) as cache:
+        assert len(cache) == left
+    assert_as_uninterrupted(path, pairs)
+    with pytest.raises(RuntimeError, match=r"wrote 120 rows, not 121, .*ask for fewer rows"):
+        explain_until_killed(pairs, path, rows=121)
 
 
 def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, path):
@@ -219,13 +212,10 @@ def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, p
     distinct = len({pair.caption for pair in pairs})
     assert merge_caches(files, path) == {"added": distinct, "already_there": 0}
     assert merge_caches(files, path) == {"added": 0, "already_there": distinct}
-
-    def never(prompt, seed):
-        raise AssertionError("everything was there")
-
-    model = KnowledgeBase.model
-    rows = explain(pairs, StubLLM(never, model=model), path, progress=False)
+    # of the same name, but it would answer nothing: all is there
+    rows = explain(pairs, StubLLM(lambda p, s: "", model=SOURCE.model), path, progress=False)
     assert [row.id for row in rows] == [pair.id for pair in pairs]
+    assert all(row.text for row in rows)
     with pytest.raises(ValueError, match="from 0 to 2"):
         shard(pairs, 3, 3)
     with pytest.raises(FileNotFoundError, match="has that shard run"):
@@ -241,21 +231,3 @@ def test_text_may_hold_any_character(path):
     lone = explain([pair], StubLLM(lambda p, s: "a\ud83d", model="2"), path, progress=False)
     assert lone[0].text == "a?"
     assert encode_row(b"\0" * 16, rows[0]).count(b"\n") == 1
-
-
-def test_a_killed_extraction_leaves_whole_rows_and_is_finished_by_the_next_call(path, tmp_path):
-    pairs = newsroom_pairs("train", 120)
-    left = explain_until_killed(pairs, path, rows=20)
-    assert 20 <= left < 120
-    with ExplanationCache(path) as cache:
-        assert len(cache) == left
-    rows = explain(pairs, KnowledgeBase(), path, progress=False)
-    whole = explain(pairs, KnowledgeBase(), tmp_path / "whole.jsonl", progress=False)
-    assert [(r.id, r.text) for r in rows] == [(r.id, r.text) for r in whole]
-    assert path.read_bytes().count(b"\n") == len({pair.caption for pair in pairs})
-
-
-def test_an_extraction_that_ends_before_its_kill_says_so(path):
-    pairs = newsroom_pairs("train", 2)
-    with pytest.raises(RuntimeError, match=r"wrote 2 rows, not 3, .*ask for fewer rows"):
-        explain_until_killed(pairs, path, rows=3)

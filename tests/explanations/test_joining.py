@@ -36,8 +36,12 @@ def joined(pairs, source, policy="use", folder=".", **options):
     return training_pairs(pairs, str(source), policy, folder=folder, **options)
 
 
-def test_a_cache_is_joined_by_caption_also_after_retries(tmp_path):
-    path = tmp_path / "cache.jsonl"
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache.jsonl"
+
+
+def test_a_cache_is_joined_by_caption_also_after_retries(path):
     rows = explain(PAIRS, StubLLM(answer), path, sampling=Sampling(seed=3), progress=False)
     assert {row.attempts for row in rows} == {1, 2}
     pairs, report = joined(PAIRS, path)
@@ -49,22 +53,19 @@ def test_a_cache_is_joined_by_caption_also_after_retries(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "kept", "captions", "dropped"),
-    [("use", 9, 3, 0), ("caption", 9, 3, 0), ("drop", 9, 0, 3)],
+    ("policy", "counts"), [("use", (9, 3, 0)), ("caption", (9, 3, 0)), ("drop", (9, 0, 3))]
 )
-def test_missing_rows_are_counted_and_the_policy_applies(policy, kept, captions, dropped, tmp_path):
-    path = tmp_path / "cache.jsonl"
+def test_missing_rows_are_counted_and_the_policy_applies(policy, counts, path):
     explain(PAIRS[:9], KnowledgeBase(), path, progress=False)
     pairs, report = joined(PAIRS, path, policy)
-    assert (report.kept, report.captions, report.dropped) == (kept, captions, dropped)
+    assert (report.kept, report.captions, report.dropped) == counts
+    assert len(pairs) == counts[0] + counts[1]
     assert report.checks == {"missing": 3}
     assert "missing 3" in str(report)
-    assert len(pairs) == 12 - dropped
     assert all(pair.explanation == pair.caption for pair in pairs[9:])
 
 
-def test_a_file_that_cannot_be_meant_is_refused(tmp_path):
-    path = tmp_path / "cache.jsonl"
+def test_a_file_that_cannot_be_meant_is_refused(path, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"explanation_source: .*cache\.jsonl; run `entity"):
         joined(PAIRS, path)
     explain(PAIRS[:6], KnowledgeBase(), path, progress=False)
@@ -90,15 +91,19 @@ def test_a_file_of_the_authors_a_split(tmp_path):
     assert (report.kept, report.captions) == (10, 2)
 
 
-def experiment(**settings):
-    settings = {"train_pairs": 8, "val_pairs": 4, **settings}
-    return Experiment(load_profile("smoke", settings=settings), progress=False)
-
-
-def test_the_knowledge_base_is_extracted_and_read_by_training(tmp_path, monkeypatch):
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
-    base = experiment(explanation_source="knowledge-base")
-    own = experiment()
+
+    def make(**settings):
+        settings = {"train_pairs": 8, "val_pairs": 4, **settings}
+        return Experiment(load_profile("smoke", settings=settings), progress=False)
+
+    return make
+
+
+def test_the_knowledge_base_is_extracted_and_read_by_training(experiment, tmp_path):
+    base, own = experiment(explanation_source="knowledge-base"), experiment()
     rows = explain(own.pairs("train"), KnowledgeBase(), tmp_path / "c.jsonl", progress=False)
     assert [pair.explanation for pair in base.pairs("train")] == [row.text for row in rows]
     assert (tmp_path / "smoke" / "explanations" / "knowledge.jsonl").exists()
@@ -107,9 +112,8 @@ def test_the_knowledge_base_is_extracted_and_read_by_training(tmp_path, monkeypa
     assert [p.caption for p in base.pairs("val")] == [p.caption for p in own.pairs("val")]
 
 
-def test_a_cache_of_ones_own_is_read_through_the_profile(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
-    own, path = experiment(), tmp_path / "mine.jsonl"
+def test_a_cache_of_ones_own_is_read_through_the_profile(experiment, path, caplog):
+    own = experiment()
     asked = [*own.pairs("train")[:7], *own.pairs("val")]
     rows = explain(asked, StubLLM(answer), path, progress=False)
     with caplog.at_level(logging.WARNING):
@@ -120,52 +124,52 @@ def test_a_cache_of_ones_own_is_read_through_the_profile(tmp_path, monkeypatch, 
     assert "missing 1" in caplog.text
 
 
-def test_the_default_source_leaves_the_names_of_runs_as_they_were():
-    own = experiment(explanation_source="own").identity("entityclip")
-    assert "explanation_source" not in own
-    other = experiment(explanation_source="knowledge-base").identity("entityclip")
-    assert other["explanation_source"] == "knowledge-base"
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("own", {}), ("knowledge-base", {"explanation_source": "knowledge-base"})],
+)
+def test_the_default_source_leaves_the_names_of_runs_as_they_were(source, named, experiment):
+    identity = experiment(explanation_source=source).identity("entityclip")
+    assert {name: identity[name] for name in identity if name == "explanation_source"} == named
 
 
-def marked(tmp_path):
+@pytest.fixture
+def marked(path):
+    """Rows of five pairs: nothing for the first, a bad text for the second."""
     texts = {PAIRS[0].caption: "", PAIRS[1].caption: "The caption is nothing."}
-    llm = StubLLM(
-        lambda prompt, seed: next(
-            (text for caption, text in texts.items() if caption in prompt),
-            " ".join(entity_words(prompt)),
-        )
-    )
-    return explain(PAIRS[:5], llm, tmp_path / "c", progress=False)
+
+    def answer(prompt, seed):
+        found = [text for caption, text in texts.items() if caption in prompt]
+        return found[0] if found else " ".join(entity_words(prompt))
+
+    rows = explain(PAIRS[:5], StubLLM(answer), path, progress=False)
+    assert [bool(row.checks) for row in rows] == [True, True, False, False, False]
+    return rows
 
 
 @pytest.mark.parametrize(
-    ("policy", "ids", "kept", "captions", "dropped"),
+    ("policy", "explanations", "counts"),
     [
-        ("use", [0, 1, 2, 3, 4], 4, 1, 0),
-        ("drop", [2, 3, 4], 3, 0, 2),
-        ("caption", [0, 1, 2, 3, 4], 3, 2, 0),
+        # an empty one cannot be used
+        ("use", {0: PAIRS[0].caption, 1: "The caption is nothing."}, (4, 1, 0)),
+        ("drop", {}, (3, 0, 2)),
+        ("caption", {0: PAIRS[0].caption, 1: PAIRS[1].caption}, (3, 2, 0)),
     ],
 )
-def test_policies(policy, ids, kept, captions, dropped, tmp_path):
-    rows = marked(tmp_path)
-    bad = {row.id for row in rows if row.checks}
-    assert bad == {PAIRS[0].id, PAIRS[1].id}
-    pairs, report = ex.apply_policy(PAIRS[:5], rows, policy)
-    assert [pair.id for pair in pairs] == [PAIRS[n].id for n in ids]
-    assert (report.kept, report.captions, report.dropped) == (kept, captions, dropped)
+def test_policies(policy, explanations, counts, marked):
+    pairs, report = ex.apply_policy(PAIRS[:5], marked, policy)
+    expected = explanations | {n: marked[n].text for n in (2, 3, 4)}
+    assert {pair.id: pair.explanation for pair in pairs} == {
+        PAIRS[n].id: text for n, text in expected.items()
+    }
+    assert (report.kept, report.captions, report.dropped) == counts
     assert report.checks["opener"] == 1
-    assert f"{dropped} dropped" in str(report)
-    by_id = {pair.id: pair for pair in pairs}
-    if policy == "caption":
-        assert by_id[PAIRS[1].id].explanation == PAIRS[1].caption
-    if policy == "use":
-        assert by_id[PAIRS[1].id].explanation == "The caption is nothing."
-        assert by_id[PAIRS[0].id].explanation == PAIRS[0].caption  # an empty one cannot be used
+    assert f"{counts[-1]} dropped" in str(report)
     with pytest.raises(ValueError, match="same ids"):
-        ex.apply_policy(PAIRS[1:6], rows, policy)
+        ex.apply_policy(PAIRS[1:6], marked, policy)
 
 
-def test_the_policy_is_a_setting_and_reaches_training_but_not_tests(monkeypatch):
+def test_the_policy_is_a_setting_and_reaches_training_but_not_tests(experiment, monkeypatch):
     bad = replace(PAIRS[0], explanation="The caption is nothing.")
     own = [bad, *PAIRS[1:3]]
     monkeypatch.setattr("entityclip.experiments.splits.load_pairs", lambda *_, **options: own)
@@ -197,32 +201,30 @@ def test_pairs_that_bring_their_explanations_are_judged_too():
     ],
 )
 def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):
-    other = image.replace("9.jpg", "8.jpg").replace("abc", "abd").replace("5a", "5b")
-    third = image.replace("9.jpg", "7.jpg").replace("abc", "abe").replace("5a", "5c")
+    others = [
+        image.replace("9.jpg", f"{n}.jpg").replace("abc", f"ab{n}").replace("5a", f"5{n}")
+        for n in (7, 8)
+    ]
+    captions = [CAPTION, "Envoys in Berlin", CAPTION]
     pairs = [
-        Pair("1", Path(image), CAPTION),
-        Pair("2", Path(other), "Envoys in Berlin"),
-        Pair("3", Path(third), CAPTION),
+        Pair(str(n), Path(path), caption)
+        for n, (path, caption) in enumerate(zip([image, *others], captions, strict=True))
     ]
     source = tmp_path / "authors.json"
-    stray = "/x/bbc/images/1/1.jpg"
-    third_key = third if layout == "visualnews" else Path(third).name
-    source.write_text(json.dumps({key: f" {TEXT}\n", stray: "Other.", third_key: "Another."}))
+    third_key = others[1] if layout == "visualnews" else Path(others[1]).name
+    texts = {key: f" {TEXT}\n", "/x/bbc/images/1/1.jpg": "Other.", third_key: "Another."}
+    source.write_text(json.dumps(texts))
     with ex.ExplanationCache(tmp_path / "c.jsonl") as cache:
         report = ex.import_authors(source, pairs, cache, layout=layout)
         assert (report.added, report.already_there, report.conflicting) == (1, 1, 1)
         assert (report.empty, report.no_pair, report.no_text) == (0, 1, 1)
         again = ex.import_authors(source, pairs, cache, layout=layout)
         assert (again.added, again.already_there) == (0, 2)
-        asked = []
-        llm = StubLLM(lambda prompt, seed: asked.append(prompt) or "Berlin has a tower.")
+        llm = StubLLM(lambda prompt, seed: "Berlin has a tower.")
         rows = explain(pairs[:2], llm, cache, reuse=[report.source], progress=False)
-    assert len(asked) == 1
-    assert [(row.text, row.model) for row in rows] == [
-        (TEXT, "authors-mistral"),
-        ("Berlin has a tower.", "stub"),
-    ]
-    assert (rows[0].sampling, rows[0].finish_reason) == (None, "unknown")
+    got = [(row.text, row.model, row.sampling, row.finish_reason) for row in rows]
+    assert got[0] == (TEXT, "authors-mistral", None, "unknown")
+    assert got[1] == ("Berlin has a tower.", "stub", Sampling(), "stop")
     out = tmp_path / "out.json"
     assert ex.export_authors(pairs[:2], rows, out, layout=layout) == 2
     assert list(json.loads(out.read_text()).values()) == [TEXT, "Berlin has a tower."]
@@ -240,18 +242,14 @@ def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):
     ],
 )
 def test_malformed_authors_files_are_named(content, match, tmp_path):
-    source = tmp_path / "authors.json"
-    source.write_text(content)
-    with (
-        ex.ExplanationCache(tmp_path / "c") as cache,
-        pytest.raises(ValueError, match=match),
-    ):
-        ex.import_authors(source, PAIRS, cache, layout="n24news")
+    (tmp_path / "authors.json").write_text(content)
+    with pytest.raises(ValueError, match=match):
+        joined(PAIRS, tmp_path / "authors.json", dataset="n24news")
 
 
-def test_parquet_keeps_everything(tmp_path):
+def test_parquet_keeps_everything(marked, tmp_path):
     pytest.importorskip("pyarrow", reason="needs the extra `llm`")
-    rows = marked(tmp_path)
+    rows = marked
     ex.export_parquet(rows, tmp_path / "x.parquet")
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert frame["id"].tolist() == [row.id for row in rows]
