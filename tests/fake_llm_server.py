@@ -45,25 +45,21 @@ class FakeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> FakeServer:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
+    def start(self) -> FakeServer:
         """Listen, on the same port as before if it ran already."""
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)), daemon=True)
         self._thread.start()
         assert ready.wait(10)
+        return self
 
-    def stop(self) -> None:
+    def stop(self, *_: object) -> None:
         """Die: drop every connection and close the port."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(10)
+
+    __enter__, __exit__ = start, stop
 
     async def _run(self, ready: threading.Event) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
@@ -74,7 +70,8 @@ class FakeServer:
         await self._stopped.wait()
         site.close()
         for connection in server.connections:
-            connection.transport.abort()
+            if connection.transport:  # None: the client has closed it
+                connection.transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -82,11 +79,11 @@ class FakeServer:
 
     async def _respond(self, request: web.BaseRequest) -> web.Response:
         self.headers.append(str(request.headers))
-        body = await request.json()
+        self.bodies.append(await request.json())
         self.in_flight += 1
         self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
-            return await self._answer(request, body)
+            return await self._answer(request, self.bodies[-1])
         finally:
             self.in_flight -= 1
 
@@ -95,9 +92,7 @@ class FakeServer:
         caption = _CAPTION.search(content)[1]
         fault = self.faults(caption, self.asked[caption])
         self.asked[caption] += 1
-        self.bodies.append(body)
-        waits = {"slow": 0.2, "hang": 3600}
-        await asyncio.sleep(self.delay_s + waits.get(fault, 0.0))
+        await asyncio.sleep(self.delay_s + {"slow": 0.2, "hang": 3600}.get(fault, 0.0))
         if fault == "close":
             request.transport.abort()
         if fault in ("429", "500", "400", "401"):
@@ -109,10 +104,8 @@ class FakeServer:
         reason = "length" if fault == "length" else "stop"
         choices = [{"index": 0, "message": message, "finish_reason": reason}]
         record = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-        record["choices"] = [] if fault == "empty" else choices
-        data = json.dumps(record)
-        if fault not in ("empty", "truncated", "close"):
-            self.answered[caption] += 1
+        data = json.dumps({**record, "choices": [] if fault == "empty" else choices})
+        self.answered[caption] += fault not in ("empty", "truncated", "close")
         cut = len(data) // 2 if fault == "truncated" else None
         return web.Response(text=data[:cut], content_type="application/json")
 
