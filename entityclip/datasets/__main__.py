@@ -16,6 +16,7 @@ from pathlib import Path
 from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
+from entityclip.datasets.reading import known
 from entityclip.files import atomic_write_text, cores
 
 # (summaries of the splits, folder) -> the files of the figure drawn there
@@ -27,17 +28,17 @@ def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     options.draw = draw
-    unknown = sorted(set(options.splits or ()) - set(DATASETS[options.dataset]))
-    if unknown:
-        known = ", ".join(DATASETS[options.dataset])
-        print(f"{options.dataset} has no split {unknown[0]!r}; there are {known}", file=sys.stderr)
-        return 2
-    if options.root is None and options.dataset not in DRAWN:
-        print(f"{options.dataset} lies in files: give --root PATH", file=sys.stderr)
+    try:
+        for split in options.splits or ():
+            known(options.dataset, split, DATASETS[options.dataset])
+        if options.root is None and options.dataset not in DRAWN:
+            raise ValueError(f"{options.dataset} lies in files: give --root PATH")
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     try:
         return options.run(options, _entry(options))
-    except (ManifestError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -46,15 +47,10 @@ def _verify(options: argparse.Namespace, entry: Entry) -> int:
     from entityclip.datasets.care import verify
 
     result = verify(
-        options.dataset,
-        entry,
-        options.root,
-        splits=options.splits,
-        record=options.out / "checksums.json",
-        workers=options.workers,
-        pictures=not options.no_pictures,
-        progress=not options.quiet,
-    )
+        options.dataset, entry, options.root, splits=options.splits,
+        record=options.out / "checksums.json", workers=options.workers,
+        pictures=not options.no_pictures, progress=not options.quiet,
+    )  # fmt: skip
     print(result)
     atomic_write_text(options.out / "verify.json", result.as_json())
     print(f"written to {options.out / 'verify.json'}")
@@ -83,11 +79,9 @@ def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     if options.dataset in DRAWN:
         raise ValueError(f"{options.dataset} is drawn at any size; there is nothing to prepare")
     splits = options.splits or [s for s, x in entry.splits.items() if not x.contains_others]
-    tables = []
-    required = options.splits is not None
-    for split, table, report in found_splits(
-        options.dataset, options.root, splits, required=required
-    ):
+    tables, required = [], options.splits is not None
+    found = found_splits(options.dataset, options.root, splits, required=required)
+    for split, table, report in found:
         print(f"{split}: {report}")
         tables.append(table)
     chosen = PrepareOptions(options.side, options.quality, options.lossless, options.shard_pictures)
@@ -109,10 +103,8 @@ def _entry(options: argparse.Namespace) -> Entry:
         raise ManifestError(f"{options.manifest.name} has no data set {options.dataset!r}")
     lacking = set(DATASETS[options.dataset]) ^ set(entries[options.dataset].splits)
     if lacking:
-        raise ManifestError(
-            f"{options.manifest.name}: datasets.{options.dataset}.splits and the loader differ in "
-            f"{', '.join(sorted(lacking))}"
-        )
+        where = f"{options.manifest.name}: datasets.{options.dataset}.splits"
+        raise ManifestError(f"{where} and the loader differ in {', '.join(sorted(lacking))}")
     options.out = options.out or runs_folder() / "data" / options.dataset
     return entries[options.dataset]
 

@@ -133,17 +133,16 @@ def with_generated(pairs: Sequence[Pair], root: Path | None = None) -> list[Pair
 
 
 def _read(path: Path) -> dict[str, str]:
+    wanted = "an object of pair id → caption"
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no {path}: write an object of pair id → caption there, made by a captioning model, "
-            "or leave the task cluster_generated out"
+            f"no {path}: write {wanted} there, made by a captioning model, or leave the task "
+            "cluster_generated out"
         ) from error
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); write an object of pair id → caption"
-        ) from error
+        raise ValueError(f"{path} is not JSON ({error}); write {wanted}") from error
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"{path} must hold an object of pair id → caption")
+        raise ValueError(f"{path} must hold {wanted}")
     return texts

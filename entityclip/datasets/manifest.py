@@ -38,7 +38,6 @@ class LayoutEntry(_Strict):
     path: str
     what: str
     files: int | None = Field(default=None, ge=1)
-    bytes: int | None = Field(default=None, ge=0)  # of all these files together
     required: bool = True
     pictures: bool = False
 

@@ -95,9 +95,9 @@ def use_prepared(table: PairTable, folder: Path) -> PreparedTable:
     kept = table.rows[places[table.rows, 0] >= 0]
     if not len(kept):
         raise PreparedError(f"{folder} holds no picture of these {len(table)} pairs; other data?")
-    left_out = len(table) - len(kept)
-    level = logging.WARNING if left_out else logging.INFO
-    _log.log(level, "%s: %d pairs without a prepared picture left out", folder, left_out)
+    if len(kept) < len(table):
+        left_out = len(table) - len(kept)
+        _log.warning("%s: %d pairs without a prepared picture left out", folder, left_out)
     return PreparedTable(table.root, table.columns, kept, shards, places, manifest["fingerprint"])
 
 
@@ -175,8 +175,8 @@ def prepare(
     if not pictures:
         raise PreparedError(f"{dataset} has no picture to prepare")
     settings = out / "options.json"
-    if settings.exists() and read_json(settings) != described:
-        raise PreparedError(f"{out} was prepared with {read_json(settings)}; choose another folder")
+    if settings.exists() and (before := read_json(settings)) != described:
+        raise PreparedError(f"{out} was prepared with {before}; choose another folder")
     atomic_write_text(settings, json.dumps(described, indent=1) + "\n")
     names, shards, broken = sorted(pictures), [], {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -193,12 +193,9 @@ def prepare(
             f"{max_broken:g}: {shown}; fetch them again, or raise max_broken"
         )
     manifest = {
-        "options": described,
-        "pictures": len(names) - len(broken),
-        "shards": shards,
-        "broken": broken,
-        "fingerprint": fingerprint(described, shards),
-    }
+        "options": described, "pictures": len(names) - len(broken), "shards": shards,
+        "broken": broken, "fingerprint": fingerprint(described, shards),
+    }  # fmt: skip
     atomic_write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -231,13 +228,9 @@ def _shard(
             places.append([name, offset, len(data)])
     content = buffer.getvalue()
     index = {
-        "name": path.name,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "plan": plan,
-        "pictures": places,
-        "broken": broken,
-    }
+        "name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        "plan": plan, "pictures": places, "broken": broken,
+    }  # fmt: skip
     atomic_write_bytes(path, content)  # the index last: where it stands, its shard is whole
     atomic_write_text(side_file, json.dumps(index) + "\n")
     return index
@@ -266,8 +259,6 @@ def _encode(path: Path, options: dict[str, Any]) -> tuple[bytes, tuple[int, int]
     buffer = io.BytesIO()
     plain = Image.new("RGB", picture.size)
     plain.paste(picture)  # the pixels alone: no EXIF, profile or comment comes along
-    if options["lossless"]:
-        plain.save(buffer, "PNG")
-    else:
-        plain.save(buffer, "JPEG", quality=options["quality"])
+    # the quality is JPEG's alone
+    plain.save(buffer, "PNG" if options["lossless"] else "JPEG", quality=options["quality"])
     return buffer.getvalue(), size

@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 _CHUNK = 1 << 22  # bytes of JSON read at once
 _MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
 _NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
+# what a JSON value that begins with a character is
+_KINDS = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "null"}
+_KINDS |= dict.fromkeys("-0123456789", "number")
 _MAX_FIELD = 1 << 24  # characters the csv module takes as one field
 
 # ----------------------------------------------------------------------------------------- paths
@@ -176,9 +179,7 @@ def iter_rows(path: Path, key: str | None = None) -> Iterator[Any]:
             else:
                 text.value()
         if not found:
-            raise ValueError(
-                f"{path} has no {key!r}; expected an object with a list under that key"
-            )
+            raise ValueError(f"{path} has no {key!r}; expected an object with a list under it")
     text.end()
 
 
@@ -221,13 +222,13 @@ class _Text:
 
     def elements(self, where: str = "") -> Iterator[Any]:
         """The values of the list that begins here."""
-        for _ in self._members("[", "]", f"list{where}"):
+        for _ in self._members("list", where):
             yield self.value()
 
     def names(self) -> Iterator[str]:
         """The keys of the object that begins here; the caller takes each value after its key."""
         seen: set[str] = set()
-        for _ in self._members("{", "}", "dict"):
+        for _ in self._members("dict"):
             name = self.value() if self._peek() == '"' else self.fail("a key must be a string")
             if name in seen:
                 raise ValueError(f"{self.path}: key {name!r} stands twice; keep one of the two")
@@ -272,12 +273,16 @@ class _Text:
             f"{self.path} is not JSON ({problem}, row {self.count}); fetch it again or mend it"
         ) from cause
 
-    def _members(self, opening: str, closing: str, kind: str) -> Iterator[None]:
+    def _members(self, kind: str, where: str = "") -> Iterator[None]:
         """Step over the brackets and commas around members, each of which the caller reads."""
-        if self._peek() != opening:
-            self._refuse_other(kind)
+        got = self._peek()
+        if got not in _KINDS:
+            self.fail(f"{got!r} begins no JSON value" if got else "the file is empty")
+        if _KINDS[got] != kind:
+            hint = "; are these JSON lines? Make them one list" if got == "{" else ""
+            raise ValueError(f"{self.path} must hold a JSON {kind}{where}, got {_KINDS[got]}{hint}")
         self._at += 1
-        mark = ""
+        closing, mark = "]" if got == "[" else "}", ""
         while mark != closing:
             if self._peek() == closing:
                 if mark:
@@ -287,18 +292,9 @@ class _Text:
             yield
             self.count += 1
             mark = self._peek()
-            if not mark or mark not in ("," + closing):
+            if mark not in (",", closing):
                 self.fail(f"',' or {closing!r} expected, got {mark or 'the end of the file'}")
             self._at += 1
-
-    def _refuse_other(self, kind: str) -> NoReturn:
-        got = self._peek()
-        if not got or got not in '[{"tfn-0123456789':
-            self.fail("the file is empty" if not got else f"{got!r} begins no JSON value")
-        kinds = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "null"}
-        hint = "; are these JSON lines? Make them one list" if got == "{" else ""
-        name = kinds.get(got, "number")
-        raise ValueError(f"{self.path} must hold a JSON {kind}, got {name}{hint}")
 
     def _peek(self) -> str:
         """The next character that is not white space, "" at the end."""
@@ -336,13 +332,9 @@ def csv_rows(
 ) -> Iterator[Row]:
     """The rows of a comma-separated UTF-8 file whose first line names its columns.
 
-    Args:
-        path: the file; a byte-order mark before the text is fine.
-        columns: those that must be there.
-        optional: those that may be. Others are ignored, unless a name is so close to one of these
-            that it must be misspelt.
-        escapechar: what stands before a quote inside quotes; None: quotes are doubled.
-        first: the number of the first row below the header, as errors name it.
+    `columns` must be there, `optional` ones may; others are ignored, unless a name is so close to
+    one of ours that it must be misspelt. `escapechar` stands before a quote inside quotes (None:
+    quotes are doubled); errors name the row below the header `first`.
 
     Raises ValueError naming the file, and the row and column where that can be told.
     """
