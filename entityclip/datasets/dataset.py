@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -63,13 +63,6 @@ class BrokenPairs:
         return new
 
 
-class Peers(Protocol):
-    """What a batch's other processes hold of it; the model knows how to join the parts."""
-
-    rank: int
-    sizes: tuple[int, ...]  # rows by rank
-
-
 @dataclass
 class Batch:
     """B pairs, ready for the model."""
@@ -83,7 +76,7 @@ class Batch:
     others: Tensor | None = None  # [B, L] int64, another caption of each picture (captions.py)
     broken: list[Broken] = field(default_factory=list)  # asked for but left out
     lengths: list[int] | None = None  # tokens of the longest caption and explanation, if counted
-    peers: Peers | None = None  # the other processes' parts of this batch, if there are any
+    peers: Any = None  # `models.gather.Peers`, where other processes hold parts of this batch
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Self
@@ -23,7 +22,7 @@ from PIL import Image, ImageFilter
 
 from entityclip.datasets.newsroom import wording
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.datasets.newsroom.scenes import SCENES, TIMES, Stage, backdrop, flagpole
+from entityclip.datasets.newsroom.scenes import SCENES, TIMES, Draw, backdrop, flagpole
 from entityclip.datasets.newsroom.wording import Relation, draw_relation, relation_text
 from entityclip.datasets.pair import Pair
 
@@ -46,7 +45,7 @@ class DrawnPicture:
     entropy: ClassVar[tuple[int, ...]]  # of all its random numbers
     streams: ClassVar[tuple[str, ...]]  # where one stands is its seed: new names go to the end
     splits: ClassVar[tuple[str, ...]]
-    scenes: ClassVar[dict[str, Callable[[Stage], None]]]
+    scenes: ClassVar[dict[str, Draw]]
     times: ClassVar[tuple[str, ...]]
     dice: ClassVar[tuple[int, ...]] = ()  # what sets its scenes' dice apart from the other's
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
 from entityclip.datasets.newsroom.outlet_a import DrawnPicture, Facts
-from entityclip.datasets.newsroom.scenes import COATS, TIMES_B, Stage, lit
+from entityclip.datasets.newsroom.scenes import COATS, TIMES_B, Stage, by_name, lit
 from entityclip.datasets.newsroom.wording import WORDS_B, entity_caption, explanation
 from entityclip.datasets.pair import Pair
 
@@ -179,14 +178,7 @@ def _quarry(s: Stage) -> None:
     s.polygon([(x - 0.25, 0.7), (x - 0.15, 0.72), (x - 0.17, 0.8), (x - 0.27, 0.78)], "3a3a3e")
 
 
-SCENES_B: dict[str, Callable[[Stage], None]] = {
-    "courtroom": _courtroom,
-    "rocket launch": _rocket_launch,
-    "ski race": _ski_race,
-    "concert": _concert,
-    "flood": _flood,
-    "quarry": _quarry,
-}
+SCENES_B = by_name(_courtroom, _rocket_launch, _ski_race, _concert, _flood, _quarry)
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
 NEWSROOM_B_VERSION = 1

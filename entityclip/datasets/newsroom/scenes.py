@@ -76,6 +76,9 @@ class Stage(Canvas):
         self.disc(x, body - 0.5 * h, 0.13 * h, self.one_of(SKIN))
 
 
+Draw = Callable[[Stage], None]  # a scene
+
+
 def sky(image: Image.Image, time: str, part: tuple[float, float, float, float]) -> None:
     """Paint the sky into a part of the picture, given as left, top, right, bottom."""
     left, top, right, bottom = (round(value * image.width) for value in part)
@@ -102,9 +105,7 @@ def flagpole(country: Country, time: str, width: int) -> Image.Image:
 
 
 @lru_cache(maxsize=1024)
-def backdrop(
-    draw: Callable[[Stage], None], dice: tuple[int, ...], time: str, variant: int, size: int
-) -> Image.Image:
+def backdrop(draw: Draw, dice: tuple[int, ...], time: str, variant: int, size: int) -> Image.Image:
     """A scene without flags for pictures of `size` pixels, and a margin to crop. Read only.
 
     `dice` seed its random numbers, the same for every time of day and size: only the light differs.
@@ -129,6 +130,11 @@ def lit(cloth: np.ndarray, time: str) -> Image.Image:
     """A flag's [H, W, 3] float32 pixels in the light of a time of day."""
     cloth = cloth * np.array(_TIME[time].cloth, np.float32)
     return Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8))
+
+
+def by_name(*scenes: Draw) -> dict[str, Draw]:
+    """Scenes by the names of their functions, in words: "wind farm" for ``_wind_farm``."""
+    return {draw.__name__.strip("_").replace("_", " "): draw for draw in scenes}
 
 
 def _summit(s: Stage) -> None:
@@ -312,13 +318,4 @@ def _wind_farm(s: Stage) -> None:
         s.polygon([(x, 1), (x + 0.06, 1), *far], "c9c25a")
 
 
-SCENES: dict[str, Callable[[Stage], None]] = {
-    "summit": _summit,
-    "match": _match,
-    "harbour": _harbour,
-    "airport": _airport,
-    "protest": _protest,
-    "market": _market,
-    "railway": _railway,
-    "wind farm": _wind_farm,
-}
+SCENES = by_name(_summit, _match, _harbour, _airport, _protest, _market, _railway, _wind_farm)
