@@ -39,8 +39,23 @@ from entityclip.variants import (
 def model_config(settings: Settings, variant: str) -> EntityCLIPConfig | AsCLConfig:
     """The variant's model: the profile's, with the variant's overrides."""
     spec = find_variant(variant)
-    own = settings.model if spec.method != "ascl" else _ascl_model(settings)
+    own = settings.model
+    if spec.method == "ascl":
+        own = settings.ascl.model if settings.ascl else AsCLConfig()
     return replace(own, **spec.model)
+
+
+def _run(settings: Settings, variant: str, seed: int, start: Any) -> dict[str, Any]:
+    """What all runs are told apart by."""
+    return {
+        "variant": variant,
+        "seed": seed,
+        "backbone": settings.backbone,
+        "image_size": settings.image_size,
+        "start": start,
+        "dataset": settings.dataset,
+        "data_seed": settings.data_seed,
+    }
 
 
 def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
@@ -51,27 +66,18 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
     """
     spec, start = find_variant(variant), _start(settings)
     if spec.method == "itr":
-        start = _itr_start(settings, start)
-    found = {
-        "variant": variant,
-        "seed": seed,
-        "backbone": settings.backbone,
-        "image_size": settings.image_size,
-        "start": start,
-        "dataset": settings.dataset,
-        "data_seed": settings.data_seed,
-        "model": as_dict(model_config(settings, variant)),
-    }
+        start = {"itr": _itr_start(settings), "from": start}
+    found = _run(settings, variant, seed, start)
+    found["model"] = as_dict(model_config(settings, variant))
     if spec.finetuned:
         found["finetuning"] = as_dict(settings.finetuning)
-        found["train_pairs"] = settings.train_pairs
-        found["val_pairs"] = settings.val_pairs
-        found["explanation_policy"] = settings.explanation_policy
-        if settings.explanation_source != "own":  # else the hashes of older runs would change
-            found["explanation_source"] = settings.explanation_source
         found["explanations"] = spec.explanations
-        if settings.train_decoding != "exact":  # drawn pictures, and runs before it, know none
-            found["train_decoding"] = settings.train_decoding
+        for name in ("train_pairs", "val_pairs", "explanation_policy"):
+            found[name] = getattr(settings, name)
+        # these came later: left out at what older runs had, whose hashes stay
+        for name, older in (("explanation_source", "own"), ("train_decoding", "exact")):
+            if getattr(settings, name) != older:
+                found[name] = getattr(settings, name)
     return found
 
 
@@ -79,23 +85,22 @@ def _start(settings: Settings) -> Any:
     return as_dict(settings.pretraining) if settings.pretraining else settings.pretrained
 
 
-def _itr_start(settings: Settings, start: Any) -> dict[str, Any]:
-    """What makes the weights of ITR's pretraining, next to the run's seed; from `start` on."""
+def _itr_start(settings: Settings) -> dict[str, Any] | None:
+    """What makes the weights of ITR's pretraining, next to the start and the run's seed."""
     if settings.itr is None:
-        return {"itr": None, "from": start}
+        return None
     objective = as_dict(settings.itr.objective)
     del objective["seed"]  # it is the run's
-    unlabelled = _source(settings.itr.unlabelled)
-    itr = {"objective": objective, "unlabelled": unlabelled, "held_out": settings.itr.held_out}
-    return {"itr": itr, "from": start}
+    return {"objective": objective, **_unlabelled(settings)}
+
+
+def _unlabelled(settings: Settings) -> dict[str, Any]:
+    itr = settings.itr
+    return {"unlabelled": _source(itr.unlabelled), "held_out": itr.held_out}
 
 
 def _source(source: PairSource) -> dict[str, Any]:
     return source.model_dump(exclude={"data_root"})
-
-
-def _ascl_model(settings: Settings) -> AsCLConfig:
-    return settings.ascl.model if settings.ascl else AsCLConfig()
 
 
 # -------------------------------------------------------------------------------- AsCL's chapter
@@ -107,15 +112,10 @@ def ascl_identity(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
         raise ValueError(f"no AsCL variant {variant!r}; there are {', '.join(ASCL_VARIANTS)}")
     settings, ascl = profile.settings, profile.settings.ascl
     return {
+        **_run(settings, variant, seed, _start(settings)),
         "method": "ascl",
-        "variant": variant,
-        "seed": seed,
-        "backbone": settings.backbone,
-        "image_size": settings.image_size,
-        "start": _start(settings),
         "start_seed": profile.seed,
         "dataset": ascl.dataset,
-        "data_seed": settings.data_seed,
         "model": as_dict(replace(ascl.model, **ASCL_VARIANTS[variant])),
         "finetuning": as_dict(replace(ascl.finetuning, seed=seed)),
     }
@@ -158,8 +158,7 @@ def itr_identity(
         "start": start,
         "backbone": settings.backbone,
         "image_size": settings.image_size,
-        "unlabelled": _source(settings.itr.unlabelled),
-        "held_out": settings.itr.held_out,
+        **_unlabelled(settings),
         "itr": as_dict(itr_config(settings, tasks, seed)),
     }
 
@@ -188,6 +187,9 @@ def relation_variants(settings: Settings) -> dict[str, Tasks]:
 # ------------------------------------------------------------------ cross-domain, and sections
 
 
+CROSS_DOMAIN = {"tested": "cross-domain"}  # what such a measurement adds to the run's identity
+
+
 def drawn_domains(settings: Settings) -> list[str]:
     """The profile's own data set and, beside a drawn one, the other drawn ones."""
     own = settings.dataset
@@ -197,25 +199,9 @@ def drawn_domains(settings: Settings) -> list[str]:
 def domain_identity(settings: Settings, variant: str, seed: int, trained_on: str) -> dict[str, Any]:
     """`identity` of a variant fine-tuned on the data set `trained_on`, from the profile's start."""
     there = identity(settings.model_copy(update={"dataset": trained_on}), variant, seed)
-    if (
-        trained_on != settings.dataset and settings.pretraining
-    ):  # the pairs it saw are the profile's
-        there["start"] = {**there["start"], "dataset": settings.dataset}
+    if trained_on != settings.dataset and settings.pretraining:
+        there["start"] = {**there["start"], "dataset": settings.dataset}  # whose pairs it saw
     return there
-
-
-def cross_domain_identity(
-    settings: Settings, variant: str, seed: int, trained_on: str
-) -> dict[str, Any]:
-    """What makes a measurement on any domain of a variant fine-tuned on `trained_on`."""
-    return {**domain_identity(settings, variant, seed, trained_on), "tested": "cross-domain"}
-
-
-def section_identity(
-    settings: Settings, variant: str, seed: int, templates: Sequence[str] = TEMPLATES
-) -> dict[str, Any]:
-    """What makes a measurement of zero-shot sections, on any domain."""
-    return {**identity(settings, variant, seed), "templates": list(templates)}
 
 
 # -------------------------------------------------------------------------------------- chapters
@@ -225,14 +211,15 @@ def _cross_domain(profile: Profile) -> list[dict[str, Any]]:
     settings, found = profile.settings, []
     for seed, variant in itertools.product(settings.ablation_seeds, GENERALIZED):
         finetuned = VARIANTS[variant].finetuned  # else it is the same, wherever it is trained
-        sources = drawn_domains(settings) if finetuned else [settings.dataset]
-        found += [cross_domain_identity(settings, variant, seed, source) for source in sources]
+        for source in drawn_domains(settings) if finetuned else [settings.dataset]:
+            found.append(domain_identity(settings, variant, seed, source) | CROSS_DOMAIN)
     return found
 
 
 def _sections(profile: Profile) -> list[dict[str, Any]]:
     asked = itertools.product(profile.settings.ablation_seeds, GENERALIZED)
-    return [section_identity(profile.settings, variant, seed) for seed, variant in asked]
+    by = {"templates": list(TEMPLATES)}
+    return [identity(profile.settings, variant, seed) | by for seed, variant in asked]
 
 
 def _relations(profile: Profile) -> list[dict[str, Any]]:

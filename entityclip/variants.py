@@ -29,12 +29,12 @@ class Variant:
     """One row of a table: its name, what it asks, and how it differs from the profile's model."""
 
     name: str
+    label: str  # as readers of tables and figures see it
     asks: str
     model: dict[str, Any] = field(default_factory=dict)  # overrides of the method's config
     finetuned: bool = True
     explanations: Explanations = "own"  # what training reads
-    # "itr" starts from ITR's pretraining, "ascl" is AsCL's model
-    method: Method = "entityclip"
+    method: Method = "entityclip"  # "itr" starts from ITR's pretraining, "ascl" is AsCL's model
 
     def __post_init__(self) -> None:
         config = AsCLConfig if self.method == "ascl" else EntityCLIPConfig
@@ -44,89 +44,95 @@ class Variant:
 
 
 _MAIN = (
-    Variant("zero-shot", "What does pretraining alone know of entities?", NO_EXPERTS, False),
-    Variant("clip", "What does fine-tuning on captions alone give?", NO_EXPERTS),
-    Variant(
-        "itr",
-        "What if ITR pretrains on unlabelled pairs first, and captions fine-tune as for CLIP?",
-        NO_EXPERTS,
-        method="itr",
-    ),
-    Variant(
-        "ascl",
-        "What do AsCL's texts and fusion give? Its richer text reads a second caption a picture.",
-        method="ascl",
-    ),
-    Variant("entityclip", "What do MMAE and GI-ITM add, reading explanations in training?"),
-    Variant(
-        "bridge",
-        "What if CLIP simply contrasts the explanation with picture and caption, no experts?",
-        NO_EXPERTS | BRIDGE,
-    ),
-    Variant(
-        "bridge-entityclip",
-        "Do MMAE and GI-ITM add anything once the explanation is contrasted itself?",
-        BRIDGE,
-    ),
-)
+    Variant("zero-shot", "CLIP, zero-shot", "What does pretraining alone know of entities?",
+            NO_EXPERTS, finetuned=False),
+    Variant("clip", "CLIP, fine-tuned", "What does fine-tuning on captions alone give?",
+            NO_EXPERTS),
+    Variant("itr", "ITR, fine-tuned",
+            "What if ITR pretrains on unlabelled pairs first, and captions fine-tune as for CLIP?",
+            NO_EXPERTS, method="itr"),
+    Variant("ascl", "AsCL", "What do AsCL's texts and fusion give? Its richer text reads a second "
+            "caption a picture.", method="ascl"),
+    Variant("entityclip", "EntityCLIP",
+            "What do MMAE and GI-ITM add, reading explanations in training?"),
+    Variant("bridge", "CLIP + bridge",
+            "What if CLIP simply contrasts the explanation with picture and caption, no experts?",
+            NO_EXPERTS | BRIDGE),
+    Variant("bridge-entityclip", "EntityCLIP + bridge",
+            "Do MMAE and GI-ITM add anything once the explanation is contrasted itself?", BRIDGE),
+)  # fmt: skip
 
 _MMAE = (
-    Variant("no-image-experts", "Do the experts on the picture's tokens matter?",
-            {"image_experts": 0}),
-    Variant("no-text-experts", "Do the experts on the caption's tokens matter?",
-            {"text_experts": 0}),
-    Variant("no-explanation-experts", "Do the experts on the explanation matter?",
-            {"explanation_experts": 0}),
+    Variant("no-image-experts", "No image experts",
+            "Do the experts on the picture's tokens matter?", {"image_experts": 0}),
+    Variant("no-text-experts", "No text experts",
+            "Do the experts on the caption's tokens matter?", {"text_experts": 0}),
+    Variant("no-explanation-experts", "No explanation experts",
+            "Do the experts on the explanation matter?", {"explanation_experts": 0}),
     *(
-        Variant(f"experts-{n}", f"Are {n} experts a group enough, or more than enough?",
+        Variant(f"experts-{n}", f"{n} expert{'s' if n > 1 else ''} a group",
+                f"Are {n} experts a group enough, or more than enough?",
                 {"image_experts": n, "text_experts": n, "explanation_experts": n})
         for n in (1, 2, 8)
     ),
     *(
-        Variant(f"lambda-{weight}", f"What does weight {weight} on VTC(V*, T*) do?",
-                {"lambda_moe": weight})
+        Variant(f"lambda-{weight}", f"λ = {weight:g}",
+                f"What does weight {weight} on VTC(V*, T*) do?", {"lambda_moe": weight})
         for weight in (0.01, 1.0)
     ),
-    Variant("separate-experts", "Must both sides share the explanation experts' weights?",
+    Variant("separate-experts", "Separate explanation experts",
+            "Must both sides share the explanation experts' weights?",
             {"shared_explanation_experts": False}),
-    Variant("padding-attended", "Does attending to padding, as the authors' code does, cost?",
-            {"mask_padding": False}),
-    Variant("reference-compat", "What do all of the authors' code's choices give?",
-            {"reference_compat": True}),
+    Variant("padding-attended", "Padding attended",
+            "Does attending to padding, as the authors' code does, cost?", {"mask_padding": False}),
+    Variant("reference-compat", "As the public code",
+            "What do all of the authors' code's choices give?", {"reference_compat": True}),
 )  # fmt: skip
 
 _GI_ITM = (
-    Variant("no-matching", "Does GI-ITM matter?", {"matching": "none"}),
-    Variant("mean-fusion", "Does its gate beat a plain mean of the vectors?", {"matching": "mean"}),
-    Variant("uniform-negatives", "Must its negatives be hard?", {"negatives": "uniform"}),
-    Variant("positive-explanation", "Must a negative text bring its own explanation?",
+    Variant("no-matching", "No matching", "Does GI-ITM matter?", {"matching": "none"}),
+    Variant("mean-fusion", "Mean fusion", "Does its gate beat a plain mean of the vectors?",
+            {"matching": "mean"}),
+    Variant("uniform-negatives", "Uniform negatives", "Must its negatives be hard?",
+            {"negatives": "uniform"}),
+    Variant("positive-explanation", "The positive's explanation",
+            "Must a negative text bring its own explanation?",
             {"negative_explanation": "positive"}),
-    Variant("eta-1.0", "What does weight 1 on GI-ITM do?", {"eta_itm": 1.0}),
+    Variant("eta-1.0", "η = 1", "What does weight 1 on GI-ITM do?", {"eta_itm": 1.0}),
 )  # fmt: skip
 
 _CONTROLS = (
-    Variant("shuffled-explanations", "Is it what explanations say, or only that there are any?",
-            explanations="shuffled"),
-    Variant("random-explanations", "Would random words do?", explanations="random"),
-    Variant("caption-as-explanation", "Does the explanation say more than the caption again?",
-            explanations="caption"),
-    Variant("shuffled-bridge", "Is it what explanations say that makes the bridge carry?",
+    Variant("shuffled-explanations", "Explanations shuffled",
+            "Is it what explanations say, or only that there are any?", explanations="shuffled"),
+    Variant("random-explanations", "Random words", "Would random words do?",
+            explanations="random"),
+    Variant("caption-as-explanation", "Caption as explanation",
+            "Does the explanation say more than the caption again?", explanations="caption"),
+    Variant("shuffled-bridge", "Bridge, shuffled",
+            "Is it what explanations say that makes the bridge carry?",
             NO_EXPERTS | BRIDGE, explanations="shuffled"),
 )  # fmt: skip
 
 _SEARCH = (
-    Variant("bridge-mmae", "The bridge and MMAE, no GI-ITM.", BRIDGE | {"matching": "none"}),
-    Variant("bridge-0.5", "Half the bridge's weight, no experts.", NO_EXPERTS | {"bridge": 0.5}),
-    Variant("bridge-2", "Twice the bridge's weight, no experts.", NO_EXPERTS | {"bridge": 2.0}),
-    Variant("crossed", "EntityCLIP whose V* and T* cannot both read the explanation.",
+    Variant("bridge-mmae", "Bridge + MMAE", "The bridge and MMAE, no GI-ITM.",
+            BRIDGE | {"matching": "none"}),
+    Variant("bridge-0.5", "Bridge, weight 0.5", "Half the bridge's weight, no experts.",
+            NO_EXPERTS | {"bridge": 0.5}),
+    Variant("bridge-2", "Bridge, weight 2", "Twice the bridge's weight, no experts.",
+            NO_EXPERTS | {"bridge": 2.0}),
+    Variant("crossed", "Crossed", "EntityCLIP whose V* and T* cannot both read the explanation.",
             {"crossed": True}),
-    Variant("bridge-crossed", "The bridge, and experts that cannot copy the explanation.",
+    Variant("bridge-crossed", "Bridge + crossed",
+            "The bridge, and experts that cannot copy the explanation.",
             BRIDGE | {"crossed": True}),
-    Variant("bridge-detached", "The bridge alone trains the explanation's encoding.",
+    Variant("bridge-detached", "Bridge, detached",
+            "The bridge alone trains the explanation's encoding.",
             BRIDGE | {"detach_explanation": True}),
-    Variant("bridge-dropout", "The bridge, three explanations in ten replaced by their captions.",
+    Variant("bridge-dropout", "Bridge, dropout",
+            "The bridge, three explanations in ten replaced by their captions.",
             NO_EXPERTS | BRIDGE | {"explanation_dropout": 0.3}),
-    Variant("bridge-fading", "The bridge, and experts whose weight λ falls to 0 as training ends.",
+    Variant("bridge-fading", "Bridge, fading λ",
+            "The bridge, and experts whose weight λ falls to 0 as training ends.",
             BRIDGE | {"lambda_end": 0.0}),
 )  # fmt: skip
 
@@ -239,43 +245,7 @@ TERM = "vtc"  # the one that all variants have, so the one to compare
 
 CURVE_SPLITS = {"train": TERM, "val": f"val_{TERM}"}  # a split, and the log's column for it
 
-VARIANT_LABELS = {
-    "zero-shot": "CLIP, zero-shot",
-    "clip": "CLIP, fine-tuned",
-    "itr": "ITR, fine-tuned",
-    "ascl": "AsCL",
-    "entityclip": "EntityCLIP",
-    "bridge": "CLIP + bridge",
-    "bridge-entityclip": "EntityCLIP + bridge",
-    "no-image-experts": "No image experts",
-    "no-text-experts": "No text experts",
-    "no-explanation-experts": "No explanation experts",
-    "experts-1": "1 expert a group",
-    "experts-2": "2 experts a group",
-    "experts-8": "8 experts a group",
-    "lambda-0.01": "λ = 0.01",
-    "lambda-1.0": "λ = 1",
-    "separate-experts": "Separate explanation experts",
-    "padding-attended": "Padding attended",
-    "reference-compat": "As the public code",
-    "no-matching": "No matching",
-    "mean-fusion": "Mean fusion",
-    "uniform-negatives": "Uniform negatives",
-    "positive-explanation": "The positive's explanation",
-    "eta-1.0": "η = 1",
-    "shuffled-explanations": "Explanations shuffled",
-    "random-explanations": "Random words",
-    "caption-as-explanation": "Caption as explanation",
-    "shuffled-bridge": "Bridge, shuffled",
-    "bridge-mmae": "Bridge + MMAE",
-    "bridge-0.5": "Bridge, weight 0.5",
-    "bridge-2": "Bridge, weight 2",
-    "crossed": "Crossed",
-    "bridge-crossed": "Bridge + crossed",
-    "bridge-detached": "Bridge, detached",
-    "bridge-dropout": "Bridge, dropout",
-    "bridge-fading": "Bridge, fading λ",
-}
+VARIANT_LABELS = {variant.name: variant.label for variant in VARIANTS.values()}
 
 SPLIT_LABELS = {
     "test": "Test",

@@ -70,9 +70,9 @@ def test_variants_are_different_models_or_different_data():
 
 def test_a_variant_with_a_misspelt_override_is_refused():
     with pytest.raises(ValueError, match="typo: EntityCLIPConfig has no image_expert"):
-        Variant("typo", "?", {"image_expert": 1})
+        Variant("typo", "?", "?", {"image_expert": 1})
     with pytest.raises(ValueError, match="typo: AsCLConfig has no image_experts"):
-        Variant("typo", "?", {"image_experts": 1}, method="ascl")
+        Variant("typo", "?", "?", {"image_experts": 1}, method="ascl")
 
 
 def test_shuffled_explanations_are_the_others():

@@ -355,7 +355,7 @@ def _measured_from(
     source: Experiment, name: str, tests: Iterable[tuple[Experiment, Domain]], *, train: bool
 ) -> list[pd.DataFrame]:
     """One model on the test split of every domain."""
-    identity = source.identity(name) | {"tested": "cross-domain"}
+    identity = source.identity(name) | identities.CROSS_DOMAIN
     trained_on = source.settings.dataset if VARIANTS[name].finetuned else NOT_FINETUNED
     loaded, parts = [], []
     for target, domain in tests:

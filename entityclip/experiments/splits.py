@@ -7,11 +7,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from entityclip.config import PairSource, Profile, config_hash, named_folder
+from entityclip.config import PairSource, Profile, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions, with_generated
 from entityclip.datasets.dataset import PairDataset
@@ -58,7 +59,7 @@ class Splits:
         key = (split, generated)
         if key not in self._pairs:
             if generated:
-                root = named_folder(self._source(split).data_root)
+                root = _folder(self._source(split).data_root)
                 self._pairs[key] = with_generated(self.pairs(split), root)
             else:
                 self._pairs[key] = self._load_pairs(split)
@@ -90,8 +91,8 @@ class Splits:
             limit=None if source.limit is None else source.limit + spared,
             seed=settings.data_seed,
             image_size=settings.image_size,
-            root=named_folder(source.data_root),
-            prepared=None if ":" in split else named_folder(settings.prepared),
+            root=_folder(source.data_root),
+            prepared=None if ":" in split else _folder(settings.prepared),
         )
         if spared >= len(pairs):
             raise ValueError(
@@ -194,6 +195,10 @@ class Splits:
     def backbone(self) -> Backbone:
         """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
         return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+
+
+def _folder(path: str | None) -> Path | None:
+    return Path(path).expanduser() if path else None
 
 
 def replace_explanations(pairs: Sequence[Pair], kind: Explanations, *, seed: int = 0) -> list[Pair]:

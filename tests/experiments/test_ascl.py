@@ -318,7 +318,7 @@ def test_runs_are_trained_measured_once_and_compared(tmp_path, monkeypatch):
 def test_settings_are_checked():
     with pytest.raises(ProfileError, match=r"ascl\.model\.head: .*did you mean heads"):
         load_profile("smoke", settings={"ascl": {"model": {"head": 4}}})
-    with pytest.raises(ProfileError, match="temperature is 0"):
+    with pytest.raises(ProfileError, match=r"temperature: .* than 0 \(got 0"):
         load_profile("smoke", settings={"ascl": {"model": {"temperature": 0.0}}})
     without = load_profile("smoke", settings={"ascl": None})
     with pytest.raises(ValueError, match="no `ascl` block"):

@@ -94,7 +94,10 @@ def test_a_notebook_that_has_used_the_gpu_is_told_to_restart(monkeypatch):
     [
         (["--profile", "none"], "no profile 'none'"),
         (["--set", "finetuning.epoch=3"], "did you mean epochs?"),
-        (["--set", "finetuning.chunk=0"], "chunk is 0; it must be at least 1"),
+        (
+            ["--set", "finetuning.chunk=0"],
+            "finetuning.chunk: Input should be greater than or equal to 1 (got 0)",
+        ),
         (["--set", "finetuning"], "write name=value"),
     ],
 )

@@ -1,0 +1,461 @@
+"""Every knob: what models are and how they are trained, and the profile that holds those of a run.
+
+A profile is a papermill parameter file (``notebooks/profiles/<name>.yaml``): ``profile``, ``seed``
+and one ``settings`` mapping. All values are checked when they are made, in code as from a profile.
+This module imports neither torch nor open_clip, so that a misspelt name is refused at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROFILES = REPOSITORY / "notebooks" / "profiles"
+SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
+
+# ---------------------------------------------------------------------------- models and training
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+AtLeast0 = Annotated[int, Field(ge=0)]
+Several = Annotated[int, Field(ge=2)]
+Experts = Annotated[int, Field(ge=0, le=16)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+# fields that do not tell runs apart: never, or (they came later) not at their default
+_LEFT_OUT = {"identity": "never"}
+_LATER = {"identity": "unless default"}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EntityCLIPConfig:
+    """What the model is (EntityCLIP, section 3). All expert counts 0 is plain CLIP fine-tuning."""
+
+    image_experts: Experts = 4  # n_v: attend from the picture's CLS to its own tokens
+    text_experts: Experts = 4  # n_t: attend from the caption's EOT to its own tokens
+    explanation_experts: Experts = 4  # n_e: attend from CLS and from EOT to the explanation
+    heads: Count = 1  # attention heads of each expert; must divide the embedding width
+    lambda_moe: Weight = 0.1  # weight of VTC(V*, T*_moe)
+    eta_itm: Weight = 0.1  # weight of the GI-ITM loss
+    reference_compat: bool = False  # attend to padding and pool negatives as the authors' code does
+
+    # ablations: the paper's choice is the default
+    matching: Literal["gated", "mean", "none"] = "gated"  # how GI-ITM fuses a pair's vectors
+    negatives: Literal["hard", "uniform"] = "hard"  # how GI-ITM's negatives are drawn
+    negative_explanation: Literal["own", "positive"] = "own"  # which one a negative text brings
+    shared_explanation_experts: bool = True  # False: the two sides have a set of weights each
+    mask_padding: bool = True  # False: experts also attend to what follows EOT
+
+    # beyond the paper
+    bridge: Weight = 0.0  # weight of ½·VTC(I*, E*) + ½·VTC(T*, E*), the explanation as a third view
+    crossed: bool = False  # V* with E against T* without, and the reverse: neither can copy E
+    detach_explanation: bool = False  # experts read E but don't train its encoding
+    # chance that, in a training step, a pair's caption stands in for its explanation
+    explanation_dropout: Chance = field(default=0.0, metadata=_LATER)
+    # λ as training ends, reached linearly from `lambda_moe`; None: it stays
+    lambda_end: Weight | None = field(default=None, metadata=_LATER)
+
+    def __post_init__(self) -> None:
+        if self.lambda_end is not None and not self.experts:
+            raise ValueError("lambda_end needs experts: without them λ weighs nothing")
+        if self.explanation_dropout and not (self.explanation_experts or self.bridge):
+            raise ValueError("explanation_dropout needs explanation_experts or a bridge")
+        if self.crossed and not self.explanation_experts:
+            raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
+
+    @property
+    def experts(self) -> int:
+        """How many experts there are; 0 means no MMAE and no GI-ITM."""
+        return self.image_experts + self.text_experts + self.explanation_experts
+
+    def lambda_at(self, progress: float) -> float:
+        """λ after a share of the training, from 0 to 1."""
+        end = self.lambda_moe if self.lambda_end is None else self.lambda_end
+        return self.lambda_moe + progress * (end - self.lambda_moe)
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether experts attend to what follows EOT, as in the authors' code."""
+        return self.reference_compat or not self.mask_padding
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainConfig:
+    """How a model is trained. The defaults are the paper's for N24News (section 4.1)."""
+
+    epochs: Count = 20
+    batch_size: Several = 192  # pairs a forward pass, of all processes; losses see exactly these
+    lr: Positive = 1e-5  # peak; 5e-6 for GoodNews
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: Weight = 0.0
+    betas: tuple[Chance, Chance] = (0.9, 0.999)
+    warmup_steps: AtLeast0 = 0  # linear, then cosine to 0 over the remaining steps
+    accumulate: Count = 1  # forward passes an optimizer step; each contrasts its own batch
+    clip_grad_norm: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device supports it
+    checkpoint_every: Count = 1000  # steps between checkpoints within an epoch; one ends each epoch
+    workers: AtLeast0 = 0  # processes that decode pictures; 0 decodes in this one
+    seed: AtLeast0 = 42
+    # rows encoded at a time, to the same gradient (models/entityclip.py); None: the whole batch
+    chunk: Count | None = field(default=None, metadata=_LATER)
+    # with several processes: whose rows GI-ITM's negatives are (models/gather.py)
+    negatives_from: Literal["global", "local"] = field(default="global", metadata=_LATER)
+    # checkpoints to go on from: the last, and those before it as step-*.safetensors
+    keep: Count = field(default=1, metadata=_LEFT_OUT)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AsCLConfig:
+    """What the AsCL model is (arXiv 2405.10029, section 3), and which of its parts are on."""
+
+    heads: Count = 8  # of each way of looking; must divide the embedding width
+    local_weight: Share = 0.8  # u in S = u S_local + (1 - u) S_global
+    temperature: Positive | None = 0.1  # of NT-Xent; None: CLIP's learned one
+    fusion: bool = True  # off: S is the cosine of CLIP's global features
+    richer: bool = True  # true texts of two captions of the picture
+    poorer: bool = True  # true texts of a caption's first half
+    wrong: bool = True  # texts made wrong among their embeddings, as negatives
+    noise: Weight = 1.0  # deviation of wrong texts' noise, of the words' root mean square
+    dropout: Chance = 0.5  # share of entries that dropout zeroes in wrong texts
+    cutoff: Share = 0.2  # share of words or channels that are zeroed in wrong texts
+
+
+Task = Literal["cluster_image", "cluster_generated", "contrast"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ITRConfig:
+    """How towers are pretrained on unlabelled pairs. The defaults are the authors'."""
+
+    # clustering of text + image embeddings, of text + generated caption, contrast of text and image
+    tasks: tuple[Task, ...] = ("cluster_image", "contrast")
+    iterations: Count = 20  # each clusters one subset anew, resets the heads and trains on it
+    subset: int = 5000  # pairs an iteration; the subsets of an epoch share none
+    clusters: Several = 4  # k; the authors also try 2
+    mini_batch_above: AtLeast0 = 20_000  # larger subsets are clustered by mini-batch k-means
+    batch_size: Several = 32
+    lr: Positive = 1e-5  # of the towers
+    head_lr_scale: Positive = 100.0  # learning rate of heads and projections, times the towers'
+    weight_decay: Weight = 0.01
+    cluster_image_weight: Weight = 0.2
+    cluster_generated_weight: Weight = 1.0
+    contrast_weight: Weight = 1.0
+    temperature: Positive = 1.0  # of the contrast
+    projection: Count = 512  # width of the projections that are contrasted
+    workers: AtLeast0 = 0  # processes that decode pictures; 0 decodes in this one
+    seed: AtLeast0 = 0
+
+    def __post_init__(self) -> None:
+        if not self.tasks or len({*self.tasks}) < len(self.tasks):
+            raise ValueError(
+                f"tasks is {[*self.tasks]}; name some of {', '.join(get_args(Task))}, once"
+            )
+        if self.subset < self.batch_size:
+            raise ValueError(f"subset is {self.subset}, less than a batch of {self.batch_size}")
+        if self.clustering and self.clusters > self.subset:
+            raise ValueError(f"{self.clusters} clusters of a subset of {self.subset} pairs")
+
+    @property
+    def clustering(self) -> tuple[Task, ...]:
+        """The clustering tasks among `tasks`."""
+        return tuple(task for task in self.tasks if task != "contrast")
+
+    @property
+    def needs_generated(self) -> bool:
+        """Whether pretraining reads generated captions."""
+        return "cluster_generated" in self.tasks
+
+    def weight(self, task: Task) -> float:
+        """The weight of a task's loss."""
+        return getattr(self, f"{task}_weight")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ClassifierConfig:
+    """How towers are fine-tuned to tell relations."""
+
+    epochs: Count = 3
+    batch_size: Count = 32
+    lr: Positive = 1e-5
+    head_lr_scale: Positive = 100.0
+    weight_decay: Weight = 0.01
+
+
+# --------------------------------------------------------------------------------------- profiles
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AsCLSettings(_Settings):
+    """AsCL's chapter: data of several captions a picture, and the runs compared on them."""
+
+    dataset: Name = "newsroom"
+    data_root: str | None = None
+    train_split: str = "captions_train"
+    val_split: str = "captions_val"
+    test_split: str = "captions_test"
+    train_pairs: Several | None = None  # None: the whole split
+    val_pairs: Several | None = None
+    test_pairs: Several | None = None
+    seeds: Count = 3  # fine-tunings of each variant; all share one start
+    rerank_text: Count = 15  # captions a picture that re-ranking reorders
+    rerank_image: Count = 20  # pictures a caption that it reorders
+    model: AsCLConfig = AsCLConfig()
+    finetuning: TrainConfig = TrainConfig()
+
+
+class PairSource(_Settings):
+    """Where pairs come from. `limit` None takes the whole split."""
+
+    dataset: Name
+    split: Name
+    data_root: str | None = None
+    limit: Several | None = None
+
+
+class ITRSettings(_Settings):
+    """What a profile decides of ITR: its pairs, its pretraining, and how that is judged."""
+
+    unlabelled: PairSource  # to pretrain on
+    labelled: PairSource  # trains probe and classifier
+    judged: PairSource  # labelled too, measured on
+    held_out: Several = 256  # unlabelled pairs that choose the best checkpoint
+    objective: ITRConfig = ITRConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    # the tasks whose pretraining is compared with none at all
+    compared: list[tuple[Task, ...]] = Field(default=[("cluster_image", "contrast")], min_length=1)
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)  # of ITR; all share one start
+
+
+class Pretraining(_Settings):
+    """Generic pretraining of a small CLIP from scratch, standing in for CLIP's own."""
+
+    pairs: Several
+    eval_pairs: Several
+    seed: AtLeast0 = 0  # not the run's: all seeds fine-tune one pretrained CLIP
+    train: TrainConfig
+
+
+class Settings(_Settings):
+    """Everything a profile decides; the same notebook cells run under each."""
+
+    dataset: Name
+    data_root: str | None = None
+    # a copy of data_root's pictures that ``entityclip.datasets prepare`` made; texts stay there
+    prepared: str | None = None
+    backbone: Name
+    pretrained: str | None = None
+    image_size: Count = 224
+    data_seed: AtLeast0 = 0  # not the run's: all seeds share one test set
+    train_pairs: Several | None = None  # None: the whole split
+    val_pairs: Several | None = None
+    test_pairs: Several | None = None
+    test_splits: list[str] = Field(default=["test"], min_length=1)
+    pretraining: Pretraining | None = None
+    # what training reads: the data set's "own", those of the "knowledge-base", or a file of yours
+    # (a cache that `explain` wrote, or *.json in the authors' layout; {split} in it is replaced)
+    explanation_source: Name = "own"
+    # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
+    # let the "caption" stand in (entityclip.explanations.joining says what follows from each)
+    explanation_policy: Literal["use", "drop", "caption"] = "use"
+    max_broken: Share = 0.01  # largest share of files to train without
+    # how files of the train split are decoded; "draft" is faster on large JPEGs and changes pixels
+    # by a few levels (entityclip.datasets.dataset). All other splits are exact
+    train_decoding: Literal["exact", "draft"] = "exact"
+    model: EntityCLIPConfig = EntityCLIPConfig()
+    finetuning: TrainConfig = TrainConfig()
+    ascl: AsCLSettings | None = None  # None: the profile leaves AsCL out
+    bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+    # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
+    main_seeds: list[int] = Field(default=[0], min_length=1)
+    ablation_seeds: list[int] = Field(default=[0], min_length=1)
+    # whether a notebook trains what its table lacks; else it says by which command to do so
+    train_tables: bool = True
+    itr: ITRSettings | None = None  # the neighbour ITR; None leaves it out
+
+    @model_validator(mode="after")
+    def _needs_a_start(self) -> Settings:
+        if self.pretrained is None and self.pretraining is None:
+            raise ValueError("give `pretrained` weights or a `pretraining` block")
+        return self
+
+
+def runs_folder() -> Path:
+    """Where all that is trained and measured is kept: ``$ENTITYCLIP_RUNS``, else ``runs/`` here."""
+    return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Profile:
+    """A named set of settings and the seed they run with."""
+
+    name: str
+    seed: AtLeast0
+    settings: Settings
+
+    @property
+    def runs(self) -> Path:
+        """Where this profile keeps checkpoints and result rows."""
+        return runs_folder() / self.name
+
+    @property
+    def results(self) -> Path:
+        """The folder of this profile's result rows."""
+        return self.runs / "results"
+
+    def figures(self, output_dir: str = "") -> Path:
+        """Where a notebook writes figures and tables: below `output_dir`, else below `runs`."""
+        return Path(output_dir or self.runs) / "figures"
+
+
+class ProfileError(ValueError):
+    """A profile or an override names an unknown setting or gives it a value of the wrong type."""
+
+
+def load_profile(
+    name: str, *, seed: int | None = None, settings: dict[str, Any] | None = None
+) -> Profile:
+    """Read ``notebooks/profiles/<name>.yaml`` and lay `settings` over it.
+
+    Nested mappings merge (``{"model": {"heads": 2}}`` changes one knob). Raises ProfileError naming
+    the file, the field and what is allowed, for unknown names, wrong types and unreadable files.
+    """
+    path = PROFILES / f"{name}.yaml"
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise ProfileError(f"no profile {name!r}; there are {', '.join(known)} in {PROFILES.name}/")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProfileError(f"{path.name} is not readable YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
+    if (given := raw.pop("profile", None)) != name:
+        raise ProfileError(f"{path.name}: `profile` is {given!r}, not {name!r}")
+    over = {"seed": seed, "settings": settings}
+    over = {key: value for key, value in over.items() if value is not None}
+    whole = _merge({"name": name, "seed": 0, "settings": {}, **raw}, over)
+    try:
+        # JSON mode keeps strictness but reads the YAML lists that stand for tuples; dates as text
+        return TypeAdapter(Profile).validate_json(json.dumps(whole, default=str))
+    except ValidationError as error:
+        raise ProfileError(f"{path.name}: {_explain(error)}") from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")  # these already quote the value
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = f"there is no such setting{_hint(item['loc'])}"
+        elif item["type"] != "value_error":
+            message = f"{message} (got {item['input']!r})"
+        lines.append(f"{where}: {message}")
+    return "; ".join(lines)
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    """What the group of an unknown setting does know."""
+    *parents, name = map(str, location)
+    group: Any = Profile
+    for part in parents:
+        kind = group.__pydantic_fields__[part].annotation
+        group = next(k for k in (kind, *get_args(kind)) if hasattr(k, "__pydantic_fields__"))
+    known = list(group.__pydantic_fields__)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people type it: 1e-4 is a number, not the string YAML 1.1 makes of it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """``["model.heads=2"]`` as ``{"model": {"heads": 2}}``; values are read as YAML.
+
+    Raises ProfileError for what is no assignment and for names that contradict each other.
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not all(name.split(".")):
+            raise ProfileError(f"--set {assignment}: write name=value, e.g. finetuning.epochs=3")
+        try:
+            value = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ProfileError(f"--set {assignment}: the value is not YAML: {error}") from error
+        *groups, last = name.split(".")
+        place = settings
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ProfileError(f"--set {assignment}: {group} is already set to {place!r}")
+        if last in place:
+            raise ProfileError(f"--set {assignment}: {name} is already set to {place[last]!r}")
+        place[last] = value
+    return settings
+
+
+# ---------------------------------------------------------------------------- as JSON, and hashes
+
+
+def as_dict(config: Any) -> Any:
+    """A config (dataclass, pydantic model, values) as the JSON-ready values that identify a run."""
+    if config is None or isinstance(config, str | bool | int | float):
+        return config
+    if isinstance(config, list | tuple):
+        return [as_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {str(key): as_dict(item) for key, item in config.items()}
+    if isinstance(config, BaseModel):
+        return {name: as_dict(getattr(config, name)) for name in type(config).model_fields}
+    if not dataclasses.is_dataclass(config):
+        return str(config)
+    found = {}
+    for one in dataclasses.fields(config):
+        value, rule = getattr(config, one.name), one.metadata.get("identity")
+        if rule is None or (rule == "unless default" and value != one.default):
+            found[one.name] = as_dict(value)
+    return found
+
+
+def config_hash(config: Any) -> str:
+    """Sixteen hex digits that differ whenever any value of the config does."""
+    canonical = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
