@@ -26,8 +26,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 
-# ---------------------------------------------------------------------------- models and training
-
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -197,9 +195,6 @@ class ClassifierConfig:
     lr: Positive = 1e-5
     head_lr_scale: Positive = 100.0
     weight_decay: Weight = 0.01
-
-
-# --------------------------------------------------------------------------------------- profiles
 
 
 class _Settings(BaseModel):
@@ -399,11 +394,8 @@ class _Loader(yaml.SafeLoader):
     """YAML as people type it: 1e-4 is a number, not the string YAML 1.1 makes of it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+_EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
@@ -430,9 +422,6 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
             raise ProfileError(f"--set {assignment}: {name} is already set to {place[last]!r}")
         place[last] = value
     return settings
-
-
-# ---------------------------------------------------------------------------- as JSON, and hashes
 
 
 def as_dict(config: Any) -> Any:

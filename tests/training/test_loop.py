@@ -172,7 +172,7 @@ def test_splits_too_small_are_refused(sets, tmp_path, make_dataset):
         train(make_model(), *sets, replace(CONFIG, batch_size=64), tmp_path)
     with pytest.raises(TrainingError, match="1 validation pairs"):
         train(make_model(0), sets[0], make_dataset("val", 1), CONFIG, tmp_path)
-    with pytest.raises(ValueError, match="batch_size\\n.* equal to 2"):
+    with pytest.raises(ValueError, match=r"batch_size\n.* equal to 2"):
         replace(CONFIG, batch_size=1)
     assert list(tmp_path.iterdir()) == []
 
