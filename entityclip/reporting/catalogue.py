@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Chart
 
 from entityclip.config import REPOSITORY, Profile
-from entityclip.reporting import charts, curves, differences, heat_maps, scores, style, tables
+from entityclip.reporting import charts, curves, differences, scores, style, tables
 from entityclip.reporting.markup import Sheet, save_sheet, sheet_markdown
 from entityclip.results import ResultsError, chapter_rows, find_rows
 from entityclip.statistics import difference_table
@@ -138,11 +138,9 @@ def _retrieval(rows: pd.DataFrame) -> Drawn:
     """Recall with intervals, the papers' numbers beside ours."""
     table = tables.retrieval_table(rows)
     table["reported"] = tables.reported_cells(table, tables.reported_values(REPORTED))
-    sheet, caption = (
-        tables.retrieval_sheet(table),
-        "Retrieval: recall in percent, ranks, 95 % intervals.",
-    )
-    return Drawn(charts.plot_retrieval(table), table, sheet, caption, _left_out("main", rows))
+    chart, sheet = charts.plot_retrieval(table), tables.retrieval_sheet(table)
+    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
+    return Drawn(chart, table, sheet, caption, _left_out("main", rows))
 
 
 def _recalls(table: str) -> tuple[Rows, Draw]:
@@ -222,7 +220,7 @@ _leak = _drawn(scores.leak_table, charts.plot_leak, scores.describe_leak)
 _matching = _drawn(scores.matching_table, charts.plot_matching)
 _search = _drawn(tables.choose_on_validation)
 _search_tested = _drawn(_against_rivals, say=_said)
-_cross_domain = _drawn(tables.cross_domain_table, heat_maps.plot_cross_domain)
+_cross_domain = _drawn(tables.cross_domain_table, charts.plot_cross_domain)
 _sections = _drawn(scores.summary_table)
 _section_scores = _drawn(lambda rows: scores.section_table(_own(rows)))
 _ascl_recall = _drawn(lambda rows: scores.ascl_recall_table(_plain(_pair(rows))))
@@ -243,7 +241,7 @@ def _recall_curves(rows: pd.DataFrame) -> Drawn:
 
 
 def _confusions(rows: pd.DataFrame) -> Drawn:
-    return Drawn(heat_maps.plot_confusions(scores.confusions(_own(rows))))
+    return Drawn(charts.plot_confusions(scores.confusions(_own(rows))))
 
 
 def _relations(rows: pd.DataFrame) -> Drawn:
@@ -352,7 +350,7 @@ def made_by(name: str) -> str:
 def save(drawn: Drawn, name: str, folder: Path) -> list[Path]:
     """Write what was drawn under its name, each file saying what it is `made_by`; the paths.
 
-    Raises ValueError for files that FIGURES does not name.
+    Raises KeyError for a name that is not in FIGURES.
     """
     paths, command = [], made_by(name)
     if drawn.chart is not None:

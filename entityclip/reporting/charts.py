@@ -1,32 +1,37 @@
 """Charts of tables: recall, accuracies, doses, scores, lengths. Nothing here trains or measures.
 
 `apply_style` first; then each function returns a figure for `save_figure`, and the table behind it
-goes to `save_table`.
+goes to `save_table`. Each raises ValueError where there is nothing to show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from entityclip.reporting.style import (
     COLUMN,
     GREY,
+    HEAT,
     MARKERS,
     PAGE,
     PALETTE,
     VERMILLION,
     Marks,
     apply_style,
+    beside,
+    grid,
     legend_columns,
     marks,
+    panels,
     save_figure,
     variant_legend,
 )
@@ -37,6 +42,7 @@ from entityclip.variants import (
     CONDITIONS,
     DIRECTION_LABELS,
     MATCHING,
+    NOT_FINETUNED,
     SPLIT_LABELS,
     VARIANT_LABELS,
     in_order,
@@ -51,32 +57,20 @@ DOSES = {
     "λ, weight of VTC(V*, T*)": {0.01: "lambda-0.01", 0.1: "entityclip", 1.0: "lambda-1.0"},
 }  # fmt: skip
 RELATIONS = {"text": "text\nrepresented", "image": "image\nadds", "combined": "both\n(4 classes)"}
+DOMAINS = {
+    "newsroom": "Newsroom A",
+    "newsroom-b": "Newsroom B",
+    "n24news": "N24News",
+    "visualnews": "VisualNews",
+    "goodnews": "GoodNews",
+    NOT_FINETUNED: "not fine-tuned",
+}
 
 _SHOWN = ("R@1", "R@5", "R@10")
 _RECALLS = tuple(metric for metric in METRICS if metric.startswith("R@"))
 _ENDS = ("", "_low", "_high")
 _ASIDE = 0.05  # so that the intervals of two directions stand side by side
-
-
-def panels(
-    rows: int, columns: int, height: float, width: float = PAGE, **options: Any
-) -> tuple[Figure, np.ndarray]:
-    """A figure, inches high and wide, and its axes [rows, columns], laid out so that all fits."""
-    size = {"figsize": (width, height), "squeeze": False, "layout": "constrained"}
-    return plt.subplots(rows, columns, **size, **options)
-
-
-def grid(axis: Axes, which: str = "y", color: str = "0.92") -> None:
-    """Faint lines to read values by."""
-    axis.grid(axis=which, color=color, linewidth=0.6)
-
-
-def beside(axis: Axes, text: str, y: float, offset: tuple[float, float], **style: Any) -> None:
-    """A small text at the axes' right edge, `offset` points from there."""
-    axis.annotate(
-        text, (1, y), xycoords=axis.get_yaxis_transform(), xytext=offset,
-        textcoords="offset points", fontsize=6.5, **style,
-    )  # fmt: skip
+_SIDE_BY_SIDE = 10  # sections; larger matrices stand one above the other
 
 
 # --------------------------------------------------------------------------------------- retrieval
@@ -87,73 +81,61 @@ def plot_retrieval(table: pd.DataFrame) -> Figure:
 
     `table` is `retrieval_table` of one dataset. What was not measured is left empty.
     """
-    _check(table)
-    splits = in_order(table["split"], SPLIT_LABELS)
     directions = in_order(table["direction"], DIRECTION_LABELS)
-    variants = marks(in_order(table["variant"], VARIANT_LABELS))
     height = 0.5 + 2.1 * len(directions)
-    figure, axes = panels(len(directions), len(splits), height, sharex=True, sharey=True)
-    for i, direction in enumerate(directions):
-        for j, split in enumerate(splits):
-            chosen = table[(table["split"] == split) & (table["direction"] == direction)]
-            _intervals(axes[i, j], chosen, variants)
-            axes[i, j].set_title(_title(split, direction), loc="left")
-        axes[i, 0].set_ylabel("recall (%)")
-    variant_legend(figure, variants)
-    return figure
+    return _recall_panels(table, directions, height, "recall (%)", _intervals)
 
 
-def _intervals(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
-    apart = 0.8 / len(variants)
-    for i, (variant, (colour, marker)) in enumerate(variants.items()):
-        for _, row in rows[rows["variant"] == variant].iterrows():
-            value, low, high = _numbers(row, _SHOWN)
-            at = np.arange(len(_SHOWN)) + (i - (len(variants) - 1) / 2) * apart
-            axis.vlines(at, low, high, color=colour, linewidth=1.2)
-            axis.plot(at, value, marker, color=colour, clip_on=False, zorder=3)  # above the axis
-            # beyond four variants the numbers would run into each other; the table has them
-            for x, y, top in zip(at, value, np.fmax(value, high), strict=True):
-                if not np.isnan(y) and len(variants) <= 4:
-                    axis.annotate(
-                        "100" if y == 100 else f"{y:.1f}", (x, top), xytext=(0, 2.5),
-                        textcoords="offset points", ha="center", va="bottom", fontsize=6.5,
-                        color=colour,
-                    )  # fmt: skip
-    axis.set(xlim=(-0.5, len(_SHOWN) - 0.5), ylim=(0, 109), yticks=range(0, 101, 25))
-    axis.set_xticks(range(len(_SHOWN)), labels=_SHOWN)
-    axis.tick_params(axis="x", length=0)
-    grid(axis, color="0.9")
-
-
-def plot_recall_curves(rows: pd.DataFrame, direction: str = "text_to_image") -> Figure:
-    """Recall@K against K of each variant, one direction, a panel a split, with 95 % bands.
+def plot_recall_curves(rows: pd.DataFrame) -> Figure:
+    """Recall@K against K of each variant, text to image, a panel a split, with 95 % bands.
 
     `rows` are `read_rows` of one dataset.
     """
-    table = retrieval_table(rows[rows["direction"] == direction])
-    _check(table)
+    table, directions = retrieval_table(rows), ["text_to_image"]
+    return _recall_panels(table, directions, 2.7, "recall@K (%)", _curves)
+
+
+def _recall_panels(
+    table: pd.DataFrame, directions: Sequence[str], height: float, ylabel: str,
+    fill: Callable[[Axes, dict[str, pd.Series], Marks], None],
+) -> Figure:  # fmt: skip
+    """A column a split, a row a direction; `fill` gets an axis, its rows by variant, the marks."""
+    datasets = sorted(set(table["dataset"]))
+    if len(datasets) != 1:
+        found = ", ".join(datasets) or "no rows"
+        raise ValueError(f"a figure shows one dataset; the table has {found}")
     splits = in_order(table["split"], SPLIT_LABELS)
     variants = marks(in_order(table["variant"], VARIANT_LABELS))
-    figure, axes = panels(1, len(splits), 2.7, sharey=True)
-    for axis, split in zip(axes[0], splits, strict=True):
-        _curves(axis, table[table["split"] == split], variants)
-        axis.set_title(_title(split, direction), loc="left")
-    axes[0, 0].set_ylabel("recall@K (%)")
+    figure, axes = panels(len(directions), len(splits), height, sharex=True, sharey=True)
+    for i, direction in enumerate(directions):
+        for axis, split in zip(axes[i], splits, strict=True):
+            chosen = table[(table["split"] == split) & (table["direction"] == direction)]
+            fill(axis, {row["variant"]: row for _, row in chosen.iterrows()}, variants)
+            title = f"{label(split, SPLIT_LABELS)}, {label(direction, DIRECTION_LABELS)}"
+            axis.set_title(title, loc="left")
+            grid(axis, color="0.9")
+        axes[i, 0].set_ylabel(ylabel)
     variant_legend(figure, variants)
     return figure
 
 
-def _curves(axis: Axes, rows: pd.DataFrame, variants: Marks) -> None:
+def _intervals(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
+    numbers = {variant: _numbers(row, _SHOWN) for variant, row in rows.items()}
+    # beyond four variants the numbers would run into each other; the table has them
+    _side_by_side(axis, _SHOWN, numbers, variants, 0.8, said=len(variants) <= 4)
+    axis.set(ylim=(0, 109), yticks=range(0, 101, 25))
+
+
+def _curves(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
     ks = [int(metric[2:]) for metric in _RECALLS]
     for variant, (colour, marker) in variants.items():
-        for _, row in rows[rows["variant"] == variant].iterrows():
-            value, low, high = _numbers(row, _RECALLS)
+        if variant in rows:
+            value, low, high = _numbers(rows[variant], _RECALLS)
             axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
             axis.plot(ks, value, color=colour, marker=marker, clip_on=False)
     axis.set(xscale="log", xlabel="K", ylim=(0, 103), yticks=range(0, 101, 25))
     axis.set_xticks(ks, labels=map(str, ks))
     axis.minorticks_off()
-    grid(axis, color="0.9")
 
 
 def _numbers(row: pd.Series, metrics: Sequence[str]) -> list[np.ndarray]:
@@ -161,15 +143,29 @@ def _numbers(row: pd.Series, metrics: Sequence[str]) -> list[np.ndarray]:
     return [row[[metric + end for metric in metrics]].to_numpy(float) for end in _ENDS]
 
 
-def _title(split: str, direction: str) -> str:
-    return f"{label(split, SPLIT_LABELS)}, {label(direction, DIRECTION_LABELS)}"
-
-
-def _check(table: pd.DataFrame) -> None:
-    datasets = sorted(set(table["dataset"]))
-    if len(datasets) != 1:
-        found = ", ".join(datasets) or "no rows"
-        raise ValueError(f"a figure shows one dataset; the table has {found}")
+def _side_by_side(
+    axis: Axes, kinds: Sequence[str], numbers: Mapping[str, Sequence[np.ndarray]],
+    variants: Marks, width: float, *, said: bool = False,
+) -> None:  # fmt: skip
+    """At each of `kinds` the variants' values with lows and highs, `width` of a place in all."""
+    apart = width / len(variants)
+    for i, (variant, (colour, marker)) in enumerate(variants.items()):
+        if variant not in numbers:
+            continue
+        value, low, high = numbers[variant]
+        at = np.arange(len(kinds)) + (i - (len(variants) - 1) / 2) * apart
+        axis.vlines(at, low, high, color=colour, linewidth=1.2)
+        # above the axis, where a 0 would be struck through
+        axis.plot(at, value, marker, color=colour, clip_on=False, zorder=3)
+        for x, y, top in zip(at, value, np.fmax(value, high), strict=True):
+            if said and not np.isnan(y):
+                axis.annotate(
+                    "100" if y == 100 else f"{y:.1f}", (x, top), xytext=(0, 2.5), ha="center",
+                    va="bottom", textcoords="offset points", fontsize=6.5, color=colour,
+                )  # fmt: skip
+    axis.set_xticks(range(len(kinds)), labels=kinds)
+    axis.set_xlim(-0.5, len(kinds) - 0.5)
+    axis.tick_params(axis="x", length=0)
 
 
 def plot_doses(table: pd.DataFrame) -> Figure:
@@ -185,14 +181,13 @@ def plot_doses(table: pd.DataFrame) -> Figure:
             DIRECTION_LABELS.items(), PALETTE, MARKERS, (-_ASIDE, _ASIDE), strict=False
         ):
             rows = table[table["direction"] == direction].set_index("variant")
-            found = {dose: rows.loc[v] for dose, v in doses.items() if v in rows.index}
-            if not found:
+            places = [i for i, variant in enumerate(doses.values()) if variant in rows.index]
+            if not places:
                 raise ResultsError(f"no {direction} rows of {', '.join(doses.values())} on {split}")
-            numbers = [_numbers(row, ["R@1"]) for row in found.values()]
-            values, low, high = np.array(numbers)[..., 0].T
-            at = np.flatnonzero([dose in found for dose in doses]) + aside
-            axis.vlines(at, low, high, color=colour, linewidth=1.2)
-            axis.plot(at, values, color=colour, marker=marker, label=shown)
+            found = rows.reindex(doses.values()).iloc[places]
+            at = np.add(places, aside)
+            axis.vlines(at, found["R@1_low"], found["R@1_high"], color=colour, linewidth=1.2)
+            axis.plot(at, found["R@1"], color=colour, marker=marker, label=shown)
         axis.set_xticks(range(len(doses)), labels=[f"{dose:g}" for dose in doses])
         axis.set(xlabel=name, xlim=(-0.4, len(doses) - 0.6))
         grid(axis)
@@ -205,43 +200,37 @@ def plot_doses(table: pd.DataFrame) -> Figure:
 # ------------------------------------------------------------------------------- shares and scores
 
 
-def plot_leak(table: pd.DataFrame, direction: str = "text_to_image") -> Figure:
-    """`leak_table` as one group of marks a condition, a mark a variant; the dotted line is chance.
+def plot_leak(table: pd.DataFrame) -> Figure:
+    """`leak_table`, text to image: a group of marks a condition, a mark a variant; dotted: chance.
 
     Agreement that survives "same wrong" is the explanation copied; what "two different wrong"
     leaves is about picture and caption.
     """
-    chosen = table[table["direction"] == direction]
-    names = {
-        "ylabel": f"R@1 between V* and T* (%)\n{DIRECTION_LABELS[direction]}",
-        "xlabel": "explanation that V* and T* read at test",
-    }
-    return _grouped(chosen, list(CONDITIONS), 2.9, **names)
+    chosen = table[table["direction"] == "text_to_image"]
+    ylabel = f"R@1 between V* and T* (%)\n{DIRECTION_LABELS['text_to_image']}"
+    return _grouped(chosen, CONDITIONS, 2.9, ylabel, "explanation that V* and T* read at test")
 
 
 def plot_matching(table: pd.DataFrame) -> Figure:
     """`matching_table`: a group of marks a kind of pair, a mark a variant."""
-    names = {"ylabel": "accuracy of the head (%)", "xlabel": "pairs"}
-    return _grouped(table, list(MATCHING), 2.7, **names)
+    return _grouped(table, MATCHING, 2.7, "accuracy of the head (%)", "pairs")
 
 
-def _grouped(table: pd.DataFrame, kinds: list[str], height: float, **names: str) -> Figure:
+def _grouped(
+    table: pd.DataFrame, kinds: Iterable[str], height: float, ylabel: str, xlabel: str
+) -> Figure:
     """A group of marks with intervals a kind, beside a line at chance."""
     figure, ((axis,),) = panels(1, 1, height)
     variants = marks(in_order(table["variant"], VARIANT_LABELS))
-    apart = 0.7 / max(1, len(variants))
-    for number, (variant, (colour, marker)) in enumerate(variants.items()):
-        rows = table[table["variant"] == variant].set_index("reads").reindex(kinds)
-        at = np.arange(len(kinds)) + (number - (len(variants) - 1) / 2) * apart
-        axis.vlines(at, rows["low"], rows["high"], color=colour, linewidth=1.2)
-        # above the axis, where a 0 would be struck through
-        axis.plot(at, rows["value"], marker, color=colour, clip_on=False, zorder=3)
+    numbers = {
+        variant: rows.set_index("reads").reindex(kinds)[["value", "low", "high"]].to_numpy().T
+        for variant, rows in table.groupby("variant")
+    }
+    _side_by_side(axis, list(kinds), numbers, variants, 0.7)
     chance = table["chance"].iloc[0]
     axis.axhline(chance, color=GREY, linestyle=":", linewidth=1)
     beside(axis, "chance", chance, (0, 2), ha="right", color=GREY)
-    axis.set_xticks(range(len(kinds)), labels=kinds)
-    axis.set(ylim=(0, 103), xlim=(-0.5, len(kinds) - 0.5), **names)
-    axis.tick_params(axis="x", length=0)
+    axis.set(ylim=(0, 103), ylabel=ylabel, xlabel=xlabel)
     grid(axis)
     variant_legend(figure, variants)
     return figure
@@ -265,28 +254,110 @@ def plot_rsum(table: pd.DataFrame, title: str = "") -> Figure:
 def plot_relation_scores(rows: pd.DataFrame) -> Figure:
     """Weighted F1 of each label: a panel a protocol, a small mark a seed, a bar at their mean.
 
-    `rows` are relation rows of one data set. Raises ValueError for none.
+    `rows` are relation rows of one data set.
     """
-    if rows.empty:
-        raise ValueError("nothing to show: no rows")
     protocols, variants = rows["protocol"].unique(), list(rows["variant"].unique())
     figure, axes = panels(1, len(protocols), 2.9, sharey=True)
     width, colours = 0.8 / len(variants), (GREY, *PALETTE)  # the start weights come first
     for axis, protocol in zip(axes[0], protocols, strict=True):
         for i, variant in enumerate(variants):
             chosen = rows[(rows["protocol"] == protocol) & (rows["variant"] == variant)]
+            look = {"color": colours[i % len(colours)], "zorder": 3}
             for place, kind in enumerate(RELATIONS):
                 values = chosen.loc[chosen["label"] == kind, "value"]
                 x = place + (i - (len(variants) - 1) / 2) * width
-                style = {"color": colours[i % len(colours)], "zorder": 3}
                 named, marker = variant if place == 0 else None, MARKERS[i % len(MARKERS)]
-                axis.scatter([x] * len(values), values, s=9, marker=marker, label=named, **style)
-                axis.hlines(values.mean(), x - 0.4 * width, x + 0.4 * width, **style)
+                axis.scatter([x] * len(values), values, s=9, marker=marker, label=named, **look)
+                axis.hlines(values.mean(), x - 0.4 * width, x + 0.4 * width, **look)
         axis.set_title(protocol, loc="left")
         axis.set_xticks(range(len(RELATIONS)), list(RELATIONS.values()))
     axes[0, 0].set_ylabel("weighted F1 (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+# --------------------------------------------------------------------------------------- heat maps
+
+
+def plot_confusions(confusions: Mapping[str, pd.DataFrame]) -> Figure:
+    """Heat maps of `scores.confusions`, one a variant; colour: share of a true section.
+
+    Counts stand in the cells, but for zeros.
+    """
+    variants = in_order(pd.Series(list(confusions)), VARIANT_LABELS)
+    k = max(map(len, confusions.values()), default=0)
+    columns = len(variants) if k <= _SIDE_BY_SIDE else 1
+    rows = -(-len(variants) // max(columns, 1))
+    cell = (PAGE - 1.6) / max(columns * k, 1)
+    height = min(cell * k, PAGE) + (1.1 if k > _SIDE_BY_SIDE else 0.9)
+    alike = columns > 1 and len({tuple(c.index) for c in confusions.values()}) == 1
+    figure, axes = panels(rows, columns, rows * height, sharey=alike)
+    points = float(np.clip(26 * cell, 3.5, 7.0))
+    for axis, variant in zip(axes.flat, variants, strict=True):
+        counts = confusions[variant]
+        shares = 100 * counts.to_numpy(float) / counts.to_numpy(float).sum(1, keepdims=True)
+        texts = np.where(counts > 0, counts.astype(str), "")
+        _heat_map(axis, shares, texts, (list(counts.index), list(counts.columns)), points)
+        axis.set_title(label(variant, VARIANT_LABELS), loc="left")
+        axis.set(xlabel="predicted section", ylabel="")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("true section")
+    _colour_bar(figure, axes, "share of the true section (%)")
+    return figure
+
+
+def plot_cross_domain(table: pd.DataFrame) -> Figure:
+    """Heat maps of `cross_domain_table`, a variant each: trained on (row) × tested on (column).
+
+    Cells say R@1, text to image, with its 95 % interval; what is only pretrained is every map's
+    last row. What was not measured is left blank.
+    """
+    chosen = table[table["direction"] == "text_to_image"]
+    without = chosen["trained_on"] == NOT_FINETUNED
+    variants = in_order(chosen.loc[~without, "variant"], VARIANT_LABELS)
+    trained, tested = (in_order(chosen[name], DOMAINS) for name in ("trained_on", "dataset"))
+    names = [[label(name, DOMAINS) for name in side] for side in (trained, tested)]
+    figure, axes = panels(1, len(variants), 1.1 + 0.5 * len(trained), sharey=True)
+    for axis, variant in zip(axes[0], variants, strict=True):
+        mine = chosen[(chosen["variant"] == variant) | without]
+        mine = mine.set_index(["trained_on", "dataset"])
+        values, low, high = (
+            mine[f"R@1{end}"].unstack().reindex(index=trained, columns=tested).to_numpy(float)
+            for end in _ENDS
+        )
+        texts = np.full(values.shape, "", dtype=object)
+        for at in zip(*np.nonzero(~np.isnan(values)), strict=True):
+            texts[at] = f"{values[at]:.1f}\n[{low[at]:.1f}, {high[at]:.1f}]"
+        _heat_map(axis, values, texts, names, 6.5, slant=0)
+        axis.set_title(label(variant, VARIANT_LABELS), loc="left")
+        axis.set_xlabel("tested on")
+    axes[0, 0].set_ylabel("trained on")
+    _colour_bar(figure, axes, f"R@1 (%), {DIRECTION_LABELS['text_to_image']}")
+    return figure
+
+
+def _heat_map(
+    axis: Axes, values: np.ndarray, texts: np.ndarray, names: Sequence[list[str]], points: float,
+    slant: float = 90,
+) -> None:  # fmt: skip
+    """Cells coloured by `values` in percent, with their `texts`; `names` of rows and of columns."""
+    axis.imshow(values, cmap=HEAT, vmin=0, vmax=100, aspect="auto")
+    rows, columns = names
+    axis.set_xticks(range(len(columns)), labels=columns, rotation=slant)
+    axis.set_yticks(range(len(rows)), labels=rows)
+    axis.tick_params(length=0)
+    axis.spines[:].set(visible=True, color="0.8")  # a pale cell needs an edge
+    for (i, j), text in np.ndenumerate(texts):
+        if text:  # the upper end of the scale is dark
+            colour = "white" if values[i, j] > 60 else "black"
+            axis.text(j, i, text, ha="center", va="center", fontsize=points, color=colour)
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray, text: str) -> None:
+    scale = ScalarMappable(Normalize(0, 100), HEAT)
+    bar = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.01, ticks=range(0, 101, 25))
+    bar.set_label(text)
+    bar.outline.set_visible(False)
 
 
 # -------------------------------------------------------------------------------------------- data

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from entityclip.reporting.charts import panels
-from entityclip.reporting.style import marks, variant_legend
+from entityclip.reporting.style import marks, panels, variant_legend
 from entityclip.results import Log, read_log
 from entityclip.variants import CURVE_SPLITS, TERM, VARIANT_LABELS, in_order
 

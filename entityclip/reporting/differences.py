@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entityclip.reporting.charts import beside, grid
 from entityclip.reporting.markup import Cell, Sheet, number_cell
-from entityclip.reporting.style import BLUE, GREY, PAGE
-from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS, label
+from entityclip.reporting.style import BLUE, GREY, beside, grid, panels
+from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS
 
 COLUMNS = ("variant", "label", "group", "value", "low", "high", "seeds")
 _ROW = 0.2  # inches
@@ -23,29 +21,15 @@ def forest_table(differences: pd.DataFrame) -> pd.DataFrame:
     Where all are compared with one variant, labels name only what is compared with it. Groups stand
     in the house's order of splits and directions.
     """
-    places = {
-        name: place
-        for names in (SPLIT_LABELS, DIRECTION_LABELS)
-        for place, name in enumerate(names)
-    }
-    differences = differences.sort_values(
+    places = {name: i for names in (SPLIT_LABELS, DIRECTION_LABELS) for i, name in enumerate(names)}
+    table = differences.sort_values(
         ["split", "direction"], key=lambda column: column.map(places), kind="stable"
     )
-    one = differences["second"].nunique() == 1
-    firsts = differences["first"].map(lambda name: label(name, VARIANT_LABELS))
-    seconds = differences["second"].map(lambda name: label(name, VARIANT_LABELS))
-    groups = [
-        f"{label(row['split'], SPLIT_LABELS)}, {label(row['direction'], DIRECTION_LABELS)}, "
-        f"{row['metric']}"
-        for _, row in differences.iterrows()
-    ]
-    table = differences.assign(label=firsts if one else firsts + " − " + seconds, group=groups)
-    return table[list(COLUMNS)]
-
-
-def separable(differences: pd.DataFrame) -> pd.Series:
-    """Which differences have an interval that excludes 0; one without an interval is not."""
-    return (differences["low"] > 0) | (differences["high"] < 0)
+    first, second = (table[side].replace(VARIANT_LABELS) for side in ("first", "second"))
+    split, direction = table["split"].replace(SPLIT_LABELS), table["direction"]
+    group = split + ", " + direction.replace(DIRECTION_LABELS) + ", " + table["metric"]
+    one = second.nunique() == 1
+    return table.assign(label=first if one else first + " − " + second, group=group)[list(COLUMNS)]
 
 
 def difference_sheet(differences: pd.DataFrame, reference: str = "") -> Sheet:
@@ -80,7 +64,7 @@ def describe_differences(differences: pd.DataFrame, reference: str = "") -> list
 
 
 def _verdicts(rows: pd.DataFrame, reference: str) -> list[str]:
-    apart, untested = separable(rows), rows["low"].isna()
+    apart, untested = (rows["low"] > 0) | (rows["high"] < 0), rows["low"].isna()
     better = rows["value"] > 0  # all of what is compared is a share of hits
     of, to, by = (f" {word} {reference}" if reference else "" for word in ("than", "from", "with"))
     parts = (
@@ -107,31 +91,28 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
     `differences` has COLUMNS: `value` with its 95 % interval `low` to `high` in the metric's unit,
     `seeds` it is over; groups and rows are drawn in the table's order. A mark is filled where the
     interval excludes 0, hollow where it does not or where there is none. `title` names the axis.
-    Raises ValueError for an empty table or one that lacks a column.
+    Raises ValueError for an empty table.
     """
-    lacking = [name for name in COLUMNS if name not in differences]
-    if lacking or differences.empty:
-        raise ValueError(f"no differences to show{': no ' + ', '.join(lacking) if lacking else ''}")
-    groups = list(differences.groupby("group", sort=False))
-    lines = len(differences) + len(groups) + 0.6 * (len(groups) - 1)
-    figure = plt.figure(figsize=(PAGE, 0.75 + _ROW * lines), layout="constrained")
-    axis = figure.add_subplot()
-    y, places, names = 0.0, [], []
+    if differences.empty:
+        raise ValueError("no differences to show")
+    groups = differences.groupby("group", sort=False)
+    lines = len(differences) + groups.ngroups + 0.6 * (groups.ngroups - 1)
+    figure, ((axis,),) = panels(1, 1, 0.75 + _ROW * lines)
+    y, places, names, weights = -1.6, [], [], []
     for group, rows in groups:
+        y += 1.6
         places.append(y)
-        names.append(group)
         for _, row in rows.iterrows():
             y += 1
             _difference(axis, y, row)
             places.append(y)
-            names.append(row["label"])
-        y += 1.6
+        names += [group, *rows["label"]]
+        weights += ["bold", *["normal"] * len(rows)]
     axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
-    axis.set(ylim=(y - 1.6 + 0.7, -0.7), xlabel=title)
+    axis.set(ylim=(y + 0.7, -0.7), xlabel=title)
     axis.set_yticks(places, labels=names, parse_math=False)
-    headings = np.cumsum([0, *(len(rows) + 1 for _, rows in groups[:-1])])
-    for number, text in enumerate(axis.get_yticklabels()):
-        text.set_fontweight("bold" if number in headings else "normal")
+    for text, weight in zip(axis.get_yticklabels(), weights, strict=True):
+        text.set_fontweight(weight)
     axis.tick_params(axis="y", length=0)
     grid(axis, "x")
     axis.spines["left"].set_visible(False)
@@ -140,8 +121,6 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
 
 def _difference(axis: Axes, y: float, row: pd.Series) -> None:
     low, value, high = row["low"], row["value"], row["high"]
-    if np.isnan(value):
-        return
     if not np.isnan(low):
         axis.hlines(y, low, high, color=BLUE, linewidth=1.4)
     face = BLUE if low > 0 or high < 0 else "white"

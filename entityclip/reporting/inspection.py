@@ -5,8 +5,8 @@ The numbers are those of `entityclip.evaluation.inspection`, handed over as arra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -22,7 +22,6 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
-from entityclip.reporting.charts import panels
 from entityclip.reporting.pictures import (
     GAP,
     POINT,
@@ -33,7 +32,16 @@ from entityclip.reporting.pictures import (
     text_height,
     write,
 )
-from entityclip.reporting.style import GREY, HEAT, PAGE, PALETTE, VERMILLION, text_width, wrap
+from entityclip.reporting.style import (
+    GREY,
+    HEAT,
+    PAGE,
+    PALETTE,
+    VERMILLION,
+    panels,
+    text_width,
+    wrap,
+)
 
 _POINTS = 6.5  # of words and labels
 _LINE = 1.55  # line height of coloured words, of the font size
@@ -45,109 +53,77 @@ _COLOURS = {
     "explanation from text": PALETTE[2],
     "text": VERMILLION,
 }
-_TITLES = {"image": "Image gate", "text": "Text gate", "fusion": "Fusion gate"}
+_GATES = (("image", "text"), ("fusion",))
+_ASKERS = {"from_image": "the picture (CLS)", "from_text": "the caption (EOT)"}
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _LIGHT = "#b0b0b0"
 _SIDES = {"picture": ("o", 16), "caption": ("^", 18)}
+Place = tuple[str, int, float, float]  # a word, its line, and its left edge and width in inches
 
 
-class ReadPair(NamedTuple):
-    """A pair and how its explanation is read: one weight a word, from either side."""
-
-    caption: str
-    picture: Image.Image
-    words: Sequence[str]
-    from_image: ArrayLike  # [words], asked by the picture's CLS
-    from_text: ArrayLike  # [words], asked by the caption's EOT
-
-
-class SeenPicture(NamedTuple):
-    """A pair and one map [h, w] an image expert of where on the picture it looks."""
-
-    caption: str
-    picture: Image.Image
-    maps: ArrayLike  # [n, h, w]
-
-
-def read_pairs(
+def plot_word_attention(
     table: pd.DataFrame, captions: Sequence[str], pictures: Sequence[Image.Image]
-) -> list[ReadPair]:
-    """`inspection.word_table` beside each pair's caption and picture, in the table's order."""
-    return [
-        ReadPair(caption, picture, rows["word"].tolist(), rows["from_image"], rows["from_text"])
-        for (_, rows), caption, picture in zip(
-            table.groupby("pair", sort=False), captions, pictures, strict=True
-        )
-    ]
-
-
-def plot_word_attention(pairs: Sequence[ReadPair]) -> Figure:
+) -> Figure:
     """Each pair's picture beside its explanation, the words coloured by attention, twice.
 
-    One colour scale for all, so that rows may be compared. Raises ValueError for no pairs and where
-    words and weights differ in number.
+    `table` is `inspection.word_table` of the pairs. One colour scale for all, so that rows may be
+    compared. Raises ValueError for other captions and pictures than there are pairs, and for none.
     """
-    if not pairs:
-        raise ValueError("nothing to show: no pairs")
-    for pair in pairs:
-        counts = len(pair.words), len(pair.from_image), len(pair.from_text)
-        if len(set(counts)) > 1 or not counts[0]:
-            raise ValueError(
-                f"{counts[0]} words with {counts[1]} and {counts[2]} weights: {pair.caption!r}"
-            )
+    pairs = [rows for _, rows in table.groupby("pair", sort=False)]
+    if not len(pairs) == len(captions) == len(pictures) > 0:
+        raise ValueError(
+            f"{len(captions)} captions and {len(pictures)} pictures, {len(pairs)} pairs"
+        )
     side = 1.15
     left, inches = side + 2 * GAP, PAGE - side - 3 * GAP
-    captions = [wrap(pair.caption, inches, 7.0, 3, "bold") for pair in pairs]
-    blocks = [_flow(pair.words, inches) for pair in pairs]
+    captions = [wrap(caption, inches, 7.0, 3, "bold") for caption in captions]
+    flows = [_flow(rows["word"], inches) for rows in pairs]
     heights = [
-        max(side, text_height(caption, 7.0) + 2 * _block_height(places)) + 2 * GAP
-        for caption, places in zip(captions, blocks, strict=True)
+        max(side, text_height(caption, 7.0) + 2 * _block_height(flow)) + 2 * GAP
+        for caption, flow in zip(captions, flows, strict=True)
     ]
-    scale = Normalize(0, max(np.asarray(side).max() for pair in pairs for side in pair[3:]))
+    scale = Normalize(0, table[list(_ASKERS)].to_numpy().max())
     figure = blank_page(PAGE, sum(heights) + GAP + _BAR)
     top = GAP
-    for pair, caption, places, height in zip(pairs, captions, blocks, heights, strict=True):
-        show_picture(axes_at(figure, GAP, top, side, side), pair.picture)
-        write(figure, left, top, caption, fontsize=7.0, fontweight="bold")
-        below = top + text_height(caption, 7.0) + 0.03
-        sides = {"the picture (CLS)": pair.from_image, "the caption (EOT)": pair.from_text}
-        for asker, weights in sides.items():
+    for number, (rows, flow) in enumerate(zip(pairs, flows, strict=True)):
+        show_picture(axes_at(figure, GAP, top, side, side), pictures[number])
+        write(figure, left, top, captions[number], fontsize=7.0, fontweight="bold")
+        below = top + text_height(captions[number], 7.0) + 0.03
+        for column, asker in _ASKERS.items():
             write(figure, left, below, f"{asker} reads", fontsize=_POINTS, color=GREY)
-            _colour_words(figure, left, below, pair.words, places, scale(np.asarray(weights)))
-            below += _block_height(places)
-        top += height
+            _colour_words(figure, left, below, flow, scale(rows[column].to_numpy()))
+            below += _block_height(flow)
+        top += heights[number]
     _colour_bar(figure, scale, "attention of a word (%)")
     return figure
 
 
-def plot_patch_attention(pairs: Sequence[SeenPicture], names: Sequence[str] = ()) -> Figure:
-    """A row a pair: its picture, then the same under each image expert's attention.
+def plot_patch_attention(
+    captions: Sequence[str], pictures: Sequence[Image.Image], maps: ArrayLike
+) -> Figure:
+    """A row a pair: its picture, then the same under the attention of each of n image experts.
 
-    Patches are shown as large as they are, on one colour scale for all. `names` are the experts'.
-    Raises ValueError for no pairs and for maps of another shape than [n, h, w] or in other numbers.
+    `maps` [pairs, n, h, w] are drawn in patches as large as they are, on one colour scale for all.
+    Raises ValueError for no pairs and for maps of another shape.
     """
-    shapes = {np.shape(pair.maps) for pair in pairs}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-        raise ValueError(f"pairs need maps [n, h, w], alike for all; got {sorted(shapes)}")
-    (experts, _, _) = next(iter(shapes))
-    names = list(names) or [f"image {i + 1}" for i in range(experts)]
-    text = 1.25
+    maps = np.asarray(maps)
+    if maps.ndim != 4 or not len(maps) == len(captions) == len(pictures) > 0:
+        raise ValueError(f"{len(pictures)} pictures need maps [pairs, n, h, w]; got {maps.shape}")
+    experts, text, head = maps.shape[1], 1.25, 0.2
     size = min(1.3, (PAGE - text - GAP * (experts + 3)) / (experts + 1))
-    height, head = size + GAP, 0.2
-    scale = Normalize(0, max(np.asarray(pair.maps).max() for pair in pairs))
-    figure = blank_page(PAGE, head + height * len(pairs) + GAP + _BAR)
-    for row, pair in enumerate(pairs):
+    height, lines = size + GAP, int(size / line_height(7.0))
+    scale = Normalize(0, maps.max())
+    figure = blank_page(PAGE, head + height * len(maps) + GAP + _BAR)
+    for row, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
         top = head + GAP / 2 + row * height
-        caption = wrap(pair.caption, text, 7.0, int(size / line_height(7.0)))
-        write(figure, GAP, top, caption, fontsize=7.0)
-        lefts = (text + 2 * GAP + i * (size + GAP) for i in range(experts + 1))
-        axes = [axes_at(figure, left, top, size, size) for left in lefts]
-        show_picture(axes[0], pair.picture)
-        for axis, weights in zip(axes[1:], np.asarray(pair.maps), strict=True):
-            show_picture(axis, _under_heat(pair.picture, weights, scale))
-        if row == 0:
-            for axis, name in zip(axes, ["picture", *names], strict=True):
-                axis.set_title(name, fontsize=7, color=GREY, pad=3)
+        write(figure, GAP, top, wrap(caption, text, 7.0, lines), fontsize=7.0)
+        under = [picture, *(_under_heat(picture, weights, scale) for weights in maps[row])]
+        for place, shown in enumerate(under):
+            axis = axes_at(figure, text + 2 * GAP + place * (size + GAP), top, size, size)
+            show_picture(axis, shown)
+            if row == 0:
+                title = f"image {place}" if place else "picture"
+                axis.set_title(title, fontsize=7, color=GREY, pad=3)
     _colour_bar(figure, scale, "attention of a patch (%)")
     return figure
 
@@ -162,33 +138,32 @@ def _under_heat(picture: Image.Image, weights: np.ndarray, scale: Normalize) -> 
     return Image.fromarray(np.uint8(np.asarray(heat) * relief))
 
 
-def _flow(words: Sequence[str], inches: float) -> list[tuple[int, float, float]]:
-    """(line, left, width) in inches of each word, filled into lines like prose."""
+def _flow(words: Iterable[str], inches: float) -> list[Place]:
+    """Words filled into lines like prose."""
     space = 0.3 * _POINTS * POINT
     places, line, left = [], 0, 0.0
     for word in words:
         width = text_width(word, _POINTS) + space
         if left and left + width > inches:
             line, left = line + 1, 0.0
-        places.append((line, left, width))
+        places.append((word, line, left, width))
         left += width
     return places
 
 
-def _block_height(places: list[tuple[int, float, float]]) -> float:
-    lines = places[-1][0] + 1
+def _block_height(places: list[Place]) -> float:
+    lines = places[-1][1] + 1
     return line_height(_POINTS) + 0.04 + lines * _POINTS * _LINE * POINT + 0.04
 
 
 def _colour_words(
-    figure: Figure, left: float, top: float, words: Sequence[str],
-    places: list[tuple[int, float, float]], shares: np.ndarray,
-) -> None:  # fmt: skip
+    figure: Figure, left: float, top: float, places: list[Place], shares: np.ndarray
+) -> None:
     """Words below their asker's line, each on its colour; `shares` from 0 to 1 of the scale."""
     page, long = figure.get_size_inches()
     height = _POINTS * _LINE * POINT
     start = top + line_height(_POINTS) + 0.04
-    for word, (line, right, width), share in zip(words, places, shares, strict=True):
+    for (word, line, right, width), share in zip(places, shares, strict=True):
         colour = mpl.colormaps[HEAT](float(share))
         x, y = left + right, start + line * height
         corner = x / page, 1 - (y + height) / long
@@ -222,12 +197,13 @@ def plot_cams(
     Raises ValueError for no pictures and for maps of another number of them.
     """
     for name, maps in cams.items():
-        if len(maps) != len(pictures) or not pictures:
+        if len(maps) != len(pictures):
             raise ValueError(f"{len(maps)} maps of {name!r} for {len(pictures)} pictures")
-    rows, size = 1 + len(cams), (PAGE - 0.4) / max(len(pictures), 1)
-    figure, axes = panels(rows, len(pictures), 0.75 + rows * min(size, _COLUMN))
+    size = min((PAGE - 0.4) / max(len(pictures), 1), _COLUMN)
+    figure, axes = panels(1 + len(cams), len(pictures), 0.75 + (1 + len(cams)) * size)
     for column, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
-        axes[0, column].set_title(wrap(text, min(size, _COLUMN), 6.5, 5), fontsize=6.5)
+        title = wrap(text, size, 6.5, 5)
+        axes[0, column].set_title(title, fontsize=6.5, parse_math=False)
         for axis, maps in zip(axes[:, column], (None, *cams.values()), strict=True):
             axis.imshow(picture, interpolation="none")
             if maps is not None:
@@ -258,20 +234,20 @@ def plot_gates(table: pd.DataFrame) -> Figure:
 
     The dashed line is the even share. Raises ValueError for an empty table.
     """
-    gates = [gate for gate in _TITLES if gate in set(table["gate"])]
-    if not gates:
+    if table.empty:
         raise ValueError("nothing to show: no gate weights")
-    sides = [gate for gate in gates if gate != "fusion"]
-    rows = max(table.groupby("gate")["expert"].size())
-    figure = plt.figure(figsize=(PAGE, 0.9 + 0.19 * max(rows, 8)), layout="constrained")
-    columns = [[[gate] for gate in sides], [["fusion"]] if "fusion" in gates else []]
-    subfigures = figure.subfigures(1, sum(map(bool, columns)), squeeze=False)[0]
-    for part, mosaic in zip(subfigures, filter(None, columns), strict=True):
+    gates = dict(list(table.groupby("gate")))
+    # one below the other those of picture and text, beside them that of fusion
+    columns = [[[gate] for gate in side if gate in gates] for side in _GATES]
+    columns = [mosaic for mosaic in columns if mosaic]
+    height = 0.9 + 0.19 * max(8, *map(len, gates.values()))
+    figure = plt.figure(figsize=(PAGE, height), layout="constrained")
+    parts = figure.subfigures(1, len(columns), squeeze=False)[0]
+    for part, mosaic in zip(parts, columns, strict=True):
         for gate, axis in part.subplot_mosaic(mosaic).items():
-            _boxes(axis, table[table["gate"] == gate])
-            axis.set_title(_TITLES[gate], loc="left")
-            if gate == mosaic[-1][0]:
-                axis.set_xlabel("weight")
+            _boxes(axis, gates[gate])
+            axis.set_title(f"{gate.capitalize()} gate", loc="left")
+        axis.set_xlabel("weight")
     used = set(map(_source, table["gate"], table["expert"]))
     shown = {name: colour for name, colour in _COLOURS.items() if name in used}
     handles = [Patch(color=colour, alpha=0.75, label=name) for name, colour in shown.items()]
@@ -290,7 +266,8 @@ def _boxes(axis: Axes, rows: pd.DataFrame) -> None:
     for box, gate, expert in zip(boxes["boxes"], rows["gate"], rows["expert"], strict=True):
         box.set(facecolor=_COLOURS[_source(gate, expert)], alpha=0.75)
     axis.axvline(rows["even"].iloc[0], color=GREY, linestyle="--", linewidth=0.9, zorder=0)
-    axis.set_yticks(range(1, len(rows) + 1), labels=[_short(name) for name in rows["expert"]])
+    # the colour tells what an explanation is from
+    axis.set_yticks(range(1, len(rows) + 1), labels=rows["expert"].str.partition(" from ")[0])
     axis.tick_params(axis="y", length=0, labelsize=6.5)
     axis.invert_yaxis()
     axis.set_xlim(0)
@@ -304,10 +281,6 @@ def _source(gate: str, expert: str) -> str:
     return f"explanation {rest.partition(' ')[2] or f'from {gate}'}"
 
 
-def _short(expert: str) -> str:
-    return expert.partition(" from ")[0]  # the colour tells from where
-
-
 def space_table(planes: Mapping[str, Any]) -> pd.DataFrame:
     """The points of all planes (`evaluation.inspection.plane`), with their title as `model`."""
     parts = [seen.points.assign(model=title) for title, seen in planes.items()]
@@ -317,9 +290,8 @@ def space_table(planes: Mapping[str, Any]) -> pd.DataFrame:
 def space_numbers(planes: Mapping[str, Any]) -> pd.DataFrame:
     """A row a plane: `model`, `alignment`, `uniformity_images`, `uniformity_texts`."""
     names = ("alignment", "uniformity_images", "uniformity_texts")
-    return pd.DataFrame(
-        [{"model": title} | {n: getattr(seen, n) for n in names} for title, seen in planes.items()]
-    )
+    rows = [[title, *(getattr(seen, name) for name in names)] for title, seen in planes.items()]
+    return pd.DataFrame(rows, columns=["model", *names])
 
 
 def plot_space(planes: Mapping[str, Any], pictures: int = 150) -> Figure:
@@ -341,7 +313,9 @@ def plot_space(planes: Mapping[str, Any], pictures: int = 150) -> Figure:
     figure, axes = panels(1, len(planes), 3.9, width)
     for axis, (title, seen) in zip(axes[0], planes.items(), strict=True):
         _scatter(axis, seen, colours, pictures)
-        axis.set_title(f"{title}\n{_space_numbers(seen)}", loc="left", fontsize=7.5)
+        uniform = f"{seen.uniformity_images:.2f} (pictures), {seen.uniformity_texts:.2f} (captions)"
+        said = f"{title}\nalignment {seen.alignment:.2f}, uniformity {uniform}"
+        axis.set_title(said, loc="left", fontsize=7.5)
     handles = [
         Line2D([], [], linestyle="", marker=mark, color=GREY, label=f"{side}s")
         for side, (mark, _) in _SIDES.items()
@@ -369,13 +343,6 @@ def _scatter(axis: Axes, seen: Any, colours: dict[str, str], limit: int) -> None
     first, second = (f"{100 * share:.0f} %" for share in seen.explained)
     axis.set(xlabel=f"component 1 ({first} of variance)", ylabel=f"component 2 ({second})")
     axis.set(xticks=[], yticks=[])
-
-
-def _space_numbers(seen: Any) -> str:
-    return (
-        f"alignment {seen.alignment:.2f}, uniformity {seen.uniformity_images:.2f} (pictures), "
-        f"{seen.uniformity_texts:.2f} (captions)"
-    )
 
 
 def plot_wrong(table: pd.DataFrame) -> Figure:

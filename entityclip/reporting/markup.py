@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,9 +40,8 @@ class Cell(NamedTuple):
     mark: Mark = ""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A printed table: `header`, then blocks of rows, a rule between two blocks.
+class Sheet(NamedTuple):
+    """A printed table: `header`, then blocks of rows as wide, a rule between two blocks.
 
     The first `names` columns are words, left-aligned; the others numbers. `notes` are sentences for
     below the table.
@@ -52,12 +50,7 @@ class Sheet:
     header: Sequence[str]
     blocks: Sequence[Sequence[Sequence[Cell | str]]]
     names: int
-    notes: Sequence[str] = field(default=())
-
-    def __post_init__(self) -> None:
-        for row in (row for block in self.blocks for row in block):
-            if len(row) != len(self.header):
-                raise ValueError(f"{len(row)} cells below {len(self.header)} headings: {row}")
+    notes: Sequence[str] = ()
 
 
 def standings(values: Sequence[float], *, higher_is_better: bool = True) -> list[Mark]:
@@ -82,7 +75,7 @@ def sheet_markdown(sheet: Sheet) -> str:
     return table + "".join(f"\n{note}\n" for note in sheet.notes)
 
 
-def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
+def sheet_latex(sheet: Sheet, caption: str, label: str) -> str:
     r"""A ``table`` environment for ``\usepackage{booktabs,graphicx}``.
 
     The best is bold, the second underlined. Names that a whole block shares stand once, above it; a
@@ -91,12 +84,8 @@ def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
     """
     shared = _shared_names(sheet)
     columns = "l" * (sheet.names - shared) + "r" * (len(sheet.header) - sheet.names)
-    lines = [r"\begin{table}", r"\centering"]
-    if caption:
-        lines.append(rf"\caption{{{latex(caption)}}}")
-    if label and caption:  # a label points at its caption's number
-        lines.append(rf"\label{{{label}}}")
-    lines += [_FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}"]
+    lines += [rf"\label{{{label}}}", _FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_row(map(latex, sheet.header[shared:])), r"\midrule"]
     for number, block in enumerate(sheet.blocks):
         lines += [r"\midrule"] if number else []
@@ -112,27 +101,24 @@ def sheet_latex(sheet: Sheet, caption: str = "", label: str = "") -> str:
 
 def _shared_names(sheet: Sheet) -> int:
     """How many leading names every block's rows have in common, the last name never among them."""
-    for place in range(max(sheet.names - 1, 0)):
+    for place in range(sheet.names - 1):
         if any(len({row[place] for row in block}) > 1 for block in sheet.blocks):
             return place
-    return max(sheet.names - 1, 0)
+    return sheet.names - 1
 
 
 def save_sheet(
-    sheet: Sheet, folder: str | Path, name: str, caption: str = "", made_by: str = ""
+    sheet: Sheet, folder: str | Path, name: str, caption: str, made_by: str
 ) -> list[Path]:
     """Write ``name.md`` and ``name.tex`` into `folder`, each below a comment `made_by`; the paths.
 
     LaTeX's label is the name with hyphens, below "tab:".
     """
-    texts = {
-        "md": ("<!-- {} -->\n", sheet_markdown(sheet)),
-        "tex": ("% {}\n", sheet_latex(sheet, caption, f"tab:{name.replace('_', '-')}")),
-    }
-    paths = []
-    for kind, (comment, text) in texts.items():
-        paths.append(Path(folder) / f"{name}.{kind}")
-        atomic_write_text(paths[-1], (comment.format(made_by) if made_by else "") + text)
+    markdown = f"<!-- {made_by} -->\n{sheet_markdown(sheet)}"
+    tex = f"% {made_by}\n{sheet_latex(sheet, caption, f'tab:{name}'.replace('_', '-'))}"
+    paths = [Path(folder) / f"{name}.{kind}" for kind in ("md", "tex")]
+    for path, text in zip(paths, (markdown, tex), strict=True):
+        atomic_write_text(path, text)
     return paths
 
 

@@ -15,6 +15,7 @@ GAP = 0.12  # inches between pictures
 POINT = 1 / 72  # inch
 _PAGE_LINE = 1.25  # line height, of the font size
 _PIXELS = 320  # a photograph is shrunk to this, enough at 200 dpi
+_SIGNS = {GREEN: " ✓", VERMILLION: " ✗", None: ""}  # by the frame's colour
 
 Pair = tuple[str, str | None, Image.Image]  # caption, explanation, picture
 Retrieved = tuple[str, Sequence[Image.Image], int | None, Image.Image, int]
@@ -34,8 +35,7 @@ def show_picture(axis: Axes, picture: Image.Image, frame: str | None = None) -> 
     # own pixels, not resampled again: a drawn 64 px picture stays small in the file
     axis.imshow(picture, interpolation="none")
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
+    axis.spines[:].set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
 
 
 def write(figure: Figure, left: float, top: float, text: str, **style: object) -> None:
@@ -67,30 +67,27 @@ def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:
     An item is (caption, explanation or None, picture). Long texts are wrapped and cut with "…".
     Raises ValueError for no items.
     """
-    if not items or columns < 1:
-        raise ValueError(f"nothing to show: {len(items)} items in {columns} columns")
+    if not items:
+        raise ValueError("nothing to show: no items")
     size = (PAGE - GAP * (columns + 1)) / columns
-    captions = [wrap(caption, size, 7.0, 5, "bold") for caption, _, _ in items]
-    explanations = [wrap(text or "", size, 6.5, 9) for _, text, _ in items]
-    rows = [
-        range(start, min(start + columns, len(items))) for start in range(0, len(items), columns)
+    wrapped = [
+        (wrap(caption, size, 7.0, 5, "bold"), wrap(explanation or "", size, 6.5, 9), picture)
+        for caption, explanation, picture in items
     ]
-    # a row is as high as its longest text needs
-    heights = [
-        size
-        + 2.5 * GAP
-        + max(text_height(captions[i], 7.0) + text_height(explanations[i], 6.5) for i in row)
+    rows = [wrapped[start : start + columns] for start in range(0, len(items), columns)]
+    heights = [  # a row is as high as its longest text needs
+        size + 2.5 * GAP + max(text_height(a, 7.0) + text_height(b, 6.5) for a, b, _ in row)
         for row in rows
     ]
     figure = blank_page(PAGE, sum(heights) + GAP)
     top = GAP
     for row, height in zip(rows, heights, strict=True):
-        for column, i in enumerate(row):
+        for column, (caption, explanation, picture) in enumerate(row):
             left, below = GAP + column * (size + GAP), top + size + GAP * 0.6
-            show_picture(axes_at(figure, left, top, size, size), items[i][2])
-            write(figure, left, below, captions[i], fontsize=7.0, fontweight="bold")
-            below += text_height(captions[i], 7.0) + 0.03
-            write(figure, left, below, explanations[i], fontsize=6.5, color="0.35")
+            show_picture(axes_at(figure, left, top, size, size), picture)
+            write(figure, left, below, caption, fontsize=7.0, fontweight="bold")
+            below += text_height(caption, 7.0) + 0.03
+            write(figure, left, below, explanation, fontsize=6.5, color="0.35")
         top += height
     return figure
 
@@ -101,42 +98,30 @@ def plot_retrieval_gallery(queries: Sequence[Retrieved]) -> Figure:
     A query is (caption, pictures best first, which of them is right or None, the right picture, its
     rank), as `evaluation.best_pictures` gives. The right one has a green frame and "✓", a wrong
     first one a vermillion frame and "✗"; a right one that was not found stands at the row's end.
-    Raises ValueError for no queries and for a place outside the pictures.
+    Raises ValueError for no queries.
     """
     if not queries:
         raise ValueError("nothing to show: no queries")
-    for caption, pictures, true, _, _ in queries:
-        if true is not None and not 0 <= true < len(pictures):
-            raise ValueError(f"picture {true} of {len(pictures)} is right for {caption!r}?")
     shown = max(len(pictures) for _, pictures, _, _, _ in queries)
-    text = 1.55
     extra = any(true is None for _, _, true, _, _ in queries)
-    gaps = GAP * (shown + 2 + 3 * extra)
-    size = (PAGE - text - gaps) / (shown + extra)
+    text, head = 1.55, 0.17
+    size = (PAGE - text - GAP * (shown + 2 + 3 * extra)) / (shown + extra)
     height = size + 0.32
+    lines = max(1, int((size + head - 0.2) / line_height(7.0)))
     figure = blank_page(PAGE, height * len(queries) + GAP)
-    for i, query in enumerate(queries):
-        _query(figure, query, top=GAP + i * height, size=size, text=text, shown=shown)
+    for row, (caption, pictures, true, answer, rank) in enumerate(queries):
+        top = GAP + row * height + head
+        caption = wrap(caption, text, 7.0, lines)
+        write(figure, GAP, top, caption, fontsize=7.0)
+        below = top + text_height(caption, 7.0) + 0.05
+        write(figure, GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
+        frames = {0: VERMILLION, true: GREEN}  # the right one may be the first
+        found = [(i, i + 1, picture, frames.get(i)) for i, picture in enumerate(pictures)]
+        if true is None:
+            found.append((shown, rank, answer, GREEN))
+        for place, number, picture, frame in found:
+            left = text + GAP * (place + (4 if place == shown else 2)) + size * place
+            axis = axes_at(figure, left, top, size, size)
+            show_picture(axis, picture, frame)
+            axis.set_title(f"{number}{_SIGNS[frame]}", fontsize=7, color=frame or GREY, pad=3)
     return figure
-
-
-def _query(
-    figure: Figure, query: Retrieved, *, top: float, size: float, text: float, shown: int
-) -> None:
-    caption, pictures, true, answer, rank = query
-    head = 0.17
-    lines = int((size + head - 0.2) / line_height(7.0))
-    caption = wrap(caption, text, 7.0, max(1, lines))
-    write(figure, GAP, top + head, caption, fontsize=7.0)
-    below = top + head + text_height(caption, 7.0) + 0.05
-    write(figure, GAP, below, f"right picture: rank {rank}", fontsize=6.5, color=GREY)
-    for place, picture in enumerate(pictures):
-        frame = GREEN if place == true else VERMILLION if place == 0 else None
-        sign = " ✓" if place == true else " ✗" if place == 0 else ""
-        axis = axes_at(figure, text + GAP * (place + 2) + size * place, top + head, size, size)
-        show_picture(axis, picture, frame)
-        axis.set_title(f"{place + 1}{sign}", fontsize=7, color=frame or GREY, pad=3)
-    if true is None:
-        axis = axes_at(figure, text + GAP * (shown + 4) + size * shown, top + head, size, size)
-        show_picture(axis, answer, GREEN)
-        axis.set_title(f"{rank} ✓", fontsize=7, color=GREEN, pad=3)

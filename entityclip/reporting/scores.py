@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from entityclip.reporting.tables import by_group
 from entityclip.results import ResultsError
 from entityclip.statistics import (
     DIRECTIONS,
+    RSUM_AT,
     mean_over_seeds,
     over_seeds,
     retrievals,
-    rsum,
     rsum_interval,
     rsum_numbers,
     verdict,
@@ -31,10 +33,7 @@ def rsum_table(ranks: pd.DataFrame, by: Sequence[str] = ("variant", "split")) ->
 
     A row a value of the columns `by`, in the rows' order; then RSUM, low, high and seeds.
     """
-    return pd.DataFrame(
-        dict(zip(by, names, strict=True)) | rsum_numbers(list(retrievals(group).values()))
-        for names, group in ranks.groupby(list(by), sort=False)
-    )
+    return by_group(ranks, by, lambda group: rsum_numbers(list(retrievals(group).values())))
 
 
 def rsum_differences(ranks: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -43,17 +42,14 @@ def rsum_differences(ranks: pd.DataFrame, reference: str) -> pd.DataFrame:
     Over the seeds that both have, paired by seed and picture; `difference` is NaN for the reference
     itself. Columns variant, seeds, RSUM, difference, low, high.
     """
-    found = []
     by_variant = {name: retrievals(group) for name, group in ranks.groupby("variant", sort=False)}
-    base = by_variant.get(reference, {})
+    base, found = by_variant.get(reference, {}), []
     for variant, own in by_variant.items():
         shared = [seed for seed in own if seed in base]
-        if not shared:
-            continue
-        first, second = ([of[seed] for seed in shared] for of in (own, base))
-        apart = (np.nan,) * 3 if variant == reference else rsum_interval(first, second)
-        row = {"variant": variant, "seeds": len(shared), "RSUM": rsum_numbers(first)["RSUM"]}
-        found.append(row | dict(zip(("difference", "low", "high"), apart, strict=True)))
+        if shared:
+            first, second = ([of[seed] for seed in shared] for of in (own, base))
+            apart = (np.nan,) * 3 if variant == reference else rsum_interval(first, second)
+            found.append((variant, len(shared), rsum_numbers(first)["RSUM"], *apart))
     return pd.DataFrame(found, columns=["variant", "seeds", "RSUM", "difference", "low", "high"])
 
 
@@ -70,21 +66,15 @@ def describe_rsum(table: pd.DataFrame, reference: str) -> list[str]:
 
 def ascl_recall_table(rows: pd.DataFrame) -> pd.DataFrame:
     """R@1, R@5, R@10 both ways and RSUM: a row a variant, split and seed, in percent."""
-    shown = rows[rows["metric"].isin(["R@1", "R@5", "R@10"])]
-    found = []
-    for (variant, split, seed), part in shown.groupby(["variant", "split", "seed"], sort=False):
-        metrics = {d: dict(zip(p["metric"], p["value"], strict=True))
-                   for d in DIRECTIONS  # whatever was stored first
-                   if len(p := part[part["direction"] == d])}  # fmt: skip
-        row = {"variant": variant, "split": split, "seed": seed}
-        for direction, values in metrics.items():
-            row |= {f"{direction} {name}": value for name, value in values.items()}
-        found.append(row | {"RSUM": rsum(metrics)})
-    return pd.DataFrame(found)
+    names = [f"{direction} R@{k}" for direction in DIRECTIONS for k in RSUM_AT]
+    named = rows.assign(name=rows["direction"] + " " + rows["metric"])
+    table = named.pivot_table("value", ["variant", "split", "seed"], "name", sort=False)
+    table = table[names].assign(RSUM=table[names].sum(axis=1))
+    return table.rename_axis(columns=None).reset_index()
 
 
 def ascl_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest over seeds of each column of `recall_table`, one a row."""
+    """Mean, lowest and highest over seeds of each column of `ascl_recall_table`, one a row."""
     long = table.melt(["variant", "split", "seed"], var_name="metric")
     found = long.groupby(["variant", "split", "metric"], sort=False)["value"]
     return found.agg(["mean", "min", "max", "count"]).reset_index()
@@ -112,15 +102,17 @@ def relation_table(rows: pd.DataFrame) -> pd.DataFrame:
     start weights, `gain_low` to `gain_high` its 95 % t interval over the seeds (NaN for one seed).
     The interval holds the luck of ITR's seed, not that of the pairs judged.
     """
-    keys = ["protocol", "variant", "label"]
-    table = []
-    for (protocol, variant, kind), group in rows.groupby(keys, sort=False):
-        before = rows[(rows[keys] == [protocol, BEFORE, kind]).all(axis=1)]
-        gains = group.set_index("seed")["value"].sub(before.set_index("seed")["value"]).dropna()
-        gain = dict(zip(("gain", "gain_low", "gain_high"), mean_over_seeds(gains), strict=True))
-        line = {"protocol": protocol, "variant": variant, "label": kind}
-        table.append(line | {"value": group["value"].mean(), **gain, "seeds": len(group)})
-    return pd.DataFrame(table)
+    pairs = ["protocol", "label", "seed"]
+    start = rows.loc[rows["variant"] == BEFORE, [*pairs, "value"]]
+    rows = rows.merge(start, "left", pairs, suffixes=("", "_before"))
+    rows["gain"] = rows["value"] - rows["value_before"]
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
+        gain = mean_over_seeds(group["gain"].dropna())
+        gain = dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
+        return {"value": group["value"].mean(), **gain, "seeds": len(group)}
+
+    return by_group(rows, ["protocol", "variant", "label"], numbers)
 
 
 def confusions(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -145,23 +137,15 @@ def section_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     F1 with its interval is the stored one; precision is blank for a section never predicted.
     """
-    f1 = rows[rows["metric"].str.startswith("f1/")].set_index(["variant", "metric"])
-    table = []
+    parts = []
     for variant, counts in confusions(rows).items():
-        for name in counts.index:
-            hits, true, found = counts.loc[name, name], counts.loc[name].sum(), counts[name].sum()
-            of_f1 = f1.loc[(variant, f"f1/{name}")]
-            table.append(
-                {
-                    "variant": variant,
-                    "section": name,
-                    "pairs": true,
-                    "precision": 100 * hits / found if found else np.nan,
-                    "recall": 100 * hits / true,
-                    **{"f1": of_f1["value"], "f1_low": of_f1["low"], "f1_high": of_f1["high"]},
-                }
-            )
-    return pd.DataFrame(table)
+        hits, true, found = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+        part = pd.DataFrame({"variant": variant, "section": counts.index, "pairs": true})
+        part["precision"], part["recall"] = 100 * hits / found.where(found > 0), 100 * hits / true
+        f1 = rows[rows["variant"] == variant].set_index("metric").loc["f1/" + counts.index]
+        part[["f1", "f1_low", "f1_high"]] = f1[["value", "low", "high"]].to_numpy()
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -171,20 +155,18 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     the accuracy of `guessing` uniformly and of always saying the commonest section, `majority`,
     which no macro-F1 rewards.
     """
-    table = []
-    shown = rows[rows["metric"].isin(SUMMARY)]
-    for (dataset, variant), group in shown.groupby(["dataset", "variant"], sort=False):
-        line = {"dataset": dataset, "variant": variant, "seeds": group["seed"].nunique()}
-        line["sections"] = group["n_candidates"].iloc[0]
-        line["guessing"] = 100 / line["sections"]
-        confusion = group.loc[group["metric"] == "accuracy", "confusion"].iloc[0]
-        true = np.array(confusion).sum(1)
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
+        accuracy = group[group["metric"] == "accuracy"].iloc[0]
+        n, true = accuracy["n_candidates"], np.sum(accuracy["confusion"], axis=1)
+        line = {"seeds": group["seed"].nunique(), "sections": n, "guessing": 100 / n}
         line["majority"] = 100 * true.max() / true.sum()
         for metric in SUMMARY:
             value, low, high = over_seeds(group[group["metric"] == metric])
             line |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
-        table.append(line)
-    return pd.DataFrame(table)
+        return line
+
+    return by_group(rows[rows["metric"].isin(SUMMARY)], ["dataset", "variant"], numbers)
 
 
 def leak_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -196,10 +178,12 @@ def leak_table(rows: pd.DataFrame) -> pd.DataFrame:
     return _by_kind(rows, "R@1, ", list(CONDITIONS))
 
 
-def describe_leak(table: pd.DataFrame, direction: str = "text_to_image") -> list[str]:
+def describe_leak(table: pd.DataFrame) -> list[str]:
     """A sentence a variant: what survives the same wrong explanation, and two different ones."""
     sentences = []
-    for variant, rows in table[table["direction"] == direction].groupby("variant", sort=False):
+    for variant, rows in table[table["direction"] == "text_to_image"].groupby(
+        "variant", sort=False
+    ):
         value = rows.set_index("reads")["value"]
         sentences.append(
             f"{label(variant, VARIANT_LABELS)}: R@1 between V* and T* is {value['own']:.1f} with "
@@ -216,19 +200,17 @@ def matching_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_kind(rows: pd.DataFrame, prefix: str, kinds: list[str]) -> pd.DataFrame:
-    lines = []
     keys = ["variant", "split", "direction"]
-    for names, group in rows.groupby(keys, sort=False):
-        for kind in kinds:
-            of_kind = group[group["metric"] == prefix + kind]
-            if of_kind.empty:
-                continue
-            value, low, high = over_seeds(of_kind)
-            lines.append(
-                dict(zip(keys, names, strict=True))
-                | {"reads": kind, "value": value, "low": low, "high": high}
-                | {"seeds": len(of_kind), "chance": 100 / of_kind["n_candidates"].iloc[0]}
-            )
-    if not lines:
+    rows = rows.assign(reads=rows["metric"].str.removeprefix(prefix))
+    rows = rows[rows["reads"].isin(kinds)]
+    if rows.empty:
         raise ResultsError(f"no rows whose metric starts with {prefix!r}")
-    return pd.DataFrame(lines)
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
+        value, low, high = over_seeds(group)
+        chance = 100 / group["n_candidates"].iloc[0]
+        return {"value": value, "low": low, "high": high, "seeds": len(group), "chance": chance}
+
+    # groups as they come, and in each the kinds in their own order
+    order = np.lexsort((rows["reads"].map(kinds.index), rows.groupby(keys, sort=False).ngroup()))
+    return by_group(rows.iloc[order], [*keys, "reads"], numbers)

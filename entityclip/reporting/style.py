@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 from bisect import bisect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import PIL.Image
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -69,19 +70,38 @@ def apply_style() -> None:
     )
 
 
+def panels(
+    rows: int, columns: int, height: float, width: float = PAGE, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure, inches high and wide, and its axes [rows, columns], laid out so that all fits."""
+    if not rows * columns:
+        raise ValueError("nothing to show: no rows, so no panels")
+    size = {"figsize": (width, height), "squeeze": False, "layout": "constrained"}
+    return plt.subplots(rows, columns, **size, **options)
+
+
+def grid(axis: Axes, which: str = "y", color: str = "0.92") -> None:
+    """Faint lines to read values by."""
+    axis.grid(axis=which, color=color, linewidth=0.6)
+
+
+def beside(axis: Axes, text: str, y: float, offset: tuple[float, float], **look: Any) -> None:
+    """A small text at the axes' right edge, `offset` points from there."""
+    axis.annotate(
+        text, (1, y), xycoords=axis.get_yaxis_transform(), xytext=offset,
+        textcoords="offset points", fontsize=6.5, **look,
+    )  # fmt: skip
+
+
 def marks(variants: list[str]) -> Marks:
     """(colour, marker) of each variant; the three main ones look the same in every figure."""
-    used = {_FIXED[v] for v in variants if v in _FIXED}
     shapes = MARKERS[1:]  # the circle is zero-shot's
-    free = [
-        mark
-        for mark in zip(PALETTE, shapes, strict=True)
-        if mark[0] not in {colour for colour, _ in used}
-    ]
+    used = {_FIXED[v][0] for v in variants if v in _FIXED}
+    free = [colour for colour in PALETTE if colour not in used]
     others = [v for v in variants if v not in _FIXED]
     # more variants than colours: the markers move on against the colours
     spare = {
-        v: (free[i % len(free)][0], shapes[(i + i // len(free)) % len(shapes)])
+        v: (free[i % len(free)], shapes[(i + i // len(free)) % len(shapes)])
         for i, v in enumerate(others)
     }
     return {v: _FIXED.get(v) or spare[v] for v in variants}
@@ -148,38 +168,28 @@ def save_figure(figure: Figure, folder: str | Path, name: str, made_by: str = ""
     The same data give the same bytes: no date, no program version, and fixed ids in the SVG. Both
     files say the command that they are `made_by`, as the PNG's comment and the SVG's description.
     """
-    said = made_by or None
-    paths = []
-    with (
-        _laid_out(figure, 200),
-        mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}),
-    ):
-        # the canvases themselves: `savefig` would draw once more before each, for the layout's sake
-        for kind, canvas, metadata in (
-            ("png", FigureCanvasAgg, {"Software": None, "Comment": said}),
-            ("svg", FigureCanvasSVG, {"Date": None, "Creator": None, "Description": said}),
-        ):
-            buffer = io.BytesIO()
-            getattr(canvas(figure), f"print_{kind}")(buffer, metadata=metadata)
-            paths.append(Path(folder) / f"{name}.{kind}")
-            atomic_write_bytes(paths[-1], buffer.getvalue())
-    return paths
-
-
-@contextmanager
-def _laid_out(figure: Figure, dpi: int) -> Iterator[None]:
-    """The figure at `dpi`, laid out once by its engine; as it was, canvas included, afterwards."""
-    engine, before, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
-    figure.set_dpi(dpi)
+    # laid out once, and drawn by the canvases themselves: `savefig` would draw twice for each file
+    engine, dpi, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
+    figure.set_dpi(200)
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+    paths, said = [], made_by or None
     try:
-        yield
+        with mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}):
+            for kind, new, metadata in (
+                ("png", FigureCanvasAgg, {"Software": None, "Comment": said}),
+                ("svg", FigureCanvasSVG, {"Date": None, "Creator": None, "Description": said}),
+            ):
+                buffer = io.BytesIO()
+                getattr(new(figure), f"print_{kind}")(buffer, metadata=metadata)
+                paths.append(Path(folder) / f"{name}.{kind}")
+                atomic_write_bytes(paths[-1], buffer.getvalue())
     finally:
         figure.set_canvas(canvas)
         figure.set_layout_engine(engine)
-        figure.set_dpi(before)
+        figure.set_dpi(dpi)
+    return paths
 
 
 def preview(

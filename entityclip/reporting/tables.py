@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from entityclip.variants import (
     VARIANT_LABELS,
     VARIANTS,
     in_order,
-    label,
 )
 
 _PRINTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+_LABELS = {"split": SPLIT_LABELS, "direction": DIRECTION_LABELS, "variant": VARIANT_LABELS}
 _GROUP = ["dataset", "split", "variant", "direction"]
 _NEEDED = [*_GROUP, *("seed", "metric", "value", "low", "high", "n_queries", "n_candidates")]
 
@@ -42,11 +42,10 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     be set side by side.
     """
     refuse_mixtures(rows)
-    rows = rows[_NEEDED]  # without the columns of where they come from, which cost most to group
-    table = []
-    for names, group in rows.groupby(_GROUP, sort=False):
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
         seeds, by_metric = group["seed"].nunique(), dict(list(group.groupby("metric")))
-        line: dict[str, Any] = dict(zip(_GROUP, names, strict=True)) | {
+        line = {
             "seeds": seeds,
             "n_queries": group["n_queries"].iloc[0],
             "n_candidates": group["n_candidates"].iloc[0],
@@ -56,19 +55,30 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
             of_metric = by_metric.get(metric, ())
             bounds = PERCENT if metric.startswith("R@") else (1, np.inf)
             whole = len(of_metric) == seeds
-            numbers = over_seeds(of_metric, bounds) if whole else (np.nan,) * 3
-            line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), numbers, strict=True))
-        table.append(line)
-    return in_label_order(pd.DataFrame(table))
+            found = over_seeds(of_metric, bounds) if whole else (np.nan,) * 3
+            line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
+        return line
+
+    # without the columns of where rows come from, which cost most to group
+    return in_label_order(by_group(rows[_NEEDED], _GROUP, numbers))
+
+
+def by_group(
+    rows: pd.DataFrame, keys: Sequence[str], numbers: Callable[[pd.DataFrame], dict[str, Any]]
+) -> pd.DataFrame:
+    """A row a value of the columns `keys`, in the rows' order; then the `numbers` of its group."""
+    return pd.DataFrame(
+        dict(zip(keys, names, strict=True)) | numbers(group)
+        for names, group in rows.groupby(list(keys), sort=False)
+    )
 
 
 def recall_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
     """`retrieval_table` with the variants in the order given."""
-    found = retrieval_table(rows)
-    place = {name: number for number, name in enumerate(variants)}
-    return found.assign(place=found["variant"].map(place)).sort_values(
-        ["split", "direction", "place"], kind="stable", ignore_index=True
-    ).drop(columns="place")  # fmt: skip
+    return retrieval_table(rows).sort_values(
+        ["split", "direction", "variant"], kind="stable", ignore_index=True,
+        key=lambda column: column.map(variants.index) if column.name == "variant" else column,
+    )  # fmt: skip
 
 
 def retrieval_sheet(table: pd.DataFrame) -> Sheet:
@@ -77,18 +87,24 @@ def retrieval_sheet(table: pd.DataFrame) -> Sheet:
     An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
     A table with a column `reported` (`reported_cells`) has it as its last.
     """
-    several = table["dataset"].nunique() > 1
-    names = [*(["Dataset"] if several else []), "Split", "Direction", "Variant"]
+    names = ["dataset"] * (table["dataset"].nunique() > 1) + ["split", "direction", "variant"]
     more = [name for name in ["reported"] if name in table]
-    blocks = [
-        [
-            [*_names(row, several), *cells, *row[more]]
-            for (_, row), cells in zip(group.iterrows(), _cells(group), strict=True)
-        ]
-        for _, group in table.groupby(["dataset", "split", "direction"], sort=False)
-    ]
-    header = [*names, *_PRINTED, *map(str.capitalize, more)]
+    blocks = []
+    for _, group in table.replace(_LABELS).groupby(["dataset", "split", "direction"], sort=False):
+        cells = [_cells(group, metric) for metric in _PRINTED]
+        columns = [*(group[name] for name in names), *cells, *(group[name] for name in more)]
+        blocks.append(list(zip(*columns, strict=True)))
+    header = [*map(str.capitalize, names), *_PRINTED, *map(str.capitalize, more)]
     return Sheet(header, blocks, len(names))
+
+
+def _cells(group: pd.DataFrame, metric: str) -> list[Cell]:
+    """A printed metric of each row of one split and direction."""
+    # as printed: what looks equal is marked equally
+    marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
+    numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    cells = zip(*numbers, marks, group["interval"] == "t over seeds", strict=True)
+    return [number_cell(*cell, over_seeds=several) for *cell, several in cells]
 
 
 def reported_cells(table: pd.DataFrame, reported: pd.DataFrame) -> pd.Series:
@@ -170,38 +186,12 @@ def _without_seeds(config: Any) -> Any:
 
 def in_label_order(table: pd.DataFrame) -> pd.DataFrame:
     """Rows by data set, split, direction and variant, in the order of their labels."""
-    places = {"split": SPLIT_LABELS, "variant": VARIANT_LABELS, "direction": DIRECTION_LABELS}
 
     def place(column: pd.Series) -> pd.Series:
-        order = in_order(column, places.get(column.name, {}))
-        return column.map({name: i for i, name in enumerate(order)})
+        return column.map(in_order(column, _LABELS.get(column.name, {})).index)
 
-    return table.sort_values(["dataset", "split", "direction", "variant"], key=place).reset_index(
-        drop=True
-    )
-
-
-def _names(row: pd.Series, several: bool) -> list[str]:
-    """What a row of a printed table is called."""
-    return [
-        *([row["dataset"]] if several else []),
-        label(row["split"], SPLIT_LABELS),
-        label(row["direction"], DIRECTION_LABELS),
-        label(row["variant"], VARIANT_LABELS),
-    ]
-
-
-def _cells(group: pd.DataFrame) -> list[list[Cell]]:
-    """The printed metrics of each row of one split and direction."""
-    columns = []
-    over_seeds = group["interval"] == "t over seeds"
-    for metric in _PRINTED:
-        # as printed: what looks equal is marked equally
-        marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
-        numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
-        cells = zip(*numbers, marks, over_seeds, strict=True)
-        columns.append([number_cell(*cell, over_seeds=several) for *cell, several in cells])
-    return [list(cells) for cells in zip(*columns, strict=True)]
+    by = ["dataset", "split", "direction", "variant"]
+    return table.sort_values(by, key=place, ignore_index=True)
 
 
 def cross_domain_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -210,12 +200,8 @@ def cross_domain_table(rows: pd.DataFrame) -> pd.DataFrame:
     Means and intervals over seeds where there are several. Raises ResultsError as
     `retrieval_table` does.
     """
-    parts = []
-    for name, group in rows.groupby("trained_on", sort=False):
-        table = retrieval_table(group)
-        table.insert(0, "trained_on", name)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+    parts = {name: retrieval_table(group) for name, group in rows.groupby("trained_on", sort=False)}
+    return pd.concat(parts, names=["trained_on"]).reset_index("trained_on").reset_index(drop=True)
 
 
 def describe_transfer(table: pd.DataFrame) -> list[str]:

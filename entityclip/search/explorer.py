@@ -25,7 +25,7 @@ from entityclip.evaluation.retrieval import RankedPictures
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.reporting.inspection import plot_word_attention, read_pairs
+from entityclip.reporting.inspection import plot_word_attention
 from entityclip.reporting.pictures import plot_retrieval_gallery, show_picture
 from entityclip.reporting.style import GREEN, GREY, PAGE, preview, wrap
 from entityclip.search.collection import Collection, Page, Query
@@ -110,7 +110,7 @@ def explain_hits(
     table = inspection.word_table(backbone, batch, inspection.explanation_attention(model, batch))
     pictures = inspection.as_pictures(backbone, batch.images)
     captions = [f"{query.caption}  [{name}]" for name in hits]
-    return plot_word_attention(read_pairs(table, captions, pictures)), table
+    return plot_word_attention(table, captions, pictures), table
 
 
 # ------------------------------------------------------------------------------- stored results

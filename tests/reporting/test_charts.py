@@ -61,20 +61,19 @@ def test_a_missing_value_is_not_drawn():
     assert "71.0" not in {text.get_text() for text in axis.texts}
 
 
+def test_plot_recall_curves_draws_recall_against_k():
+    figure = plot_recall_curves(make_rows())
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["Test, text → image", "Long tail, text → image"]
+    x, y = drawn(figure.axes[0])[marks(list(LEVELS))["clip"][0].lower()]
+    assert x.tolist() == [1, 5, 10, 50, 100]
+    assert y.tolist() == [70, 71, 72, 73, 74]
+
+
 def test_many_variants_and_dollar_signs_are_drawn(tmp_path):
     variants = {f"variant_{i} $x^$": float(i) for i in range(14)}
     assert len(set(marks(list(variants)).values())) == 14
     save_figure(plot_retrieval(retrieval_table(make_rows(variants))), tmp_path, "many")
-    save_figure(plot_recall_curves(make_rows(variants)), tmp_path, "curves")
-
-
-def test_plot_recall_curves_draws_recall_against_k():
-    figure = plot_recall_curves(make_rows(), "image_to_text")
-    assert len(figure.axes) == 2
-    x, y = drawn(figure.axes[0])[marks(list(LEVELS))["clip"][0].lower()]
-    assert x.tolist() == [1, 5, 10, 50, 100]
-    assert y.tolist() == [70, 71, 72, 73, 74]
-    assert figure.axes[0].get_title(loc="left") == "Test, image → text"
 
 
 def test_a_figure_of_two_datasets_or_of_nothing_is_refused():

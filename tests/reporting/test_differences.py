@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from entityclip.reporting.differences import (
-    COLUMNS,
-    describe_differences,
-    difference_sheet,
-    plot_forest,
-)
+from entityclip.reporting.differences import describe_differences, difference_sheet, plot_forest
 from entityclip.reporting.markup import Cell, sheet_latex
 from entityclip.reporting.style import save_figure
+from tests.reporting.samples import make_differences
 from tests.reporting.test_markup import check_latex
 
 pytestmark = pytest.mark.usefixtures("figure_style")
-NAN = float("nan")
 
 
-def make_differences():
-    """Two groups; by the intervals: better, not separable, untested, worse."""
-    lines = [
-        ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3),
-        ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3),
-        ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1),
-        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3),
-    ]
-    return pd.DataFrame(lines, columns=list(COLUMNS))
-
-
-def test_sentences_say_what_the_intervals_do():
-    assert describe_differences(make_differences(), "CLIP") == [
+def test_sentences_say_what_the_intervals_do_below_a_table_of_signed_numbers():
+    sentences = describe_differences(make_differences(), "CLIP")
+    assert sentences == [
         "Test, R@1: better than CLIP: A & more $x^ (+2.0, +0.5 to +3.5); not separable from CLIP: "
         "B (+1.0, -1.0 to +3.0); without an interval, so not compared with CLIP: C (+4.0).",
         "Long tail, R@1: worse than CLIP: A & more $x^ (-2.0, -3.0 to -1.0).",
@@ -41,14 +25,11 @@ def test_sentences_say_what_the_intervals_do():
     alone = describe_differences(make_differences())
     assert alone[0].startswith("Test, R@1: better: A & more")
     assert "not separable from 0: B" in alone[0]
-
-
-def test_the_printed_table_signs_its_numbers_and_would_compile():
     sheet = difference_sheet(make_differences(), "CLIP")
     assert sheet.blocks[0][0][2:] == [Cell("+2.0", "[+0.5, +3.5]"), Cell("3")]
     assert sheet.blocks[0][2][2:] == [Cell("+4.0"), Cell("1")]
-    assert list(sheet.notes) == describe_differences(make_differences(), "CLIP")
-    check_latex(sheet_latex(sheet, "Differences"))
+    assert sheet.notes == sentences
+    check_latex(sheet_latex(sheet, "Differences", "tab:d"))
 
 
 def test_the_forest_fills_what_excludes_zero(tmp_path):
@@ -77,10 +58,5 @@ def test_the_forest_fills_what_excludes_zero(tmp_path):
     assert places[4] - places[3] > 1.5  # room above the second heading
     assert axis.yaxis_inverted()
     save_figure(figure, tmp_path, "forest")  # dollar signs are no mathematics
-
-
-def test_a_forest_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no differences to show"):
         plot_forest(make_differences().iloc[:0])
-    with pytest.raises(ValueError, match="no seeds"):
-        plot_forest(make_differences().drop(columns="seeds"))

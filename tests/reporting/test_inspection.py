@@ -7,69 +7,44 @@ import itertools
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import PathPatch, Rectangle
-from PIL import Image
 
-from entityclip.evaluation.inspection import plane
-from entityclip.evaluation.retrieval import Embeddings
 from entityclip.reporting.inspection import (
-    ReadPair,
-    SeenPicture,
     gate_table,
     plot_gates,
     plot_patch_attention,
     plot_space,
     plot_word_attention,
+    space_numbers,
+    space_table,
 )
 from entityclip.reporting.style import HEAT, save_figure
+from tests.reporting.samples import make_gates, make_plane, make_words, picture
 
 pytestmark = pytest.mark.usefixtures("figure_style")
-WHITE = Image.new("RGB", (64, 64), "white")
+WHITE = picture("white")
 
 
-# ----------------------------------------------------------------------------------------- words
-
-
-def read_pair(words=("⟨start⟩", "the", "flag", "costs", "$5", "⟨end⟩")):
-    weights = np.linspace(0, 0.4, len(words))
-    return ReadPair("Envoys from $x^ meet", WHITE, list(words), weights, weights[::-1])
-
-
-def coloured(figure):
-    """(word, colour behind it) in the order drawn."""
-    boxes = [a for a in figure.artists if isinstance(a, Rectangle)]
-    words = [text for text in figure.texts if text.get_ha() == "center"]
-    return [
-        (text.get_text(), to_hex(box.get_facecolor()))
-        for text, box in zip(words, boxes, strict=True)
+def test_words_are_coloured_by_their_weights_from_either_side_on_one_scale(tmp_path):
+    table = make_words(0.4, 0.1)
+    figure = plot_word_attention(table, ["Envoys from $x^ meet"] * 2, [WHITE] * 2)
+    words = [text.get_text() for text in figure.texts if text.get_ha() == "center"]
+    boxes = [to_hex(a.get_facecolor()) for a in figure.artists if isinstance(a, Rectangle)]
+    read = [
+        (row["word"], to_hex(mpl.colormaps[HEAT](row[side] / 0.4)))
+        for _, rows in table.groupby("pair")
+        for side in ("from_image", "from_text")
+        for _, row in rows.iterrows()
     ]
-
-
-def test_words_are_coloured_by_their_weights_from_either_side(tmp_path):
-    pair = read_pair()
-    figure = plot_word_attention([pair])
-    shown = coloured(figure)
-    assert [word for word, _ in shown] == [*pair.words, *pair.words]
-    colours = [to_hex(mpl.colormaps[HEAT](w / 0.4)) for w in pair.from_image]
-    assert [colour for _, colour in shown] == [*colours, *colours[::-1]]
+    assert list(zip(words, boxes, strict=True)) == read
     save_figure(figure, tmp_path, "words")  # dollar signs are no mathematics
 
 
-def test_rows_share_one_scale():
-    strong = read_pair()
-    weak = strong._replace(from_image=strong.from_image / 4, from_text=strong.from_text / 4)
-    shown = coloured(plot_word_attention([strong, weak]))
-    n = len(strong.words)
-    assert shown[n - 1][1] == to_hex(mpl.colormaps[HEAT](1.0))
-    assert shown[3 * n - 1][1] == to_hex(mpl.colormaps[HEAT](0.25))
-
-
 def test_words_stay_on_the_page_and_apart():
-    figure = plot_word_attention([read_pair([f"word{i}" for i in range(75)])] * 2)
+    table = make_words(0.4, 0.4, words=[f"word{i}" for i in range(75)])
+    figure = plot_word_attention(table, ["Envoys meet"] * 2, [WHITE] * 2)
     figure.set_dpi(200)
     renderer = figure.canvas.get_renderer()
     page = figure.get_window_extent(renderer)
@@ -82,78 +57,44 @@ def test_words_stay_on_the_page_and_apart():
     assert min(word.y0 for word in words) > 0.3 * 200  # above the colour bar
 
 
-def test_words_without_weights_are_refused():
-    with pytest.raises(ValueError, match="no pairs"):
-        plot_word_attention([])
-    with pytest.raises(ValueError, match="6 words with 6 and 5 weights: 'Envoys"):
-        plot_word_attention([read_pair()._replace(from_text=[0.1] * 5)])
-
-
-# --------------------------------------------------------------------------------------- patches
-
-
 def test_patches_lie_where_their_weights_do():
-    maps = np.zeros((2, 4, 4))
-    maps[0, 0, 3] = 0.5  # upper right
-    maps[1, 3, 0] = 0.25  # lower left
-    figure = plot_patch_attention([SeenPicture("a $ caption", WHITE, maps)])
-    picture, first, second = (np.asarray(a.images[0].get_array()) for a in figure.axes[:3])
-    assert (picture == 255).all()
+    maps = np.zeros((1, 2, 4, 4))
+    maps[0, 0, 0, 3] = 0.5  # upper right
+    maps[0, 1, 3, 0] = 0.25  # lower left
+    figure = plot_patch_attention(["a $ caption"], [WHITE], maps)
+    shown, first, second = (np.asarray(a.images[0].get_array()) for a in figure.axes[:3])
+    assert (shown == 255).all()
     heat = (255 * np.array(mpl.colormaps[HEAT](np.array([0.0, 0.5, 1.0])))[:, :3]).astype(np.uint8)
     assert np.abs(first[8, 56].astype(int) - heat[2]).max() <= 1
     assert np.abs(first[56, 8].astype(int) - heat[0]).max() <= 1
     assert np.abs(second[56, 8].astype(int) - heat[1]).max() <= 1
-    titles = [axis.get_title() for axis in figure.axes[:3]]
-    assert titles == ["picture", "image 1", "image 2"]
+    assert [a.get_title() for a in figure.axes[:3]] == ["picture", "image 1", "image 2"]
 
 
-def test_maps_of_other_shapes_are_refused():
-    pair = SeenPicture("a", WHITE, np.zeros((2, 4, 4)))
-    with pytest.raises(ValueError, match="alike for all"):
-        plot_patch_attention([pair, pair._replace(maps=np.zeros((3, 4, 4)))])
-    with pytest.raises(ValueError, match=r"got \[\(4, 4\)\]"):
-        plot_patch_attention([pair._replace(maps=np.zeros((4, 4)))])
-    with pytest.raises(ValueError, match=r"got \[\]"):
-        plot_patch_attention([])
+@pytest.mark.parametrize(
+    ("plot", "arguments", "message"),
+    [
+        (plot_word_attention, (make_words(0.4), ["a", "b"], [WHITE]), "2 captions and 1 pictures"),
+        (plot_word_attention, (make_words(0.4).iloc[:0], [], []), "0 pairs"),
+        (plot_patch_attention, (["a"], [WHITE], np.zeros((4, 4))), r"got \(4, 4\)"),
+        (plot_patch_attention, (["a"], [WHITE], np.zeros((2, 1, 4, 4))), r"1 pictures .* \(2, 1"),
+        (plot_patch_attention, ([], [], np.zeros((0, 1, 4, 4))), r"0 pictures"),
+        (plot_gates, (gate_table(make_gates()).iloc[:0],), "no gate weights"),
+        (plot_space, ({},), "no planes"),
+    ],
+)
+def test_what_does_not_fit_together_or_is_nothing_is_refused(plot, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plot(*arguments)
 
 
-# ----------------------------------------------------------------------------------------- gates
-
-
-def gate_rows():
-    """Two pairs, an image gate of two experts and a fusion gate of three."""
-    shares = {
-        "image": {"image 1": (0.25, 0.35), "explanation 1": (0.75, 0.65)},
-        "fusion": {
-            "image 1": (0.5, 0.3),
-            "explanation 1 from image": (0.2, 0.3),
-            "explanation 1 from text": (0.3, 0.4),
-        },
-    }
-    return pd.DataFrame(
-        [
-            {"pair": pair, "gate": gate, "expert": expert, "weight": weights[pair]}
-            for pair in (0, 1)
-            for gate, experts in shares.items()
-            for expert, weights in experts.items()
-        ]
-    )
-
-
-def test_gate_table_by_hand():
-    table = gate_table(gate_rows())
+def test_gates_are_drawn_from_their_table():
+    table = gate_table(make_gates())
     assert table["expert"].tolist()[:2] == ["image 1", "explanation 1"]
     first = table.iloc[0]
     assert (first["gate"], first["pairs"], first["even"]) == ("image", 2, 0.5)
-    assert first["mean"] == pytest.approx(0.3)
-    assert first["q25"] == pytest.approx(0.275)
+    assert first[["mean", "q25"]].tolist() == pytest.approx([0.3, 0.275])
     assert table["even"].tolist()[2:] == [pytest.approx(1 / 3)] * 3
-    sums = table.groupby("gate")["mean"].sum()
-    np.testing.assert_allclose(sums, 1)
-
-
-def test_gates_are_drawn_from_the_table():
-    table = gate_table(gate_rows())
     figure = plot_gates(table)
     axes = {axis.get_title(loc="left"): axis for axis in figure.findobj(plt.Axes)}
     assert set(axes) == {"Image gate", "Fusion gate"}
@@ -164,22 +105,12 @@ def test_gates_are_drawn_from_the_table():
     assert names == ["image 1", "explanation 1", "explanation 1"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["image", "explanation from image", "explanation from text"]
-    with pytest.raises(ValueError, match="no gate weights"):
-        plot_gates(table.iloc[:0])
-
-
-# ----------------------------------------------------------------------------------------- space
-
-
-def make_plane(n=6, labels=None):
-    x = torch.nn.functional.normalize(torch.randn(2, n, 5, generator=torch.Generator()), dim=-1)
-    embeddings = Embeddings(x[0], x[1], torch.arange(n), torch.arange(n))
-    return plane(embeddings, labels or ["harbour", "match"] * (n // 2))
 
 
 def test_the_space_joins_pairs_and_names_labels_and_numbers():
     seen = make_plane()
-    figure = plot_space({"CLIP": seen, "EntityCLIP": seen})
+    planes = {"CLIP": seen, "EntityCLIP": seen}
+    figure = plot_space(planes)
     lines, pictures, captions = figure.axes[0].collections
     ends = np.array(lines.get_segments())
     points = seen.points
@@ -187,17 +118,17 @@ def test_the_space_joins_pairs_and_names_labels_and_numbers():
     np.testing.assert_allclose(ends[:, 1], points[points["kind"] == "picture"][["x", "y"]])
     assert len(pictures.get_offsets()) == len(captions.get_offsets()) == 6
     assert len({tuple(colour) for colour in pictures.get_facecolors()}) == 2
-    title = figure.axes[0].get_title(loc="left")
-    assert title.startswith(f"CLIP\nalignment {seen.alignment:.2f}, uniformity")
+    title = "CLIP\nalignment 0.50, uniformity -1.25 (pictures), -2.50 (captions)"
+    assert figure.axes[0].get_title(loc="left") == title
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["pictures", "captions", "harbour", "match"]
-    assert "% of variance" in figure.axes[0].get_xlabel()
+    assert figure.axes[0].get_xlabel() == "component 1 (60 % of variance)"
+    assert space_table(planes)["model"].tolist() == ["CLIP"] * 12 + ["EntityCLIP"] * 12
+    assert space_numbers(planes).iloc[1].tolist() == ["EntityCLIP", 0.5, -1.25, -2.5]
 
 
 def test_a_crowded_space_shows_some_pairs_and_few_colours():
-    figure = plot_space({"CLIP": make_plane(20, [f"section {i % 10}" for i in range(20)])}, 8)
+    figure = plot_space({"CLIP": make_plane(20, [f"section {i}" for i in range(10)])}, 8)
     assert len(figure.axes[0].collections[1].get_offsets()) == 8
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[2:] == [*(f"section {i}" for i in range(6)), "others"]
-    with pytest.raises(ValueError, match="no planes"):
-        plot_space({})

@@ -23,12 +23,9 @@ def markdown(table):
     return re.sub(r"\*\*|</?u>", "", sheet_markdown(retrieval_sheet(table)))
 
 
-def cell(table, variant, split="test", direction="text_to_image"):
-    (row,) = table[
-        (table["variant"] == variant)
-        & (table["split"] == split)
-        & (table["direction"] == direction)
-    ].to_dict("records")
+def cell(table, variant):
+    chosen = table["split"].eq("test") & table["direction"].eq("text_to_image")
+    (row,) = table[chosen & (table["variant"] == variant)].to_dict("records")
     return row
 
 
@@ -53,12 +50,9 @@ def test_an_unknown_variant_comes_last_under_its_own_name():
 
 def test_a_row_that_is_gone_leaves_exactly_its_cell_blank():
     rows = make_rows()
-    gone = rows[
-        (rows["variant"] == "clip")
-        & (rows["split"] == "test")
-        & (rows["direction"] == "text_to_image")
-        & (rows["metric"] == "R@5")
-    ]
+    gone = rows.query(
+        "variant == 'clip' and split == 'test' and direction == 'text_to_image' and metric == 'R@5'"
+    )
     assert len(gone) == 1
     before, after = retrieval_table(rows), retrieval_table(rows.drop(gone.index))
     changed = before.ne(after) & ~(before.isna() & after.isna())
@@ -67,34 +61,20 @@ def test_a_row_that_is_gone_leaves_exactly_its_cell_blank():
     assert "| 70.0 [69.5, 70.5] |  | 72.0" in markdown(after)
 
 
-def test_several_seeds_are_averaged_with_students_interval():
-    row = cell(retrieval_table(make_rows(seeds=(0, 1, 2))), "clip")
-    assert (row["seeds"], row["interval"]) == (3, "t over seeds")
-    assert row["R@1"] == pytest.approx(71)
-    half = 4.302653 * 1 / 3**0.5  # t with 2 degrees of freedom, standard deviation 1
-    assert row["R@1_low"] == pytest.approx(71 - half, abs=1e-3)
-    assert row["R@1_high"] == pytest.approx(71 + half, abs=1e-3)
-
-
 @pytest.mark.parametrize(
-    ("degrees", "expected"),
-    [
-        (1, 12.7062),
-        (5, 2.5706),
-        (9, 2.2622),
-        (10, 2.2281),
-        (15, 2.1314),
-        (30, 2.0423),
-        (500, 1.9647),
-    ],
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.302653), (5, 2.5706), (10, 2.2281), (30, 2.0423), (500, 1.9647)],
 )
-def test_students_quantiles_are_the_tables(degrees, expected):
+def test_several_seeds_are_averaged_with_students_interval(degrees, quantile):
     seeds = range(degrees + 1)
     rows = make_rows({"clip": 50.0}, ["test"], seeds)
     rows["value"] = 50 + 0.01 * rows["seed"]
-    spread = np.std(0.01 * np.array(seeds), ddof=1) / len(seeds) ** 0.5
     row = cell(retrieval_table(rows), "clip")
-    assert (row["R@1_high"] - row["R@1"]) / spread == pytest.approx(expected, abs=5e-4)
+    assert (row["seeds"], row["interval"]) == (degrees + 1, "t over seeds")
+    assert row["R@1"] == pytest.approx(50 + 0.005 * degrees)
+    spread = np.std(0.01 * np.array(seeds), ddof=1) / len(seeds) ** 0.5
+    assert (row["R@1_high"] - row["R@1"]) / spread == pytest.approx(quantile, abs=5e-4)
+    assert (row["R@1"] - row["R@1_low"]) / spread == pytest.approx(quantile, abs=5e-4)
 
 
 def test_an_interval_over_seeds_stays_within_what_a_metric_can_be():
@@ -146,67 +126,54 @@ def test_markdown_shows_values_with_their_intervals():
     assert markdown(retrieval_table(two)).startswith("| Dataset | Split |")
 
 
-def test_reported_values_are_read_with_their_places(tmp_path):
-    path = tmp_path / "reported.csv"
-    assert reported_values(path).empty
-    assert list(reported_values(path)) == ["paper", "table", "row", "column", "value"]
-    path.write_text("paper,table,row,column,value\nP,1,CLIP,R@1,12.5\nP,1,CLIP,R@5,\n")
-    values = reported_values(path)
-    assert values["value"].tolist()[0] == 12.5
-    assert np.isnan(values["value"].tolist()[1])  # unknown stays unknown
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("P,,CLIP,R@1,1", "line 3: the value lacks its paper, table"),
-        ("P,1,CLIP,R@5,about 3", "line 3: the value is no finite number"),
-        ("P,1,CLIP,R@5,inf", "line 3: the value is no finite number"),
-        ("P,1,CLIP,R@1,2", "line 3: the value stands there twice"),
-    ],
-)
-def test_a_reported_value_without_source_is_refused(tmp_path, line, message):
-    path = tmp_path / "reported.csv"
-    path.write_text(f"paper,table,row,column,value\nP,1,CLIP,R@1,12.5\n{line}\n")
-    with pytest.raises(ResultsError, match=message):
-        reported_values(path)
-    path.write_text("paper,value\nP,1\n")
-    with pytest.raises(ResultsError, match="columns are"):
-        reported_values(path)
+HEAD = "paper,table,row,column,value\n"
 
 
 def test_reported_values_stand_beside_their_own_data_only(tmp_path):
     path = tmp_path / "paper_reported.csv"
+    none = reported_values(path)  # there is no such file
+    assert (list(none), len(none)) == (["paper", "table", "row", "column", "value"], 0)
     path.write_text(
-        "paper,table,row,column,value\n"
-        "P,2,clip,newsroom test text_to_image R@1,12.5\n"
+        f"{HEAD}P,2,clip,newsroom test text_to_image R@1,12.5\n"
         "P,2,clip,newsroom test text_to_image R@5,30\n"
         "P,2,clip,n24news test text_to_image R@1,99\n"
         "P,2,entityclip,newsroom test text_to_image R@1,\n"
     )
     table, reported = retrieval_table(make_rows()), reported_values(path)
+    assert reported["value"].tolist()[:3] == [12.5, 30, 99]
+    assert np.isnan(reported["value"].iloc[3])  # unknown stays unknown
     said = reported_cells(table, reported)
     assert said[table["variant"] == "clip"].tolist() == ["R@1 12.5, R@5 30", "", "", ""]
     assert (said[table["variant"] != "clip"] == "").all()
     sheet = retrieval_sheet(table.assign(reported=said))
     assert sheet.header[-1] == "Reported"
     assert [row[-1] for row in sheet.blocks[0]] == ["", "R@1 12.5, R@5 30", ""]
-    none = reported_cells(table, reported_values(tmp_path / "none.csv"))
-    empty = retrieval_sheet(table.assign(reported=none))
+    empty = retrieval_sheet(table.assign(reported=reported_cells(table, none)))
     assert {row[-1] for block in empty.blocks for row in block} == {""}
 
 
-def test_two_sources_of_one_reported_value_are_refused(tmp_path):
-    path = tmp_path / "paper_reported.csv"
-    line = "clip,newsroom test text_to_image R@1"
-    path.write_text(f"paper,table,row,column,value\nP,2,{line},1\nQ,7,{line},2\n")
-    with pytest.raises(ResultsError, match="two reported values for clip, newsroom test"):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (f"{HEAD}P,1,CLIP,R@1,1\nP,,CLIP,R@5,1", "line 3: the value lacks its paper, table"),
+        (f"{HEAD}P,1,CLIP,R@5,about 3", "line 2: the value is no finite number"),
+        (f"{HEAD}P,1,CLIP,R@5,inf", "line 2: the value is no finite number"),
+        (f"{HEAD}P,1,CLIP,R@1,1\nP,1,CLIP,R@1,2", "line 3: the value stands there twice"),
+        ("paper,value\nP,1", "columns are"),
+        (
+            f"{HEAD}P,2,clip,newsroom R@1,1\nQ,7,clip,newsroom R@1,2",
+            "two reported values for clip, newsroom R@1",
+        ),
+    ],
+)
+def test_a_reported_value_without_one_source_is_refused(tmp_path, lines, message):
+    path = tmp_path / "reported.csv"
+    path.write_text(f"{lines}\n")
+    with pytest.raises(ResultsError, match=message):
         reported_cells(retrieval_table(make_rows()), reported_values(path))
 
 
 def test_the_shipped_file_of_reported_values_holds_none():
-    values = reported_values(REPOSITORY / "figures" / "paper_reported.csv")
-    assert (REPOSITORY / "figures" / "paper_reported.csv").exists()
-    assert values.empty
-    said = reported_cells(pd.DataFrame(retrieval_table(make_rows())), values)
-    assert not np.any(said != "")
+    path = REPOSITORY / "figures" / "paper_reported.csv"
+    assert path.exists()
+    assert reported_values(path).empty
