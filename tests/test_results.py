@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from entityclip import results
-from entityclip.config import EntityCLIPConfig, as_dict, config_hash
+from entityclip.config import REPOSITORY, EntityCLIPConfig, as_dict, config_hash
 from entityclip.files import atomic_write_bytes, atomic_write_text
 from entityclip.provenance import peak_memory_mb, provenance
 from entityclip.results import (
@@ -19,6 +20,7 @@ from entityclip.results import (
     append_rows,
     git_commit,
     measurement_rows,
+    pack,
     read_rows,
 )
 from tests.processes import run_alone, start
@@ -52,6 +54,10 @@ def row(**changes):
     } | changes
 
 
+def write(path, lines):
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------ provenance
 
 
@@ -73,54 +79,31 @@ def test_provenance_tells_where_a_number_came_from():
     json.dumps(found, allow_nan=False)
 
 
+def measured(values, intervals, direction):
+    return measurement_rows(
+        values, intervals, direction=direction,
+        variant="clip", dataset="newsroom", split="test", n_queries=4, n_candidates=8,
+        provenance=provenance(
+            config={}, seed=0, data_fingerprint="x", device="cpu", wall_time_s=0
+        ),
+    )  # fmt: skip
+
+
 def test_a_row_holds_exactly_the_columns(tmp_path):
-    origin = provenance(config={}, seed=0, data_fingerprint="x", device="cpu", wall_time_s=0)
-    rows = measurement_rows(
-        {"R@1": 50.0, "MedR": 2.0},
-        {"R@1": (40.0, 60.0)},
-        variant="clip",
-        dataset="newsroom",
-        split="test",
-        direction="image_to_text",
-        n_queries=4,
-        n_candidates=8,
-        provenance=origin,
-    )
+    rows = measured({"R@1": 50.0, "MedR": 2.0}, {"R@1": (40.0, 60.0)}, "image_to_text")
     assert [set(r) for r in rows] == [set(COLUMNS)] * 2
-    assert (rows[0]["low"], rows[0]["high"]) == (40.0, 60.0)
-    assert (rows[1]["low"], rows[1]["high"]) == (None, None)
+    assert [(r["low"], r["high"]) for r in rows] == [(40.0, 60.0), (None, None)]
     append_rows(tmp_path / "a.jsonl", rows)
     assert read_rows(tmp_path)["value"].tolist() == [50.0, 2.0]
-
-
-def test_a_misspelt_direction_is_refused():
     with pytest.raises(ResultsError, match="text_to_image, image_to_text"):
-        measurement_rows(
-            {"R@1": 1.0},
-            {},
-            variant="clip",
-            dataset="newsroom",
-            split="test",
-            direction="t2i",
-            n_queries=1,
-            n_candidates=1,
-            provenance=provenance(
-                config={}, seed=0, data_fingerprint="x", device="cpu", wall_time_s=0
-            ),
-        )
+        measured({"R@1": 1.0}, {}, "t2i")
 
 
 def git(folder, *arguments):
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", "-C", folder, *identity, *arguments],
-        check=True,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
+    command = ["git", "-C", folder, *identity, *arguments]
+    return subprocess.check_output(command, env=env, text=True).strip()
 
 
 @pytest.fixture
@@ -133,13 +116,9 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_git_commit_is_the_checkouts(checkout, monkeypatch):
-    monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as inside another project's git hook
-    assert git_commit(checkout) == git(checkout, "rev-parse", "HEAD")
-
-
-def test_only_changes_of_the_package_make_a_commit_dirty(checkout):
+def test_only_changes_of_the_package_make_a_commit_dirty(checkout, monkeypatch):
     clean = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as inside another project's git hook
     (checkout / "figure.png").write_text("redrawn")
     assert git_commit(checkout) == clean
     (checkout / "entityclip" / "new.py").write_text("")
@@ -183,16 +162,13 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
 
 
-def test_numpy_numbers_are_recorded_as_numbers(tmp_path):
+def test_numpy_numbers_are_recorded_as_numbers_and_no_rows_make_no_file(tmp_path):
     path = tmp_path / "a.jsonl"
+    append_rows(path, [])
+    assert not path.exists()
     append_rows(path, [row(value=np.float32(0.5), n_queries=np.int64(7))])
     line = json.loads(path.read_text())
     assert (line["value"], line["n_queries"]) == (0.5, 7)
-
-
-def test_no_rows_make_no_file(tmp_path):
-    append_rows(tmp_path / "a.jsonl", [])
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -215,11 +191,11 @@ def test_what_is_no_measurement_is_refused_and_nothing_written(tmp_path, changes
 
 
 def test_missing_columns_are_named(tmp_path):
-    short = row()
+    path, short = tmp_path / "a.jsonl", row()
     del short["seed"], short["device"]
     with pytest.raises(ResultsError, match="row 1 lacks seed, device"):
-        append_rows(tmp_path / "a.jsonl", [short])
-    (tmp_path / "a.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps(short) + "\n")
+        append_rows(path, [short])
+    write(path, [row(), short])
     with pytest.raises(ResultsError, match=r"a\.jsonl, line 2 lacks seed, device"):
         read_rows(tmp_path)
 
@@ -229,22 +205,17 @@ def test_missing_columns_are_named(tmp_path):
     [
         ('{"variant": "cl', r"line 2 is not JSON .*: '\{\"variant\": \"cl'"),
         ("", "line 2 is not JSON"),
+        ('{"variant": "é'.encode()[:-1], "line 2 is not JSON"),  # cut inside a character
         ("[1, 2]", "line 2 is not an object"),
         (json.dumps(row(value=float("nan"))), "line 2 is not JSON .NaN is not a JSON number"),
         (json.dumps(row(value="high")), "line 2 has 'high' as value"),
     ],
 )
 def test_a_bad_line_is_named_with_its_text(tmp_path, line, message):
-    good = json.dumps(row())
-    (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    good = json.dumps(row()).encode()
+    line = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "bad.jsonl").write_bytes(b"\n".join([good, line, good, b""]))
     with pytest.raises(ResultsError, match=r"bad\.jsonl, " + message):
-        read_rows(tmp_path)
-
-
-def test_a_line_cut_inside_a_character_is_named(tmp_path):
-    whole = json.dumps(row(variant="é"), ensure_ascii=False).encode()
-    (tmp_path / "bad.jsonl").write_bytes(whole[: whole.index("é".encode()) + 1])
-    with pytest.raises(ResultsError, match=r"bad\.jsonl, line 1 is not JSON"):
         read_rows(tmp_path)
 
 
@@ -321,6 +292,49 @@ def test_two_processes_can_append_at_once(tmp_path):
         "two": set(range(500)),
     }
     assert os.listdir(path.parent) == ["a.jsonl"]
+
+
+# --------------------------------- shipped rows: what they repeat is written once
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A file of whole rows, as a run writes it."""
+    measured = [row(metric=metric, seed=seed) for seed in range(3) for metric in ("R@1", "R@5")]
+    append_rows(tmp_path / "plain.jsonl", measured)
+    return tmp_path / "plain.jsonl"
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_packed_rows_are_read_as_the_whole_ones(plain, tmp_path):
+    packed, whole = tmp_path / "packed.jsonl", read_rows(plain)
+    head, first, *rest = pack(records(plain))
+    write(packed, [head, first, *rest])
+    pd.testing.assert_frame_equal(read_rows(packed), whole)
+    assert packed.read_text().count('"lr"') == 1 < plain.read_text().count('"lr"')
+    # deleting a row loses that row alone
+    write(packed, [head, *rest])
+    kept = whole.drop(whole[(whole["seed"] == 0) & (whole["metric"] == "R@1")].index)
+    pd.testing.assert_frame_equal(read_rows(packed), kept.reset_index(drop=True))
+    # deleting the configuration is told
+    write(packed, [first, *rest])
+    with pytest.raises(ResultsError, match=r"line 1 refers to .*first line no longer holds"):
+        read_rows(packed)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((REPOSITORY / "figures" / "rows").rglob("*.jsonl")),
+    ids=lambda path: path.stem,
+)
+def test_shipped_files_are_packed_and_whole(path):
+    head, *rows = records(path)
+    held = {name: set(values) for name, values in head["shared"].items()}
+    assert {name: {row[name] for row in rows} - {None} for name in held} == held
+    assert all(row["config"] == row["config_hash"] for row in rows)
 
 
 # --------------------------------------------------------------------------------- atomic writes
