@@ -12,11 +12,9 @@ from ipywidgets.widgets import interaction
 from PIL import Image
 
 from entityclip.config import load_profile
-from entityclip.datasets import load_pairs
 from entityclip.experiments.experiment import Experiment
 from entityclip.reporting import style
 from entityclip.search import explorer as exploring
-from entityclip.search.collection import Collection
 from entityclip.search.explorer import (
     Explorer,
     describe_page,
@@ -27,17 +25,6 @@ from entityclip.search.explorer import (
     title_of,
 )
 from tests.fixtures.pictures import save
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    """Forty pairs: eight pictures with five captions each."""
-    return load_pairs("newsroom", "captions_test", limit=40, image_size=64)
-
-
-@pytest.fixture(scope="module")
-def collection(backbone, pairs):
-    return Collection.build(backbone, pairs, progress=False)
 
 
 def test_a_page_is_drawn_with_the_true_picture_framed(collection, pairs):

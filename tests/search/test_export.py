@@ -29,6 +29,7 @@ IDENTITY = {
     "data_seed": 0,
     "model": as_dict(EntityCLIPConfig()),
 }
+CAPTIONS = ["Envoys from Nairobi", "a", "the treaty talks at dawn"]
 OF_THE_RUN = {"train_data": "aa11", "val_data": "bb22", "train": {"epochs": 2}}
 
 
@@ -55,20 +56,15 @@ def run(trained, tmp_path):
     return folder
 
 
-def add_rows(run, *, metrics, seed=3, variant="entityclip", split="test"):
+def add_rows(run, *, metrics, seed=3, variant="entityclip"):
     config = IDENTITY | {"seed": seed, "variant": variant}
     rows = measurement_rows(
-        metrics, {"R@1": (10.0, 20.0)}, variant=variant, dataset="newsroom", split=split,
+        metrics, {"R@1": (10.0, 20.0)}, variant=variant, dataset="newsroom", split="test",
         direction="text_to_image", n_queries=64, n_candidates=32,
         provenance=provenance(config=config, seed=seed, data_fingerprint="cc33", device="cpu",
                               wall_time_s=1.0),
     )  # fmt: skip
     append_rows(run.parent.parent / "results" / "retrieval.jsonl", rows)
-
-
-def inputs(model):
-    images = torch.randn(3, 3, 64, 64)
-    return images, model.backbone.tokenize(["Envoys from Nairobi", "a", "the treaty talks at dawn"])
 
 
 @pytest.mark.parametrize("how", ["name", "local-dir"])
@@ -77,8 +73,13 @@ def test_open_clip_gives_the_same_embeddings(trained, run, tmp_path, how):
     if how == "name":
         plain = open_clip.create_model("newsroom-tiny", pretrained=str(weights)).eval()
     else:
-        plain = open_clip.create_model(f"local-dir:{weights.parent}").eval()
-    images, tokens = inputs(trained)
+        plain, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{weights.parent}")
+        plain = plain.eval()
+        noise = torch.randint(256, (90, 70, 3), dtype=torch.uint8).numpy()
+        picture = Image.fromarray(noise)
+        assert torch.equal(preprocess(picture), trained.backbone.preprocess(picture))
+    images = torch.randn(3, 3, 64, 64)
+    tokens = trained.backbone.tokenize(CAPTIONS)
     with torch.no_grad():
         for ours, theirs in (
             (trained.encode_image(images), plain.encode_image(images, normalize=True)),
@@ -86,14 +87,6 @@ def test_open_clip_gives_the_same_embeddings(trained, run, tmp_path, how):
         ):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert torch.equal(trained.backbone.clip.logit_scale, plain.logit_scale)
-
-
-def test_exported_pictures_are_prepared_alike(trained, run, tmp_path):
-    folder = export(run, tmp_path / "out").parent
-    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    noise = torch.randint(256, (90, 70, 3), dtype=torch.uint8).numpy()
-    picture = Image.fromarray(noise)
-    assert torch.equal(preprocess(picture), trained.backbone.preprocess(picture))
 
 
 def test_only_the_towers_are_exported_and_read_back_and_exported_again(trained, run, tmp_path):
@@ -122,12 +115,20 @@ def test_another_image_size_is_kept(tmp_path):
 # ------------------------------------------------------------------------------------ model card
 
 
-def test_the_card_has_data_settings_metrics_licence_and_commit(run, tmp_path, monkeypatch):
+def card_of(run, changes=None):
+    """The card of the run's export, with another identity if there are `changes`."""
+    path = run / "best.safetensors"
+    if changes:
+        write_checkpoint(path, load_file(path), {"identity": IDENTITY | OF_THE_RUN | changes})
+    return (export(run, run / "out").parent / "README.md").read_text()
+
+
+def test_the_card_has_data_settings_metrics_licence_and_commit(run, monkeypatch):
     monkeypatch.setattr("entityclip.search.export.git_commit", lambda: "0123abcd")
     add_rows(run, metrics={"R@1": 15.625, "MedR": 3.0, "R@100": 99.0})
     add_rows(run, metrics={"R@1": 77.0}, seed=4)
     add_rows(run, metrics={"R@1": 88.0}, variant="clip")
-    card = (export(run, tmp_path / "out").parent / "README.md").read_text()
+    card = card_of(run)
     assert card.startswith("---\nlicense: apache-2.0\n")
     for text in (
         "# newsroom-tiny, entityclip, by entityclip",
@@ -147,24 +148,18 @@ def test_the_card_has_data_settings_metrics_licence_and_commit(run, tmp_path, mo
     assert json.loads(settings) == IDENTITY | OF_THE_RUN
 
 
-def test_the_card_says_where_nothing_was_measured(run, tmp_path):
+def test_the_card_says_where_nothing_was_measured(run):
     none = "There are no stored measurements of this model"
-    card = (export(run, tmp_path / "out").parent / "README.md").read_text()
+    card = card_of(run)
     assert none in card
     assert "| R@1 |" not in card
     # rows of other settings are not this model's
-    other = IDENTITY | {"model": IDENTITY["model"] | {"heads": 2}}
     add_rows(run, metrics={"R@1": 15.625})
-    path = run / "best.safetensors"
-    write_checkpoint(path, load_file(path), {"identity": other | OF_THE_RUN})
-    assert none in (export(run, tmp_path / "out").parent / "README.md").read_text()
+    assert none in card_of(run, {"model": IDENTITY["model"] | {"heads": 2}})
 
 
-def test_foreign_pictures_and_weights_keep_their_terms(run, tmp_path):
-    identity = IDENTITY | {"dataset": "n24news", "start": "openai"}
-    path = run / "best.safetensors"
-    write_checkpoint(path, load_file(path), {"identity": identity})
-    card = (export(run, tmp_path / "out").parent / "README.md").read_text()
+def test_foreign_pictures_and_weights_keep_their_terms(run):
+    card = card_of(run, {"dataset": "n24news", "start": "openai"})
     assert card.startswith("---\nlicense: other\n")
     assert "none that could be verified" in card
     assert "weights it started from: `openai`" in card
@@ -239,7 +234,7 @@ def test_hugging_face_weights_give_the_same_embeddings(tmp_path):
     theirs = hugging_face(tmp_path / "hf")
     ours = create_backbone("newsroom-tiny", str(tmp_path / "hf" / "model.safetensors")).eval()
     images = torch.randn(3, 3, 64, 64)
-    tokens = ours.tokenize(["Envoys from Nairobi", "a", "the treaty talks at dawn"])
+    tokens = ours.tokenize(CAPTIONS)
     padding = torch.arange(tokens.shape[1]) <= ours.eot(tokens)[:, None]
     with torch.no_grad():
         found = theirs(input_ids=tokens, pixel_values=images, attention_mask=padding.long())
