@@ -14,21 +14,15 @@ process; the time grows with M N, so a part tells the whole's.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
+from torch import Tensor
 
-from benchmarks.turns import compare_gradients
+from benchmarks.gradients import compare_gradients, noise
+from benchmarks.turns import options, timed
 from entityclip.models.ascl import HierarchicalFusion
-from entityclip.models.clip import Tokens
 from entityclip.provenance import peak_memory_mb
 from tests.literal_ascl import similarity as literal_similarity
-
-
-def make_tokens(batch: int, length: int, width: int, device: str, **options) -> Tokens:
-    tokens = torch.randn(batch, length, width, device=device, **options)
-    valid = torch.ones(batch, length, dtype=torch.bool, device=device)
-    return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
 
 
 def make_fusion(width: int, device: str) -> HierarchicalFusion:
@@ -40,8 +34,8 @@ def make_fusion(width: int, device: str) -> HierarchicalFusion:
 
 
 def compare(args: argparse.Namespace) -> None:
-    image = make_tokens(args.batch, 1 + args.regions, args.width, args.device, requires_grad=True)
-    text = make_tokens(args.batch, args.words, args.width, args.device, requires_grad=True)
+    image = noise(args.batch, 1 + args.regions, args.width, args.device)
+    text = noise(args.batch, args.words, args.width, args.device)
     fusion, tokens = make_fusion(args.width, args.device), [image.tokens, text.tokens]
 
     def sides():  # pooled rows are taken anew so that each repetition has a graph of its own
@@ -58,8 +52,7 @@ def compare(args: argparse.Namespace) -> None:
         f"B={args.batch} regions={args.regions} words={args.words} d={args.width}, 8 heads, "
         f"{args.device}, {torch.get_num_threads()} threads"
     )
-    ways = {name: lambda way=way: way().sin().sum() for name, way in
-            (("literal", literal), ("ours", ours))}  # fmt: skip
+    ways = {"literal": lambda: literal().sin().sum(), "ours": lambda: ours().sin().sum()}
     compare_gradients(ways, tokens, list(fusion.parameters()), args.repeats)
 
 
@@ -67,34 +60,31 @@ def compare(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace, pictures: int, captions: int, at_once: int = 64) -> None:
     fusion = make_fusion(args.width, args.device)
     before = peak_memory_mb(args.device)
-    wall, processor = time.perf_counter(), time.process_time()
-    image = fusion.image_side(make_tokens(pictures, 1 + args.regions, args.width, args.device))
-    found = torch.empty(pictures, captions)
-    for first in range(0, captions, at_once):
-        n = min(at_once, captions - first)
-        text = make_tokens(n, args.words, args.width, args.device)
-        found[:, first : first + n] = fusion(image, fusion.text_side(text, text.valid)).cpu()
+
+    def similarities() -> Tensor:
+        image = fusion.image_side(noise(pictures, 1 + args.regions, args.width, args.device))
+        found = torch.empty(pictures, captions)
+        for first in range(0, captions, at_once):
+            n = min(at_once, captions - first)
+            text = noise(n, args.words, args.width, args.device)
+            found[:, first : first + n] = fusion(image, fusion.text_side(text, text.valid)).cpu()
+        return found
+
+    found, taken = timed(similarities)
     assert torch.isfinite(found).all()
     print(f"{pictures} pictures x {captions} captions, {args.regions} regions, {args.words} words")
-    for name, spent in (("wall", time.perf_counter() - wall),
-                        ("processor", time.process_time() - processor)):  # fmt: skip
+    for name, spent in taken._asdict().items():
         print(f"{spent:8.1f} s {name:9} {pictures * captions / spent:8.0f} similarities a second")
     print(f"peak {peak_memory_mb(args.device):.0f} MiB, "
           f"{before:.0f} MiB of it before the first token")  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--regions", type=int, default=49)
-    parser.add_argument("--words", type=int, default=32)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--evaluate", nargs=2, type=int, metavar=("PICTURES", "CAPTIONS"))
-    args = parser.parse_args()
+    args = options(
+        __doc__, batch=64, regions=49, words=32, width=512, repeats=3, device="cpu", evaluate=(0, 0)
+    )
     torch.manual_seed(0)
-    if args.evaluate:
+    if any(args.evaluate):
         evaluate(args, *args.evaluate)
     else:
         compare(args)

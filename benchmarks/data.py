@@ -17,14 +17,10 @@ the disk. Goals: 1.2 x plain from originals (training may draft), 2 x from the p
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Iterable
+from collections import deque
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +28,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from benchmarks.turns import Taken, medians, options, timed
 from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.prepare import prepare, use_prepared
 from entityclip.datasets.table import COLUMNS, PairTable, TextColumn
@@ -83,42 +80,16 @@ def tokenize(texts: list[str]) -> torch.Tensor:
     return torch.zeros(len(texts), 1, dtype=torch.int64)
 
 
-class Taken(NamedTuple):
-    """Seconds of one pass: on the clock, and of processors in this process and its workers."""
-
-    wall: float
-    processor: float
-
-
-def measure(loader: Iterable) -> Taken:
-    """One pass."""
-    before, start = _processor(), time.perf_counter()
-    for _ in loader:
-        pass
-    return Taken(time.perf_counter() - start, _processor() - before)
-
-
-def _processor() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)
-
-
-def turns(
-    plain: Plain, dataset: PairDataset, rounds: int, workers: int
-) -> tuple[list[Taken], list[Taken]]:
+def turns(plain: Plain, dataset: PairDataset, rounds: int, workers: int) -> list[list[Taken]]:
     """What plain and ours take for each of `rounds` equal parts, one after the other."""
     size = len(plain) // rounds
-    taken: tuple[list[Taken], list[Taken]] = ([], [])
+    taken: list[list[Taken]] = [[], []]
     for number in range(rounds):
         rows = range(number * size, (number + 1) * size)
-        loaders = (
-            DataLoader(Subset(plain, rows), BATCH, num_workers=workers),
-            DataLoader(
-                Subset(dataset, rows), BATCH, num_workers=workers, collate_fn=dataset.collate
-            ),
-        )
         for which in (0, 1) if number % 2 == 0 else (1, 0):  # neither gains by being second
-            taken[which].append(measure(loaders[which]))
+            data, collate = ((plain, None), (dataset, dataset.collate))[which]
+            loader = DataLoader(Subset(data, rows), BATCH, num_workers=workers, collate_fn=collate)
+            taken[which].append(timed(deque, loader, 0)[1])
     return taken
 
 
@@ -129,18 +100,14 @@ def levels(dataset: PairDataset, exact: PairDataset, count: int = 50) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=8)
-    options = parser.parse_args()
+    args = options(__doc__, workers=2, pictures=2000, rounds=8)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        table = draw(Path(folder), options.pictures)
-        start = time.perf_counter()
-        prepare("drawn", [table], Path(folder) / "prepared", progress=False)
-        print(f"prepare: {options.pictures / (time.perf_counter() - start):.0f} pictures/s, once")
-        prepared = use_prepared(table, Path(folder) / "prepared")
+        table = draw(Path(folder), args.pictures)
+        home = Path(folder) / "prepared"
+        _, once = timed(lambda: prepare("drawn", [table], home, progress=False))
+        print(f"prepare: {args.pictures / once.wall:.0f} pictures/s, once")
+        prepared = use_prepared(table, home)
         exact = PairDataset(table, PREPROCESS, tokenize)
         ours = {
             "ours, exact": exact,
@@ -152,15 +119,13 @@ def main() -> None:
             torch.equal(exact.collate([exact[n]]).images[0], plain[n])
             for n in range(0, len(plain), max(1, len(plain) // 50))
         )
-        print(f"exact pixels equal open_clip's: {same}; {options.workers} workers, {SIDE} pixels")
+        print(f"exact pixels equal open_clip's: {same}; {args.workers} workers, {SIDE} pixels")
         for name, dataset in ours.items():
-            theirs, mine = turns(plain, dataset, options.rounds, options.workers)
-            ratios = sorted(a.wall / b.wall for a, b in zip(theirs, mine, strict=True))
-            processor = statistics.median(
-                a.processor / b.processor for a, b in zip(theirs, mine, strict=True)
-            )
-            rates = [options.pictures // options.rounds / statistics.median(t.wall for t in side)
-                     for side in (theirs, mine)]  # fmt: skip
+            theirs, mine = turns(plain, dataset, args.rounds, args.workers)
+            pairs = list(zip(theirs, mine, strict=True))
+            ratios = sorted(a.wall / b.wall for a, b in pairs)
+            processor = statistics.median(a.processor / b.processor for a, b in pairs)
+            rates = [args.pictures // args.rounds / medians(side).wall for side in (theirs, mine)]
             print(
                 f"plain {rates[0]:4.0f} pictures/s, {name:14s} {rates[1]:4.0f}: "
                 f"{statistics.median(ratios):.2f} x plain ({ratios[0]:.2f} to {ratios[-1]:.2f}), "

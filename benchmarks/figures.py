@@ -10,19 +10,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.turns import timed
 from entityclip.config import REPOSITORY
 
 
-def redraw(figures: Path, runs: Path, *options: str) -> float:
-    """Seconds that the command takes to fill `figures`, with nothing in `runs`."""
-    start = time.perf_counter()
+def redraw(figures: Path, runs: Path, *options: str) -> None:
+    """Run the command to fill `figures`, with nothing in `runs`."""
     command = [sys.executable, "-m", "entityclip", "figures", "--figures", str(figures), *options]
     environment = {**os.environ, "ENTITYCLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -34,8 +32,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs, alone, together = (Path(scratch, name) for name in ("runs", "alone", "together"))
         redraw(together, runs)  # the files are in the system's cache from here on
-        one = redraw(alone, runs, "--workers", "1")
-        several = min(redraw(together, runs) for _ in range(3))
+        one = timed(redraw, alone, runs, "--workers", "1")[1].wall
+        several = min(timed(redraw, together, runs)[1].wall for _ in range(3))
         if contents(alone) != contents(together):
             raise SystemExit("several processes drew other bytes than one")
         names = contents(together)

@@ -9,7 +9,6 @@ pages after it has read 20,000 random rows). With --explanations the same with o
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -18,8 +17,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from benchmarks.turns import options, timed
 
 SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
 WORDS = [
@@ -82,19 +82,17 @@ def measure(root: Path) -> None:
     from entityclip.datasets import load_pairs
 
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start, processor = time.perf_counter(), time.process_time()
-    pairs = load_pairs("visualnews", "train", root=root)
-    taken, processor = time.perf_counter() - start, time.process_time() - processor
+    pairs, taken = timed(lambda: load_pairs("visualnews", "train", root=root))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     explained = pairs[7].explanation is not None
-    start = time.perf_counter()
-    for row in range(0, len(pairs), len(pairs) // 10_000 or 1):
-        assert pairs[row].id == str(row)
-    each = (time.perf_counter() - start) / 1e4 * 1e6
+    rows = range(0, len(pairs), len(pairs) // 10_000 or 1)
+    served, reading = timed(lambda: [int(pairs[row].id) for row in rows])
+    assert served == list(rows)
+    each = reading.wall / len(rows) * 1e6
     print(
-        f"{len(pairs)} pairs, explanations {explained}: loaded in {taken:.1f} s ({processor:.1f} s "
-        f"of processor time), resident peak {peak:.0f} MiB (imports alone {imports:.0f}), columns "
-        f"{pairs.nbytes / 2**20:.0f} MiB, {each:.0f} µs a pair"
+        f"{len(pairs)} pairs, explanations {explained}: loaded in {taken.wall:.1f} s "
+        f"({taken.processor:.1f} s of processor time), resident peak {peak:.0f} MiB "
+        f"(imports alone {imports:.0f}), columns {pairs.nbytes / 2**20:.0f} MiB, {each:.0f} µs a pair"
     )
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
@@ -109,16 +107,12 @@ def measure(root: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--explanations", action="store_true")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        measure(options.measure)
+    args = options(__doc__, rows=1_000_000, explanations=False, measure=None)
+    if args.measure:  # in the fresh process: the folder
+        measure(Path(args.measure))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.rows, options.explanations)
+        write(Path(folder), args.rows, args.explanations)
         size = (Path(folder) / "train.json").stat().st_size / 2**20
         print(f"train.json: {size:.0f} MiB")
         # a fresh process: the writer's memory must not count

@@ -10,11 +10,10 @@ and the largest difference of a token's gradient, relative to the largest gradie
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
-from benchmarks.turns import compare_gradients
+from benchmarks.gradients import compare_gradients, noise
+from benchmarks.turns import options
 from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Tokens
 from entityclip.models.entityclip import GatedMatching
@@ -27,19 +26,13 @@ LENGTHS = {"image": 50, "text": 77, "explanation": 77}
 
 
 def make_tokens(batch: int, width: int, device: str) -> list[Tokens]:
-    sides = []
-    for kind, length in LENGTHS.items():
-        tokens = torch.randn(batch, length, width, device=device, requires_grad=True)
-        at = (
-            torch.zeros(batch, dtype=torch.long)
-            if kind == "image"
-            else torch.randint(8, length, (batch,))
+    return [
+        noise(
+            *(batch, length, width, device),
+            at=None if kind == "image" else torch.randint(8, length, (batch,)),
         )
-        at = at.to(device)
-        valid = torch.arange(length, device=device) <= (at[:, None] if kind != "image" else length)
-        rows = torch.arange(batch, device=device)
-        sides.append(Tokens(tokens[rows, at], tokens, valid, at))
-    return sides
+        for kind, length in LENGTHS.items()
+    ]
 
 
 def our_loss(mmae: MMAE, matching: GatedMatching, sides: list[Tokens], negatives: Negatives, scale):
@@ -60,15 +53,7 @@ def our_loss(mmae: MMAE, matching: GatedMatching, sides: list[Tokens], negatives
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument(
-        "--experts", type=int, default=4, help="experts in each of the three groups"
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = options(__doc__, batch=32, width=512, experts=4, repeats=3, device="cpu")
     torch.manual_seed(0)
     counts = (args.experts,) * 3
     config = EntityCLIPConfig(*counts)
@@ -79,10 +64,7 @@ def main() -> None:
     scale = torch.tensor(14.3, device=args.device)
     rows = torch.arange(args.batch, device=args.device)
     negatives = Negatives(rows.roll(1), rows.roll(2), torch.ones_like(rows, dtype=torch.bool))
-    image, text, explanation = sides
-    whole = Sides(
-        image.tokens, text.tokens, ~text.valid, text.at, explanation.tokens, ~explanation.valid
-    )
+    whole = Sides.of(*sides)
 
     name = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
     print(f"B={args.batch} d={args.width} experts={counts} L={tuple(LENGTHS.values())} on {name}, "

@@ -4,7 +4,7 @@
 
 Titles come from the notebooks, times and memory from ``figures/reproduce.json``, rounded so that
 a second run on the same machine says the same. Only Markdown between ``<!-- head -->`` and
-``<!-- /head -->`` (or foot) is written, and one call in the first code cell: outputs stay.
+``<!-- /head -->`` (or foot) is written: all else, outputs too, stays.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ from entityclip.reproduce.plan import find_notebooks
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 REPORT = REPOSITORY / "figures" / "reproduce.json"
-_CHECK = "experiment.check()"
 _SPACE = "\N{NO-BREAK SPACE}"  # a narrow column would part a number from its unit
-# the way on that a last cell told before there was a foot
-_OLD_FOOT = re.compile(r"\s*(Next|Back to):? \[[^]]*\]\([^)]*\)\.?\s*$")
 _INTRODUCTION = """\
 Open one and choose *Run → Run All Cells*. As they stand they run the `smoke` profile, whose numbers mean nothing; set
 `profile = "demo"` in the first code cell for the miniature's, or run `make reproduce`. Times and memory are those of the
@@ -80,16 +77,14 @@ def contents(chapters: Sequence[Chapter]) -> str:
 
 
 def with_head(notebook: dict, chapters: Sequence[Chapter], place: int) -> dict:
-    """A notebook with its head, foot and early check brought up to date; outputs as they were."""
+    """A notebook with its head and foot brought up to date; all else as it was."""
     chapter = chapters[place]
     links = [
-        f"← [{chapters[place - 1].title}]({chapters[place - 1].path.name})" if place else "",
+        *(f"← [{it.title}]({it.path.name})" for it in chapters[:place][-1:]),
         "[Contents](README.md)",
-        f"[{chapters[place + 1].title}]({chapters[place + 1].path.name}) →"
-        if place + 1 < len(chapters)
-        else "",
+        *(f"[{it.title}]({it.path.name}) →" for it in chapters[place + 1 :][:1]),
     ]
-    way = " · ".join(filter(None, links))
+    way = " · ".join(links)
     took = f"about {chapter.minutes} and {chapter.memory}"
     if "–" in (chapter.minutes, chapter.memory):
         took = "not measured yet"
@@ -99,10 +94,7 @@ def with_head(notebook: dict, chapters: Sequence[Chapter], place: int) -> dict:
     first, last = markdown[0], markdown[-1]
     cells[first]["source"] = _lines(_marked(_text(cells[first]), "head", head))
     if first != last:
-        cells[last]["source"] = _lines(_marked(_OLD_FOOT.sub("", _text(cells[last])), "foot", way))
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            cell["source"] = _lines(_checked(_text(cell)))
+        cells[last]["source"] = _lines(_marked(_text(cells[last]), "foot", way))
     return notebook | {"cells": cells}
 
 
@@ -115,7 +107,7 @@ def main() -> None:
         after = with_head(before, chapters, place)
         if after != before:
             atomic_write_text(chapter.path, dump(after))
-            print(f"{chapter.path.name}: head, foot or check written")
+            print(f"{chapter.path.name}: head or foot written")
 
 
 def dump(notebook: dict) -> str:
@@ -128,14 +120,6 @@ def _marked(text: str, name: str, content: str) -> str:
     if f"<!-- {name} -->" in text:
         return replace_part(text, name, content)
     return f"{text.rstrip()}\n\n{written_part(name, content)}".lstrip()
-
-
-def _checked(source: str) -> str:
-    """The cell that makes the experiment, followed by its early check."""
-    if _CHECK.removesuffix(")") in source:  # whatever it asks
-        return source
-    made = re.compile(r"^(experiment = Experiment\(.*\))$", re.MULTILINE)
-    return made.sub(rf"\1\n{_CHECK}", source)
 
 
 def _claim(text: str) -> str:

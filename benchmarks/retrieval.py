@@ -3,21 +3,18 @@
     python -m benchmarks.retrieval [--n 20000] [--d 128] [--literal 500] [--repeats 3]
     python -m benchmarks.retrieval --n 200000 --repeats 1
 
-Ranks N captions against N pictures, both directions. The literal loop sorts one query's candidates
-at a time, as the authors' code does, so it runs on a sample of the queries, on which both must
-agree, and its time is scaled to N. The two take turns. Printed are the medians, their ratio and the
-peak memory. Goals: 50 x at N = 20,000, 2 GB at N = 200,000.
+Ranks N captions against N pictures of width d, both directions. The literal loop sorts one query's
+candidates at a time, as the authors' code does, so it runs on a sample of the queries, on which
+both must agree, and its time is scaled to N. The two take turns. Printed are the medians, their
+ratio and the peak memory. Goals: 50 x at N = 20,000, 2 GB at N = 200,000.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-
 import torch
 from torch import Tensor
 
-from benchmarks.turns import timed
+from benchmarks.turns import medians, options, take_turns
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.provenance import peak_memory_mb
 from entityclip.statistics import retrieval_metrics
@@ -33,44 +30,39 @@ def literal_ranks(queries: Tensor, candidates: Tensor, true: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n", type=int, default=20000, help="captions, and pictures")
-    parser.add_argument("--d", type=int, default=128, help="width of the joint space")
-    parser.add_argument("--literal", type=int, default=500, help="queries of the literal loop")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    n, sample = options.n, min(options.literal, options.n)
+    args = options(__doc__, n=20_000, d=128, literal=500, repeats=3)
+    n, sample = args.n, min(args.literal, args.n)
 
     generator = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize
-    images = unit(torch.randn(n, options.d, generator=generator), dim=-1)
-    noise = 2.5 * options.d**-0.5 * torch.randn(n, options.d, generator=generator)
+    images = unit(torch.randn(n, args.d, generator=generator), dim=-1)
+    noise = 2.5 * args.d**-0.5 * torch.randn(n, args.d, generator=generator)
     texts = unit(images + noise, dim=-1)
     chosen = torch.randperm(n, generator=generator)[:sample]
 
-    ours, literal, before = [], [], peak_memory_mb()
+    before = peak_memory_mb()
     both_ranks(texts[:2048], images[:2048])  # warms up
-    for _ in range(options.repeats):
-        ranks, seconds = timed(both_ranks, texts, images)
-        ours.append(seconds)
-        ours_mb = max(0.0, peak_memory_mb() - before)
-        sampled, seconds = timed(
-            lambda: (
-                literal_ranks(texts[chosen], images, chosen),
-                literal_ranks(images[chosen], texts, chosen),
-            )
-        )
-        literal.append(seconds * n / sample)
+    ways = {
+        "ours": lambda: (both_ranks(texts, images), peak_memory_mb()),
+        "literal": lambda: (
+            literal_ranks(texts[chosen], images, chosen),
+            literal_ranks(images[chosen], texts, chosen),
+        ),
+    }
+    found, taken = take_turns(ways, args.repeats)
+    (ranks, peak), sampled = found.values()
+    ours, literal = (medians(rounds).wall for rounds in taken.values())
+    literal *= n / sample
     # a sum in another order may decide a near tie differently, by a place
     differ = sum(
         int((a[chosen] - b).abs().gt(1).sum()) for a, b in zip(ranks, sampled, strict=True)
     )
 
-    print(f"N = {n}, d = {options.d}, {torch.get_num_threads()} threads, both directions")
+    print(f"N = {n}, d = {args.d}, {torch.get_num_threads()} threads, both directions")
     print("text to image:", {k: round(v, 1) for k, v in retrieval_metrics(ranks[0]).items()})
-    print(f"blocks:  {statistics.median(ours):7.2f} s, {ours_mb:.0f} MiB or less added to the peak")
-    print(f"literal: {statistics.median(literal):7.2f} s, scaled from {sample} queries each way")
-    print(f"ratio:   {statistics.median(literal) / statistics.median(ours):7.1f}")
+    print(f"blocks:  {ours:7.2f} s, {peak - before:.0f} MiB or less added to the peak")
+    print(f"literal: {literal:7.2f} s, scaled from {sample} queries each way")
+    print(f"ratio:   {literal / ours:7.1f}")
     print(f"peak:    {peak_memory_mb():7.0f} MiB (an N x N matrix alone: {n * n * 4 / 2**20:.0f})")
     print(f"ranks of the sample that differ by more than a near tie: {differ} of {2 * sample}")
     if differ:

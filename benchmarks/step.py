@@ -9,7 +9,8 @@ encoding the explanations (and contrasting their EOT feature, so that they are t
 EntityCLIP step; and the literal formulation of tests/literal.py, four full expert passes on all
 tokens, on the same towers. Texts fill the whole context, so that leaving padding out, which
 only ours does, earns nothing (``--caption-tokens`` shortens the captions). Each is forward,
-backward and a fused Adam step, in bf16 where the GPU has it.
+backward and a fused Adam step, in bf16 where the GPU has it, or in the ``--precision`` given. In
+each of ``--rounds`` turns each way runs ``--warmup`` steps, then the ``--steps`` that are timed.
 
 Printed as Markdown: steps a second, the time against the second row, peak memory. Goals for the
 EntityCLIP step: at most 1.05 x the time and 1.10 x the memory of the second row, at least 2.3 x as
@@ -21,8 +22,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import math
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.turns import options as command_line
+from benchmarks.turns import timed
 from entityclip.config import EntityCLIPConfig, TrainConfig
 from entityclip.models.clip import Backbone, Tokens, create_backbone
 from entityclip.models.entityclip import EntityCLIP
@@ -85,23 +88,15 @@ class Literal(nn.Module):
         scale: Tensor,
     ) -> Tensor:
         twin, (other_text, other_image, valid) = self.experts, negatives
-        true = Sides(
-            image.tokens, text.tokens, ~text.valid, text.at, explanation.tokens, ~explanation.valid
-        )
-        negative_text = Sides(
-            image.tokens, text.tokens[other_text], ~text.valid[other_text], text.at[other_text],
-            explanation.tokens[other_text], ~explanation.valid[other_text],
-        )  # fmt: skip
-        negative_image = Sides(
-            image.tokens[other_image], text.tokens, ~text.valid, text.at,
-            explanation.tokens, ~explanation.valid,
-        )  # fmt: skip
+        sides = (image, text, explanation)
+        true = Sides.of(*sides)
+        negatives = Sides.of(*sides, texts=other_text), Sides.of(*sides, images=other_image)
         v, ve, te, t = twin.vectors(true)
         mixed = (
             mix(twin.image_gate, image.pooled, [*v, *ve]),
             mix(twin.text_gate, text.pooled, [*t, *te]),
         )
-        matched = [twin.match(pairs).float() for pairs in (true, negative_text, negative_image)]
+        matched = [twin.match(pairs).float() for pairs in (true, *negatives)]
         return (
             vtc_loss(*unit, scale)
             + self.config.lambda_moe * vtc_loss(*map(_unit, mixed), scale)
@@ -197,22 +192,20 @@ def measure(way: str, options: argparse.Namespace, choices: Choices) -> Measured
     """Time and peak memory of one way, built anew; nothing of the ways before it is left."""
     before = reset_peak(options.device)
     step, _ = make_step(way, options, choices)
-    for _ in range(options.warmup):
-        loss = step()
-    synchronize(options.device)
-    start = time.perf_counter()
-    for _ in range(options.steps):
-        loss = step()
-    synchronize(options.device)
-    seconds = (time.perf_counter() - start) / options.steps
-    if not torch.isfinite(loss):
-        raise SystemExit(f"{way}: the loss is {loss.item()}; its time means nothing")
-    return Measured(seconds, peak_memory_mb(options.device) - before)
 
+    def steps(n: int) -> float:
+        loss = torch.zeros(())
+        for _ in range(n):
+            loss = step()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    steps(options.warmup)
+    loss, taken = timed(steps, options.steps)
+    if not math.isfinite(loss):
+        raise SystemExit(f"{way}: the loss is {loss}; its time means nothing")
+    return Measured(taken.wall / options.steps, peak_memory_mb(options.device) - before)
 
 
 def reset_peak(device: str) -> float:
@@ -270,17 +263,10 @@ def vary(options: argparse.Namespace, precision: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--backbone", default="ViT-B-32")
-    parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=10, help="timed, of each way and round")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of the four ways")
-    parser.add_argument("--caption-tokens", type=int, help="default: the whole context")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--variations", action="store_true", help="our step, one choice changed")
-    options = parser.parse_args()
+    options = command_line(
+        __doc__, device="cpu", backbone="ViT-B-32", batch=192, steps=10, warmup=3, rounds=2,
+        caption_tokens=0, precision="auto", variations=False,
+    )  # fmt: skip
     precision = options.precision
     if precision == "auto":
         able = options.device == "cuda" and torch.cuda.is_bf16_supported()

@@ -1,57 +1,69 @@
-"""What benchmarks share: the clock, and two ways of one loss that take turns."""
+"""What benchmarks share: their command line, clocks, and ways that take turns."""
 
 from __future__ import annotations
 
+import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, NamedTuple
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a call gives, and its seconds."""
-    start = time.perf_counter()
-    result = function(*arguments)
-    return result, time.perf_counter() - start
+def options(about: str, **defaults: Any) -> argparse.Namespace:
+    """The command line: ``--name VALUE`` of each default's type; a flag where that is False.
 
-
-def compare_gradients(
-    ways: Mapping[str, Callable[[], Tensor]],
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    repeats: int,
-) -> None:
-    """Print what the forward and backward passes of two losses take, the literal way first.
-
-    Medians of wall and of processor time, their ratios, and the largest difference of a gradient of
-    `inputs`, relative to the largest gradient; `parameters` are all others that have one.
+    `about`, the module's text, is what ``--help`` prints. A tuple takes as many whole numbers.
     """
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    losses, gradients = {}, {}
-    for _ in range(repeats):  # in turns, so that what else the machine does hits both alike
-        for name, loss_of in ways.items():
-            for tensor in (*inputs, *parameters):
-                tensor.grad = None
-            wall, processor = time.perf_counter(), time.process_time()
-            loss = loss_of()
-            loss.backward()
-            if loss.is_cuda:
-                torch.cuda.synchronize()
-            taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
-            losses[name] = loss.item()
-            gradients[name] = torch.cat([tensor.grad.flatten() for tensor in inputs])
-    medians = {
-        name: [statistics.median(kind) for kind in zip(*times, strict=True)]
-        for name, times in taken.items()
-    }
-    for name, (wall, processor) in medians.items():
-        print(f"{name:8} {wall:8.3f} s wall {processor:8.3f} s processor   loss {losses[name]:.6f}")
-    literal, ours = ways
-    wall, processor = (a / b for a, b in zip(medians[literal], medians[ours], strict=True))
-    print(f"ratio    {wall:8.1f}   wall {processor:8.1f}   processor")
-    error = (gradients[ours] - gradients[literal]).abs().max() / gradients[literal].abs().max()
-    apart = abs(losses[ours] / losses[literal] - 1)
-    print(f"largest difference: gradient {error:.1e}, loss {apart:.1e}")
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in defaults.items():
+        flag = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(flag, action="store_true")
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, type=int, nargs=len(default), default=default)
+        else:
+            kind = str if default is None else type(default)
+            parser.add_argument(flag, type=kind, default=default, help=f"default: {default}")
+    return parser.parse_args()
+
+
+class Taken(NamedTuple):
+    """Seconds on the clock, and of processors in this process and in workers that have ended."""
+
+    wall: float
+    processor: float
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Taken]:
+    """What a call gives, and what it takes."""
+    wall, processor = time.perf_counter(), _processor()
+    result = function(*arguments)
+    return result, Taken(time.perf_counter() - wall, _processor() - processor)
+
+
+def _processor() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, Any], dict[str, list[Taken]]]:
+    """Call each way in turn, so that what else the machine does hits all alike.
+
+    Gives each way's last result and what each round took.
+    """
+    results, taken = {}, {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            results[name], spent = timed(way)
+            taken[name].append(spent)
+    return results, taken
+
+
+def medians(rounds: Sequence[Taken]) -> Taken:
+    """Of wall and of processor time."""
+    return Taken(*map(statistics.median, zip(*rounds, strict=True)))

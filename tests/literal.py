@@ -45,6 +45,14 @@ class Sides:
     explanation: Tensor
     explanation_padding: Tensor | None
 
+    @classmethod
+    def of(cls, image: Any, text: Any, explanation: Any, *, images: Any = ..., texts: Any = ...):
+        """From the package's `Tokens`; some rows of the pictures, and of the texts."""
+        return cls(
+            image.tokens[images], text.tokens[texts], ~text.valid[texts], text.at[texts],
+            explanation.tokens[texts], ~explanation.valid[texts],
+        )  # fmt: skip
+
 
 class LiteralEntityCLIP(nn.Module):
     """Experts, gates and head as `config` says, by the names of the package's EntityCLIPConfig."""

@@ -39,9 +39,7 @@ def test_the_literal_way_has_the_loss_of_ours_and_of_the_textbook():
     unit = [torch.nn.functional.normalize(side.pooled, dim=-1) for side in (image, text)]
     scale = torch.tensor(7.0)
     mine = literal.loss(image, text, explanation, negatives, unit, scale)
-    sides = Sides(
-        image.tokens, text.tokens, ~text.valid, text.at, explanation.tokens, ~explanation.valid
-    )
+    sides = Sides.of(image, text, explanation)
     torch.testing.assert_close(mine, twin(sides, scale, *negatives)["loss"])
 
 
