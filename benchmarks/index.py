@@ -92,7 +92,8 @@ def measure(root: Path) -> None:
     print(
         f"{len(pairs)} pairs, explanations {explained}: loaded in {taken.wall:.1f} s "
         f"({taken.processor:.1f} s of processor time), resident peak {peak:.0f} MiB "
-        f"(imports alone {imports:.0f}), columns {pairs.nbytes / 2**20:.0f} MiB, {each:.0f} µs a pair"
+        f"(imports alone {imports:.0f}), columns {pairs.nbytes / 2**20:.0f} MiB, "
+        f"{each:.0f} µs a pair"
     )
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()

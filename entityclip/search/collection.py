@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,9 +34,7 @@ def nearest(queries: Floats, vectors: Floats, k: int) -> tuple[Scores, NDArray[n
     """The k vectors of largest dot product with each query (cosine, where both are normalised).
 
     queries [Q, d] and vectors [N, d] are floating-point arrays, the vectors a memmap as a rule:
-    they are read in chunks, and memory holds N scores of a query.
-
-    Returns scores float32 [Q, k], largest first, and indices int64 [Q, k]: exactly what sorting all
+    they are read in chunks, and memory holds N scores of a query. Returns scores float32 [Q, k], largest first, and indices int64 [Q, k]: exactly what sorting all
     float64 products, rounded, would give; of equal scores the lower index comes first. Raises
     ValueError for shapes that do not fit, a k outside 1 … N, and NaN or infinite values.
     """
@@ -62,7 +60,9 @@ def _rough_scores(queries: Scores, vectors: Floats) -> Iterator[Scores]:
                 np.matmul(part, chunk.T, out=found)
                 finite = np.isfinite(found.sum(dtype=np.float64))
             if not finite:
-                _name_broken(chunk, start)
+                broken = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
+                which = f"vector {start + broken[0]}" if len(broken) else "a product of huge values"
+                raise ValueError(f"{which} is NaN or infinite; embed it again or leave it out")
         yield from scores
 
 
@@ -102,12 +102,6 @@ def _check(queries: Floats, vectors: Floats, k: int) -> None:
     broken = np.flatnonzero(~np.isfinite(queries).all(axis=1))
     if len(broken):
         raise ValueError(f"query {broken[0]} holds NaN or infinite values")
-
-
-def _name_broken(chunk: Scores, start: int) -> None:
-    broken = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
-    which = f"vector {start + broken[0]}" if len(broken) else "a product of huge values"
-    raise ValueError(f"{which} is NaN or infinite; embed it again or leave it out")
 
 
 # ----------------------------------------------------------------------------------- collection
@@ -152,7 +146,7 @@ class Collection:
     def build(
         cls,
         checkpoint: str | Path | nn.Module,
-        images: Images | Sequence[Pair],
+        images: Images,
         *,
         model: str | None = None,
         cache: str | Path | None = None,
@@ -192,8 +186,8 @@ class Collection:
         wanted = min(len(self), (page + 1) * per_page)
         (scores,), (rows,) = nearest(self._vector(query), self.vectors.values, wanted)
         true = self.captions[query.id][1] if isinstance(query, Pair) else None
-        found = [(float(scores[n]), self.vectors.ids[rows[n]]) for n in range(wanted)]
-        hits = [Hit(n, score, name, name == true) for n, (score, name) in enumerate(found, 1)]
+        names = [self.vectors.ids[row] for row in rows]
+        hits = [Hit(n + 1, float(scores[n]), names[n], names[n] == true) for n in range(wanted)]
         return Page(query, hits[page * per_page :], page, pages)
 
     def picture(self, name: str) -> Image.Image:

@@ -1,8 +1,7 @@
-"""Checkpoints as plain open_clip models: ``entityclip export CHECKPOINT FOLDER``.
+"""A checkpoint's two towers as a plain open_clip model: ``entityclip export CHECKPOINT FOLDER``.
 
-Inference needs only CLIP's two towers, so what is exported is a plain CLIP: weights and config as
-open_clip's ``local-dir:`` reads them, and a model card. Weights of a Hugging Face CLIPModel can be
-exported too, which converts them.
+Weights and config as open_clip's ``local-dir:`` reads them, and a model card. Weights of a Hugging
+Face CLIPModel are exported too, which converts them.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def export(
         raise ExportError(f"{path} does not say which model it is; give --backbone, e.g. ViT-B-32")
     size = image_size or identity.get("image_size")
     built = create_backbone(name, str(path), size)
-    found = stored_metrics(identity, row_files(path) if rows is None else rows)
+    found = stored_metrics(identity, _row_files(path) if rows is None else rows)
     kept = {key: meta[key] for key in ("identity", "step", "best") if key in meta}
     write_checkpoint(folder / WEIGHTS, built.clip.state_dict(), kept)
     model = library().get_model_config(name)
@@ -72,9 +71,9 @@ def export(
     return folder / WEIGHTS
 
 
-def row_files(checkpoint: Path) -> list[Path]:
+def _row_files(checkpoint: Path) -> list[Path]:
     """Where a run's retrieval rows lie: beside its checkpoints, and those the repository ships."""
-    profile = checkpoint.resolve().parent.parent.parent
+    profile = checkpoint.resolve().parents[2]
     return [SHIPPED / profile.name / "retrieval.jsonl", profile / "results" / "retrieval.jsonl"]
 
 
