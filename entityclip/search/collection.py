@@ -34,9 +34,11 @@ def nearest(queries: Floats, vectors: Floats, k: int) -> tuple[Scores, NDArray[n
     """The k vectors of largest dot product with each query (cosine, where both are normalised).
 
     queries [Q, d] and vectors [N, d] are floating-point arrays, the vectors a memmap as a rule:
-    they are read in chunks, and memory holds N scores of a query. Returns scores float32 [Q, k], largest first, and indices int64 [Q, k]: exactly what sorting all
-    float64 products, rounded, would give; of equal scores the lower index comes first. Raises
-    ValueError for shapes that do not fit, a k outside 1 … N, and NaN or infinite values.
+    they are read in chunks, and memory holds N scores of a query. Returns scores float32 [Q, k],
+    largest first, and indices int64 [Q, k]: exactly what sorting all float64 products, rounded,
+    would give; of equal scores the lower index comes first.
+
+    Raises ValueError for shapes that do not fit, a k outside 1 … N, and NaN or infinite values.
     """
     _check(queries, vectors, k)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
