@@ -1,10 +1,9 @@
 """Real countries and their true flags (civil flags where the state flag adds a coat of arms).
 
-A flag is a list of layers, first its base, that gives both the drawing and the English words for
-it. Lengths are in flag heights: every flag is 1.5 wide and 1 high; the origin is the upper corner
-at the hoist (the pole). A colour is a word and its RGB, "red CE1126"; colours and constructions
-follow the flags' laws as far as they fix them. Left out: flags with arms or pictures, and those
-which another one here resembles.
+A flag is a list of layers, its base first, that gives both the drawing and the words for it.
+Lengths are in flag heights, every flag is 1.5 wide, the origin is the upper corner at the hoist
+(the pole). A colour is a word and its RGB, "red CE1126". Colours and constructions follow the
+flags' laws as far as they fix them; left out are flags with arms and those that resemble another.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The drawn newsroom: news pictures of two countries and a scene, with captions that name them.
 
-Real facts (countries, capitals, flags), made-up news. Everything follows from (split, seed, index):
-no network, no files, and the same bytes in any process and any order.
-
-Each picture shows two countries' flags before a scene at a time of day. A fact is (two countries,
-scene); the entity splits share no fact, and a split repeats one only once it is exhausted. The
-generic splits, which pretrain a small CLIP, share no (two countries, scene, time of day), nor do
-the relation splits, whose texts and pictures relate in different ways.
+Real facts (countries, capitals, flags), made-up news; everything follows from (split, seed, index).
+The entity splits share no fact, (two countries, scene), and repeat one only once exhausted. Generic
+splits, which pretrain a small CLIP, share no (two countries, scene, time of day), nor do relation
+splits, whose texts and pictures relate in different ways.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The drawn newsroom's style B: the same countries and flags, another outlet's pictures and words.
 
-Other scenes, light, colours, grain and camera, flags hung from a cord instead of poles, other
-caption templates: a second domain to test on what was learnt on the first (EntityCLIP's
-cross-domain retrieval). Everything follows from (split, seed, index), as in style A.
-
-A fact is (two countries, scene); the splits share none, and no scene is style A's.
+Other scenes, light, colours, grain and camera, flags hung from a cord, other caption templates: a
+second domain to test on what was learnt on the first (EntityCLIP's cross-domain retrieval). Splits
+share no fact, (two countries, scene), and no scene is style A's.
 """
 
 from __future__ import annotations

@@ -200,12 +200,6 @@ def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
     return say(rng, _SCENE, seen=seen, light=light)
 
 
-def talk(rng: np.random.Generator) -> str:
-    """A remark on matters that no picture of the newsroom shows."""
-    words = {"role": WORDS.roles, "verb": WORDS.others["verb"], "matter": _MATTERS}
-    return say(rng, _TALK, **words, doubt=_DOUBTS, day=_DAYS)
-
-
 def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
     """A sentence for each country, in this order: its name, its capital, what its flag looks like.
 
@@ -285,7 +279,8 @@ def relation_text(
 ) -> str:
     """The text of a picture of `scene` at `time`, with the flags of `countries` if any is shown."""
     if relation.tells == "talk":
-        return talk(rng)
+        words = {"role": WORDS.roles, "verb": WORDS.others["verb"], "matter": _MATTERS}
+        return say(rng, _TALK, **words, doubt=_DOUBTS, day=_DAYS)
     if relation.tells == "other":
         scene = pick(rng, [name for name in SCENES if name != scene])
     if relation.flags_told:
