@@ -163,6 +163,9 @@ def test_verify_compares_with_the_manifest(tmp_path):
     status, result = verify(root, out, *manifest, "--no-pictures")
     assert status == 1
     assert "train: 11 pairs, the manifest says 12" in result["problems"]
+    (root / "news" / "nytimes_dev.json").unlink()
+    problems = verify(root, out, "--no-pictures")[1]["problems"]
+    assert problems == ["news/nytimes_{train,dev,test}.json: 2 files, expected 3"]
     layouts.tweets(tmp_path / "tweets")
     _, result = verify(tmp_path / "tweets", tmp_path / "out", dataset="tweets")
     assert "train: 24 rows, the manifest says 3576" in result["problems"]
