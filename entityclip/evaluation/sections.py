@@ -99,7 +99,8 @@ class SectionResult:
         """
         cells = self.truth * len(self.sections) + self.predicted
         ends = interval(cells, self.pictures, self._measure, n_resamples=n_resamples, seed=seed)
-        return dict(zip(self.metrics(), zip(*(e.tolist() for e in ends), strict=True), strict=True))
+        pairs = zip(*(end.tolist() for end in ends), strict=True)
+        return dict(zip(self.metrics(), pairs, strict=True))
 
     def _measure(self, weights: NDArray[Any], _: Any = None) -> NDArray[np.float64]:
         """`metrics` of resamples: weights [R, N], how often each holds a pair → [R, K + 2, 1]."""
