@@ -114,7 +114,7 @@ class TrainConfig:
     seed: AtLeast0 = 42
     # rows encoded at a time, to the same gradient (models/entityclip.py); None: the whole batch
     chunk: Count | None = field(default=None, metadata=_LATER)
-    # with several processes: whose rows GI-ITM's negatives are (models/gather.py)
+    # with several processes: whose rows GI-ITM's negatives are (models/negatives.py)
     negatives_from: Literal["global", "local"] = field(default="global", metadata=_LATER)
     # checkpoints to go on from: the last, and those before it as step-*.safetensors
     keep: Count = field(default=1, metadata=_LEFT_OUT)

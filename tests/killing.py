@@ -6,15 +6,16 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from tests.training_setup import read_log
+
 WRITING, BETWEEN, STARTING, ANY = "writing a checkpoint", "between epochs", "starting", "any moment"
-_TIMES = {"pairs_per_s", "wall_time_s", "resumed_from", "elapsed"}
 
 
 class Killer:
@@ -81,22 +82,9 @@ def differences_between(one: Path, other: Path) -> list[str]:
         a, b = (load_file(folder / name) for folder in (one, other))
         found += [f"{name}: {key}" for key in a.keys() ^ b.keys()]
         found += [f"{name}: {k}" for k in a.keys() & b.keys() if not torch.equal(a[k], b[k])]
-    logs = [
-        [_without_times(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (one, other)
-    ]
-    found += ["log.jsonl"] if logs[0] != logs[1] else []
-    records = [_without_times((folder / "run.json").read_text()) for folder in (one, other)]
-    found += ["run.json"] if records[0] != records[1] else []
+    found += ["log.jsonl"] if read_log(one) != read_log(other) else []
+    records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+    times = {"wall_time_s": 0, "resumed_from": 0}
+    found += ["run.json"] if records[0] | times != records[1] | times else []
     names = [{p.name for p in folder.iterdir()} for folder in (one, other)]
     return found + [f"file {name}" for name in names[0] ^ names[1]]
-
-
-def _without_times(text: str) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(text).items() if key not in _TIMES}
-
-
-def told(kills: Counter[str], others: Iterable[str] = ()) -> str:
-    """A result line."""
-    counts = ", ".join(f"{n} {moment}" for moment, n in sorted(kills.items()))
-    return "; ".join([f"{kills.total()} kills ({counts})", *others])

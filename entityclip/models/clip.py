@@ -106,10 +106,9 @@ class Backbone(nn.Module):
             text = text[:, : int(at.max()) + 1 if length is None else length]
         length = text.shape[1]
         mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
-        embeddings = clip.token_embedding(text)
-        if change is not None:
-            embeddings = change(embeddings)
-        x = embeddings + clip.positional_embedding[:length]
+        embedded = clip.token_embedding(text)
+        embedded = embedded if change is None else change(embedded)
+        x = embedded + clip.positional_embedding[:length]
         tokens = clip.ln_final(clip.transformer(x, attn_mask=mask)) @ clip.text_projection
         valid = torch.arange(length, device=text.device) <= at[:, None]
         return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
@@ -207,8 +206,13 @@ def create_backbone(
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
     local = pretrained is not None and Path(pretrained).suffix != ""
-    if pretrained is not None:
-        _check_weights(name, pretrained, local)
+    if local and Path(pretrained).suffix != ".safetensors":
+        raise BackboneError(
+            f"{pretrained}: only .safetensors weights are read, never pickles; convert once with "
+            "open_clip and safetensors.torch.save_file(model.state_dict(), path)"
+        )
+    if pretrained is not None and not local:
+        _check_tag(name, pretrained)
     size = {} if image_size is None else {"force_image_size": image_size}
     try:
         with _quiet():
@@ -262,15 +266,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _check_weights(name: str, pretrained: str, local: bool) -> None:
+def _check_tag(name: str, pretrained: str) -> None:
     open_clip = library()
-    if local:
-        if Path(pretrained).suffix != ".safetensors":
-            raise BackboneError(
-                f"{pretrained}: only .safetensors weights are read, never pickles; convert once "
-                "with open_clip and safetensors.torch.save_file(model.state_dict(), path)"
-            )
-        return
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise BackboneError(
@@ -292,7 +289,7 @@ def refuse_other_towers(clip: nn.Module, name: str) -> None:
     open_clip = library()
     if not isinstance(clip, open_clip.model.CLIP):
         raise BackboneError(f"{name} is a {type(clip).__name__}; only plain open_clip CLIPs fit")
-    visual = clip.visual
+    visual, pooled_by = clip.visual, clip.text_pool_type
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
         raise BackboneError(
             f"{name}'s picture tower is a {type(visual).__name__}; its pooled feature is no token "
@@ -304,8 +301,8 @@ def refuse_other_towers(clip: nn.Module, name: str) -> None:
             f"{name} pools its picture tokens by {pooling!r}, so no token is the pooled feature; "
             "use a ViT that pools its CLS token, such as ViT-B-32"
         )
-    if clip.text_pool_type not in ("argmax", "eos") or isinstance(clip.text_projection, nn.Linear):
-        raise BackboneError(f"{name}'s text tower pools by {clip.text_pool_type!r}, not at EOT")
+    if pooled_by not in ("argmax", "eos") or isinstance(clip.text_projection, nn.Linear):
+        raise BackboneError(f"{name}'s text tower pools by {pooled_by!r}, not at EOT")
 
 
 # a transformers CLIPModel's names, and open_clip's

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Tokens
-from entityclip.models.gather import Pool
-from entityclip.models.negatives import Negatives
+from entityclip.models.negatives import Negatives, Pool
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:

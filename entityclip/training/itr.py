@@ -21,9 +21,9 @@ from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import ITRModel, cluster, joint
-from entityclip.training.batches import SplitServer, full_batches
 from entityclip.training.loop import repeatable
-from entityclip.training.run_folder import RunFolder, TrainingError, TrainResult
+from entityclip.training.processes import SplitServer, TrainingError, full_batches
+from entityclip.training.run_folder import RunFolder, TrainResult
 
 _EMBED_BATCH = 256
 

@@ -24,9 +24,14 @@ from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import DualEncoder
-from entityclip.training.batches import SplitServer, full_batches
-from entityclip.training.processes import World, this_world
-from entityclip.training.run_folder import RunFolder, TrainingError, TrainResult, run_facts
+from entityclip.training.processes import (
+    SplitServer,
+    TrainingError,
+    World,
+    full_batches,
+    this_world,
+)
+from entityclip.training.run_folder import RunFolder, TrainResult, run_facts
 
 log = logging.getLogger(__name__)
 
@@ -243,17 +248,17 @@ class _Trainer:
     def _found(self, split: str, step: int, problems: dict[str, str]) -> None:
         """Broken pictures that were met for the first time."""
         self.folder.write({"step": step, "split": split, "broken": problems})
+        level = logging.WARNING if self.world.main else logging.DEBUG
         log.log(
-            logging.WARNING if self.world.main else logging.DEBUG,
-            "%s, step %d: pairs left out for a broken picture: %d, so far %d; %s lists them",
+            level, "%s, step %d: pairs left out for a broken picture: %d, so far %d; %s lists them",
             split, step, len(problems), len(self.sets[split].broken), self.folder.log,
         )  # fmt: skip
 
     def _tell(self, epoch: int, val_loss: float) -> None:
         """A line an epoch: all that a batch run's log shows of the bar."""
-        spent = self.folder.spent()
-        left = spent / self.step * (self.total - self.step)
         if self.progress:
+            spent = self.folder.spent()
+            left = spent / self.step * (self.total - self.step)
             tqdm.write(
                 f"epoch {epoch + 1}/{self.config.epochs}: validation loss {val_loss:.3f}, "
                 f"{spent:.0f} s so far, about {left:.0f} s left"

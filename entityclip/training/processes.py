@@ -6,7 +6,7 @@ Gradients are averaged over processes (by DDP, as accelerate sets it up), and al
 same seed, so that the number of processes changes speed and the last digits, nothing else.
 
 Why the average is right: let L be the objective and W the number of processes, each of which
-computes all of L. `gather_rows` sums the gradients that all processes send back to a row, so a
+computes all of L. `Peers.gather` sums the gradients that all processes send back to a row, so a
 process's own parameters receive W · ∂L/∂θ along the paths through its rows. Their mean over
 processes is the sum of those paths, ∂L/∂θ; a parameter that L reads directly (the logit scale) has
 ∂L/∂θ on each process, and so has the mean.
@@ -16,18 +16,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch import Tensor
+from torch.utils.data import DataLoader
 
+from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset
+from entityclip.models.negatives import Peers
+
+Found = Callable[[dict[str, str]], None]  # told of broken pairs, id → problem
 _PATIENCE = timedelta(days=7)  # a process may wait while another one's machine reads a data set
+
+
+class TrainingError(RuntimeError):
+    """Training can't start or go on; the message says where it stood and what to do."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +108,94 @@ def this_world() -> World:
 @cache
 def _cpu_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def full_batches(rows: Sequence[int], size: int) -> list[list[int]]:
+    """`rows` in batches of `size`; what does not fill one is left out."""
+    return [list(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+
+
+class SplitServer:
+    """Serves rows of `dataset` in the order asked for; `broken` counts and lists what it left out.
+
+    A batch stays one batch however many of its pictures are broken, so that the number of a step
+    says where a resumed run goes on. Of several processes each gets a share of a batch's rows, and
+    all know of all broken pairs.
+
+    `text_lengths` (captions, explanations → tokens of the longest) is asked before a batch goes to
+    the device, so that the model need not ask a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        workers: int,
+        device: torch.device,
+        world: World = World(),
+        *,
+        text_lengths: Callable[[Tensor, Tensor | None], list[int] | None] | None = None,
+        negatives: Literal["global", "local"] = "global",
+    ) -> None:
+        self.dataset, self.workers, self.device = dataset, workers, device
+        self.world, self.text_lengths, self.negatives = world, text_lengths, negatives
+        self.broken = BrokenPairs(len(dataset), getattr(dataset, "max_broken", None))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(
+        self,
+        rows: list[list[int]],
+        seed: int,
+        found: Found | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of these rows on the device.
+
+        `found` is told of broken pairs met for the first time before their batch is given. Raises
+        TooManyBroken above the dataset's share, TrainingError for a batch of which a process has
+        no whole picture; on all processes alike.
+        """
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[self.world.share(batch) for batch in rows],
+            collate_fn=self.dataset.collate,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # an iterator draws its workers' seed: from here, not from the stream that draws
+            # negatives, or an epoch resumed in its middle would draw others
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for served in loader:
+            batch = served if isinstance(served, Batch) else None
+            if batch is not None and self.text_lengths is not None:
+                lengths = self.text_lengths(batch.captions, batch.explanations)
+                batch = replace(batch, lengths=lengths)
+            broken = served if batch is None else batch.broken
+            yield self._shared(batch, broken, found).to(self.device, non_blocking=True)
+
+    def _shared(
+        self,
+        batch: Batch | None,
+        broken: list[Broken],
+        found: Found | None,
+    ) -> Batch:
+        """The batch as all processes know it; what is broken is counted, listed or refused."""
+        mine = [0, 0] if batch is None else [len(batch), max(batch.lengths or [0])]
+        facts = self.world.exchange([*mine, len(broken)])
+        sizes, lengths, left_out = zip(*facts, strict=True)
+        if any(left_out):
+            everyone = self.world.collect([tuple(item) for item in broken])
+            broken = [Broken(*item) for part in everyone for item in part]
+        new = self.broken.add(broken)
+        if new and found is not None:
+            found(new)
+        if not all(sizes):
+            whose = "" if len(sizes) == 1 else "a process's share of "
+            raise TrainingError(
+                f"{whose}a batch has no whole picture: "
+                f"{'; '.join(item.problem for item in broken)}. "
+                "Fetch them again, or raise batch_size"
+            )
+        if len(sizes) == 1:
+            return batch
+        return replace(batch, peers=Peers(self.world.rank, sizes, max(lengths), self.negatives))

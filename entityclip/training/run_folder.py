@@ -37,15 +37,11 @@ from entityclip.checkpoints import (
 )
 from entityclip.config import as_dict
 from entityclip.files import atomic_write_text, claimed
-from entityclip.training.processes import World
+from entityclip.training.processes import TrainingError, World
 
 log = logging.getLogger(__name__)
 
 LAST, BEST, RECORD = "last.safetensors", "best.safetensors", "run.json"
-
-
-class TrainingError(RuntimeError):
-    """Training can't start or go on; the message says where it stood and what to do."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +140,7 @@ class RunFolder:
         meta = None
         if found is not None:
             path, meta, tensors = found
-            theirs, ours = (
-                meta.get("facts", {}),
-                self.facts or {},
-            )  # of older versions there are none
+            theirs, ours = meta.get("facts", {}), self.facts or {}  # older versions have none
             theirs, ours = ({k: side[k] for k in theirs.keys() & ours} for side in (theirs, ours))
             told = {"identity": meta.get("identity", {}) | theirs}
             refuse_other_run(path, told, self.identity | ours)
@@ -246,14 +239,12 @@ class RunFolder:
         """Forget rows after `step`, which a stopped run does again; the rows that stay."""
         if not self.log.exists():
             return []
-        kept, rows = [], []
+        rows = []
         with contextlib.suppress(ValueError):  # the line a killed run was writing
             for line in self.log.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["step"] <= step:
-                    kept.append(line + "\n")
-                    rows.append(row)
-        atomic_write_text(self.log, "".join(kept))
+                rows.append(json.loads(line))
+        rows = [row for row in rows if row["step"] <= step]
+        atomic_write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
 

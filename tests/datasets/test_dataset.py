@@ -29,7 +29,7 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure, measure_leak, measure_matching
 from entityclip.models.clip import create_backbone
 from entityclip.results import log_table, read_log
-from entityclip.training.batches import SplitServer
+from entityclip.training.processes import SplitServer
 from entityclip.training.run_folder import TrainingError
 from tests.fixtures import layouts
 from tests.fixtures.pictures import BROKEN, Noise, draw, save

@@ -1,6 +1,6 @@
 """Twenty kills of a training command, and a few of one of two processes: the end is the same.
 
-`make soak` runs this; tests/test_kills.py is its short form.
+`make soak` runs this; tests/training/test_run_folder.py has its short form.
 """
 
 from __future__ import annotations
@@ -14,31 +14,14 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from entityclip.config import REPOSITORY
 from entityclip.results import KEY, read_rows
-from tests.killing import (
-    ANY,
-    BETWEEN,
-    STARTING,
-    WRITING,
-    Killer,
-    differences_between,
-    told,
-)
+from tests.killing import ANY, BETWEEN, STARTING, WRITING, Killer, differences_between
 
-KILLS = 20
 COMMAND = [
-    *(
-        "-m",
-        "entityclip",
-        "train",
-        "--profile",
-        "smoke",
-        "--variant",
-        "entityclip",
-        "--set",
-    ),
+    *("-m", "entityclip", "train", "--profile", "smoke", "--variant", "entityclip", "--set"),
     *("train_pairs=32", "val_pairs=16", "test_pairs=16", "test_splits=[test]"),
     *("pretraining.pairs=32", "pretraining.eval_pairs=16", "pretraining.train.batch_size=16"),
     *("finetuning.batch_size=8", "finetuning.checkpoint_every=1", "finetuning.precision=fp32"),
@@ -85,35 +68,31 @@ class Command:
         return self.process.returncode
 
 
-def soak(folder, kills, launcher, epochs):
+@pytest.mark.parametrize(
+    ("kills", "launcher", "epochs"),
+    [(20, [], 30), (4, TOGETHER, 6)],
+    ids=["one process", "one of two processes"],
+)
+def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(
+    tmp_path, kills, launcher, epochs
+):
     def start(name):
-        return Command(folder / name, launcher, epochs)
+        return Command(tmp_path / name, launcher, epochs)
 
     whole = start("whole")
     whole.join()
-    assert whole.exitcode == 0, (folder / "whole" / "output").read_text()[-3000:]
-    (run,) = (folder / "whole" / "smoke" / "checkpoints").glob("entityclip-*.lock")
+    assert whole.exitcode == 0, (tmp_path / "whole" / "output").read_text()[-3000:]
+    (run,) = (tmp_path / "whole" / "smoke" / "checkpoints").glob("entityclip-*.lock")
     run = f"smoke/checkpoints/{run.stem}"
-    killer = Killer(folder / "killed" / run, lambda: start("killed"), random.randrange(999))
+    killer = Killer(tmp_path / "killed" / run, lambda: start("killed"), random.randrange(999))
     for moment in itertools.islice(itertools.cycle((ANY, WRITING, BETWEEN, STARTING)), kills):
         assert killer.kill(moment), f"the run ended after {killer.done.total()} kills"
     killer.finish()
-    assert differences_between(folder / "whole" / run, folder / "killed" / run) == []
+    assert differences_between(tmp_path / "whole" / run, tmp_path / "killed" / run) == []
     rows = [
-        read_rows(folder / name / "smoke/results/retrieval.jsonl")[[*KEY, "value", "low", "high"]]
+        read_rows(tmp_path / name / "smoke/results/retrieval.jsonl")[[*KEY, "value", "low", "high"]]
         for name in ("whole", "killed")
     ]
     assert rows[0].equals(rows[1])
-    return killer.done
-
-
-def test_twenty_kills_of_one_process(tmp_path):
-    done = soak(tmp_path, KILLS, [], epochs=30)
-    result = "weights, optimizer, log, record and result rows bit-identical"
-    print(f"\nsoak, one process: {told(done, [result])}")
-
-
-def test_kills_of_one_of_two_processes(tmp_path):
-    done = soak(tmp_path, 4, TOGETHER, epochs=6)
-    result = "weights, optimizer, log, record and result rows bit-identical"
-    print(f"\nsoak, two processes: {told(done, [result])}")
+    counts = ", ".join(f"{n} {moment}" for moment, n in sorted(killer.done.items()))
+    print(f"\nsoak: {kills} kills ({counts}); weights, state, log, record and rows bit-identical")

@@ -12,10 +12,9 @@ from entityclip.config import AsCLConfig, as_dict
 from entityclip.models import entityclip as module
 from entityclip.models.ascl import AsCL
 from entityclip.training.loop import train
-from entityclip.training.run_folder import TrainingError
-from tests.training_setup import CONFIG, first_gradients, make_model, make_sets
+from entityclip.training.processes import TrainingError
+from tests.training_setup import CONFIG, NO_EXPERTS, first_gradients, make_model, make_sets
 
-NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 MODELS = {
     "everything": {"bridge": 1.0, "crossed": True},
     "clip": NO_EXPERTS,

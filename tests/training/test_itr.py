@@ -9,20 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from entityclip.checkpoints import CheckpointError, read_meta
-from entityclip.config import (
-    ClassifierConfig,
-    ITRConfig,
-    ProfileError,
-    load_profile,
-)
+from entityclip.config import ClassifierConfig, ITRConfig, ProfileError, load_profile
 from entityclip.datasets.captions import with_generated
 from entityclip.datasets.dataset import PairDataset
 from entityclip.models.clip import create_backbone, load_clip_weights
 from entityclip.models.itr import ITRModel, cluster
 from entityclip.training import itr
 from entityclip.training.itr import make_optimizer, pretrain_itr, subset_rows
-from entityclip.training.run_folder import TrainingError
-from tests.training_setup import assert_same_runs, read_log, stopped_at
+from entityclip.training.processes import TrainingError
+from tests.killing import differences_between
+from tests.training_setup import read_log, stopped_at
 
 CONFIG = ITRConfig(
     iterations=3, subset=16, batch_size=8, clusters=3, lr=1e-4, projection=16, seed=3
@@ -46,6 +42,10 @@ def generated(sets, backbone):
 def fresh():
     torch.manual_seed(5)
     return create_backbone("newsroom-tiny")
+
+
+def pretrain(data, folder, config=CONFIG, start=None, **options):
+    return pretrain_itr(start or fresh(), data, config, folder, progress=False, **options)
 
 
 # -------------------------------------------------------------------------------------- clustering
@@ -118,12 +118,8 @@ def test_objective_equals_the_literal_one_forward_and_gradient(generated):
     for name in literal:
         torch.testing.assert_close(ours[name], literal[name], rtol=1e-5, atol=1e-6)
     parameters = [p for n, p in model.named_parameters() if "logit_scale" not in n]
-    for a, b in zip(
-        torch.autograd.grad(ours["loss"], parameters),
-        torch.autograd.grad(literal["loss"], parameters),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    gradients = [torch.autograd.grad(side["loss"], parameters) for side in (ours, literal)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_an_optimizer_group_a_rate():
@@ -154,7 +150,7 @@ def test_a_run_learns_logs_and_saves(sets, tmp_path):
     backbone = fresh()
     start = {k: v.clone() for k, v in backbone.clip.state_dict().items()}
     config = replace(CONFIG, iterations=8, lr=3e-4)
-    result = pretrain_itr(backbone, sets[0], config, tmp_path, val_set=sets[1], progress=False)
+    result = pretrain(sets[0], tmp_path, config, backbone, val_set=sets[1])
     rows = read_log(tmp_path)
     steps = [row for row in rows if "loss" in row]
     iterations = [row for row in rows if "sizes" in row]
@@ -180,7 +176,7 @@ def test_tasks_run_alone_and_together(sets, generated, tmp_path, tasks):
     data = generated if "cluster_generated" in tasks else sets[0]
     config = replace(CONFIG, tasks=tasks, iterations=1)
     val = None if data is generated else sets[1]
-    result = pretrain_itr(fresh(), data, config, tmp_path, val_set=val, progress=False)
+    result = pretrain(data, tmp_path, config, val_set=val)
     row = read_log(tmp_path)[0]
     assert {*tasks} == {*row} & {*ALL}
     assert row["loss"] == pytest.approx(sum(config.weight(task) * row[task] for task in tasks))
@@ -190,18 +186,14 @@ def test_tasks_run_alone_and_together(sets, generated, tmp_path, tasks):
 @pytest.mark.parametrize("step", [1, 3, 5])  # in the first, second and third iteration
 def test_an_interrupted_run_ends_as_the_uninterrupted(sets, tmp_path, step):
     def go(name):
-        return pretrain_itr(
-            fresh(), sets[0], CONFIG, tmp_path / name, val_set=sets[1], progress=False
-        )
+        return pretrain(sets[0], tmp_path / name, val_set=sets[1])
 
     go("whole")
     with stopped_at(step, itr._Pretrainer):
         go("parts")
     torch.manual_seed(99)  # whatever happens between the two processes
     assert go("parts").resumed_from == (step // 2 or None)
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
-    best = [load_file(tmp_path / name / "best.safetensors") for name in ("whole", "parts")]
-    assert [k for k in best[0] if not torch.equal(best[0][k], best[1][k])] == []
+    assert differences_between(tmp_path / "whole", tmp_path / "parts") == []
 
 
 def test_heads_are_drawn_anew_each_iteration(sets, tmp_path, monkeypatch):
@@ -213,7 +205,7 @@ def test_heads_are_drawn_anew_each_iteration(sets, tmp_path, monkeypatch):
         seen.append(self.heads["cluster_image"].weight.detach().clone())
 
     monkeypatch.setattr(ITRModel, "reset_heads", reset)
-    pretrain_itr(fresh(), sets[0], CONFIG, tmp_path, progress=False)
+    pretrain(sets[0], tmp_path)
     assert len(seen) == 3
     assert not torch.equal(seen[0], seen[1])
     # the second moment of a head remembers only its own iteration's two steps
@@ -223,33 +215,30 @@ def test_heads_are_drawn_anew_each_iteration(sets, tmp_path, monkeypatch):
 
 
 def test_collapsed_clusters_are_left_out_not_learned(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        itr, "cluster", lambda features, *_, **__: np.zeros(len(features), np.int64)
-    )
-    pretrain_itr(fresh(), sets[0], CONFIG, tmp_path / "both", progress=False)
+    monkeypatch.setattr(itr, "cluster", lambda found, *_, **__: np.zeros(len(found), np.int64))
+    pretrain(sets[0], tmp_path / "both")
     assert "cluster_image" not in read_log(tmp_path / "both")[0]
     assert read_log(tmp_path / "both")[2]["sizes"] == {"cluster_image": [16]}
     alone = replace(CONFIG, tasks=("cluster_image",))
-    assert pretrain_itr(fresh(), sets[0], alone, tmp_path / "one", progress=False).steps == 0
+    assert pretrain(sets[0], tmp_path / "one", alone).steps == 0
 
 
 def test_bad_runs_are_refused(sets, tmp_path):
-    def go(data=sets[0], **options):
-        config = replace(CONFIG, **options.pop("config", {}))
-        pretrain_itr(fresh(), data, config, tmp_path, progress=False, **options)
+    def go(config, **options):
+        pretrain(sets[0], tmp_path, replace(CONFIG, **config), **options)
 
     with pytest.raises(TrainingError, match="32 pairs to pretrain on are fewer than a batch of 40"):
-        go(config={"batch_size": 40, "subset": 40})
+        go({"batch_size": 40, "subset": 40})
     with pytest.raises(TrainingError, match=r"or 33 clusters; lower batch_size and clusters"):
-        go(config={"clusters": 33, "subset": 40})
+        go({"clusters": 33, "subset": 40})
     with pytest.raises(TrainingError, match="16 held-out pairs don't fill one batch of 32"):
-        go(config={"batch_size": 32, "subset": 32}, val_set=sets[1])
+        go({"batch_size": 32, "subset": 32}, val_set=sets[1])
     with pytest.raises(ValueError, match=r"make the data set of `datasets\.captions\.with_gener"):
-        go(config={"tasks": ("cluster_generated",)})
-    go(identity={"start": "a"}, config={"iterations": 1})
+        go({"tasks": ("cluster_generated",)})
+    go({"iterations": 1}, identity={"start": "a"})
     assert read_meta(tmp_path / "last.safetensors")["identity"]["start"] == "a"
     with pytest.raises(CheckpointError, match=r"another run .start: 'a' there, 'b' here"):
-        go(identity={"start": "b"}, config={"iterations": 1})
+        go({"iterations": 1}, identity={"start": "b"})
 
 
 def test_a_loss_that_is_no_number_stops_the_run(sets, tmp_path):
@@ -258,7 +247,7 @@ def test_a_loss_that_is_no_number_stops_the_run(sets, tmp_path):
         backbone.clip.text_projection.fill_(float("nan"))
     config = replace(CONFIG, tasks=("contrast",))
     with pytest.raises(TrainingError, match=r"loss is nan at step 1; there is no checkpoint yet"):
-        pretrain_itr(backbone, sets[0], config, tmp_path, progress=False)
+        pretrain(sets[0], tmp_path, config, backbone)
 
 
 # ---------------------------------------------------------------------------------------- settings
