@@ -99,8 +99,7 @@ def _own(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _plain(rows: pd.DataFrame) -> pd.DataFrame:
     """AsCL's rows that ask with whole captions and rank once."""
-    halves = rows["split"].str.endswith(", first halves")
-    return rows[~halves & ~rows["variant"].str.endswith(", re-ranked")]
+    return rows[~(rows["split"] + rows["variant"]).str.contains(", first halves|, re-ranked")]
 
 
 def _pair(rows: pd.DataFrame) -> pd.DataFrame:

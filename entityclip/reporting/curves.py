@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from entityclip.reporting.style import marks, panels, variant_legend
-from entityclip.results import Log, read_log
+from entityclip.results import read_log
 from entityclip.variants import CURVE_SPLITS, TERM, VARIANT_LABELS, in_order
 
 _PHASES = {"training": "Training (mean of each epoch)", "validation": "Validation"}
@@ -59,15 +59,15 @@ def plot_seed_curves(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc") -> Figure:
+def plot_training_curves(logs: Mapping[str, str | Path], term: str = "vtc") -> Figure:
     """One loss term in training and in validation, and the other terms where a log has any.
 
-    `logs` holds `read_log`, or the log's path, by variant. `term` is what all variants share and so
+    `logs` holds the path of each variant's ``log.jsonl``. `term` is what all variants share and so
     may be compared. Training shows each step faintly and a running median; a ring marks the epoch
     whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
     logs and for a log without the term.
     """
-    read = {n: log if isinstance(log, tuple) else read_log(log) for n, log in logs.items()}
+    read = {name: read_log(path) for name, path in logs.items()}
     lacking = [name for name, (steps, _) in read.items() if term not in steps]
     if lacking or not read:
         raise ValueError(f"no {term!r} in the logs of {', '.join(lacking) or 'nothing'}")
@@ -88,11 +88,10 @@ def plot_training_curves(logs: Mapping[str, Log | str | Path], term: str = "vtc"
     _name_axis(axes[1], "Validation (ring: kept)", "epoch")
     if others:
         _name_axis(axes[2], "Further terms, training", "step")
-        handles = [
-            Line2D([], [], color="0.3", linestyle=style, label=TERMS[name])
-            for name, style in dashes.items()
+        lines = [
+            Line2D([], [], color="0.3", linestyle=d, label=TERMS[n]) for n, d in dashes.items()
         ]
-        axes[2].legend(handles=handles, loc="upper right")
+        axes[2].legend(handles=lines, loc="upper right")
     variant_legend(figure, variants)
     return figure
 

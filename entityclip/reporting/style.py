@@ -48,26 +48,14 @@ Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 def apply_style() -> None:
     """Set the house style for all figures drawn from now on in this process."""
     sns.set_theme(context="paper", style="ticks", font="DejaVu Sans")
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 90,
-            "figure.facecolor": "white",
-            "savefig.facecolor": "white",
-            "font.size": 8,
-            "axes.titlesize": 9,
-            "axes.labelsize": 8,
-            "xtick.labelsize": 7.5,
-            "ytick.labelsize": 7.5,
-            "legend.fontsize": 7.5,
-            "legend.title_fontsize": 8,
-            "axes.linewidth": 0.8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "lines.linewidth": 1.5,
-            "lines.markersize": 4.5,
-        }
-    )
+    mpl.rc("figure", dpi=90, facecolor="white")
+    mpl.rc("savefig", facecolor="white")
+    mpl.rc("font", size=8)
+    mpl.rc("axes", titlesize=9, labelsize=8, linewidth=0.8)
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc(("xtick", "ytick"), labelsize=7.5)
+    mpl.rc("legend", fontsize=7.5, title_fontsize=8, frameon=False)
+    mpl.rc("lines", linewidth=1.5, markersize=4.5)
 
 
 def panels(

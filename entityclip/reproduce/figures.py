@@ -54,11 +54,7 @@ def redraw(profile: Profile, figures: Path, names: Sequence[str] = (), *, worker
     # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     # what has most files first, so that all processes end at about the same time
-    names = sorted(
-        names or catalogue.FROM_ROWS,
-        key=lambda name: len(catalogue.FIGURES[name].kinds),
-        reverse=True,
-    )
+    names = sorted(names or catalogue.FROM_ROWS, key=lambda n: -len(catalogue.FIGURES[n].kinds))
     with ProcessPoolExecutor(min(workers, len(names)), context, initializer=_begin) as pool:
         drawing = {name: pool.submit(_draw, profile, name, stage) for name in names}
         for name, drawn in drawing.items():

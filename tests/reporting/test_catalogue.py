@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from entityclip.config import REPOSITORY, load_profile
-from entityclip.reporting import catalogue
 from entityclip.reporting.catalogue import FIGURES, FROM_ROWS, Drawn, draw, made_by, save, show
 from entityclip.results import ResultsError
 from tests.reporting.samples import make_rows
@@ -81,21 +80,19 @@ def test_what_a_notebook_drew_is_saved_under_its_command(smoke, tmp_path):
 
 
 def test_a_notebook_shows_sheet_chart_and_words_and_a_bare_table(smoke, monkeypatch):
-    import IPython
     import IPython.display
 
     shown = []
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace())
     monkeypatch.setattr(IPython.display, "display", lambda *parts: shown.extend(parts))
     show(smoke, "retrieval", rows=make_rows(splits=("test",)))
-    assert [type(part).__name__ for part in shown] == ["Markdown", "Image", "Markdown"]
-    shown.clear()
     show(smoke, "gates", table=pd.DataFrame({"weight": [0.5]}))
-    assert [type(part).__name__ for part in shown] == ["DataFrame"]
+    kinds = [type(part).__name__ for part in shown]
+    assert kinds == ["Markdown", "Image", "Markdown", "DataFrame"]
     assert plt.get_fignums() == []
 
 
-def test_the_searchs_winner_is_compared_with_what_it_did_not_choose(monkeypatch):
+def test_the_searchs_winner_is_compared_with_what_it_did_not_choose():
     ranks = pd.DataFrame(
         {
             "variant": variant, "dataset": "newsroom", "split": "test", "direction": direction,
@@ -104,9 +101,8 @@ def test_the_searchs_winner_is_compared_with_what_it_did_not_choose(monkeypatch)
         for number, variant in enumerate(("bridge", "clip", "entityclip"), start=1)
         for direction in ("text_to_image", "image_to_text")
     )  # fmt: skip
-    drawn = catalogue.FIGURES["search_tested"].draw(ranks)
-    assert drawn.table["variant"].unique().tolist() == [
-        "bridge minus clip", "bridge minus entityclip",
-    ]  # fmt: skip
+    drawn = FIGURES["search_tested"].draw(ranks)
+    variants = drawn.table["variant"].unique().tolist()
+    assert variants == ["bridge minus clip", "bridge minus entityclip"]
     assert np.isclose(drawn.table["value"], 100 / 3).all()
     assert len(drawn.notes) == 2

@@ -62,7 +62,7 @@ def test_the_table_behind_the_curves_holds_every_step_and_validation(tmp_path):
 def test_plot_training_curves_rings_the_epoch_that_is_kept(tmp_path):
     logs = {
         "clip": make_log(tmp_path / "clip.jsonl", level=1.0),
-        "entityclip": read_log(make_log(tmp_path / "e.jsonl", terms=("vtc", "vtc_moe", "itm"))),
+        "entityclip": make_log(tmp_path / "e.jsonl", terms=("vtc", "vtc_moe", "itm")),
     }
     figure = plot_training_curves(logs)
     assert len(figure.axes) == 3

@@ -84,9 +84,7 @@ def test_a_killed_process_changes_no_file(demo, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["--workers", "0"], "--workers"),
-        (["--workers", "-2"], "--workers"),
-        (["--workers", "two"], "--workers"),
+        *((["--workers", number], "--workers") for number in ("0", "-2", "two")),
         (["leek"], "no figure 'leek'; did you mean leak?"),
         (["pairs"], "needs a model; run `entityclip reproduce --only 00_setup_and_data`"),
     ],
