@@ -42,9 +42,9 @@ def test_plot_retrieval_draws_each_value_with_its_interval():
     ]
     axis, colours = figure.axes[0], marks(list(LEVELS))
     for variant, level in LEVELS.items():
-        np.testing.assert_allclose(
-            drawn(axis)[colours[variant][0].lower()][1], [level, level + 1, level + 2]
-        )
+        x, y = drawn(axis)[colours[variant][0].lower()]
+        assert x.round().tolist() == [0, 1, 2]  # at their metric, side by side
+        np.testing.assert_allclose(y, [level, level + 1, level + 2])
     segments = [segment[:, 1] for lines in axis.collections for segment in lines.get_segments()]
     assert [64.5, 65.5] in [list(ends) for ends in segments]
     assert {text.get_text() for text in axis.texts} >= {"70.0", "65.0", "1.0"}
