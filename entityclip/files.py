@@ -1,4 +1,4 @@
-"""Writing files that a killed process, a full disk or a second process cannot spoil."""
+"""Writing files that neither a kill, a full disk nor a second process spoils; commit and cores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 
 
@@ -166,3 +168,27 @@ def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
     # tqdm's notebook bar draws an empty widget where only the variable hides it
     hidden = not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
     return tqdm(*arguments, **options, disable=hidden)
+
+
+def git_commit(repository: Path = _CHECKOUT) -> str:
+    """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
+
+    Only `entityclip/` is compared: figures and executed notebooks change while a run goes on, and
+    the settings stand in the row itself.
+    """
+
+    def git(*arguments: str) -> str:
+        # a git hook's GIT_DIR would point elsewhere than at the package's own checkout
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        command = ["git", "-C", str(repository), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        return done.stdout.strip()
+
+    try:
+        # a package installed below some other project's checkout has no commit of its own
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != repository.resolve():
+            return "unknown"
+        commit = git("rev-parse", "--verify", "HEAD")
+        return commit + ("-dirty" if git("status", "--porcelain", "--", "entityclip") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from entityclip.config import as_dict, config_hash
-from entityclip.results import Provenance, git_commit
+from entityclip.files import git_commit
+from entityclip.results import Provenance
 
 _PACKAGES = (
     *("entityclip", "torch", "open_clip_torch", "accelerate", "safetensors"),

@@ -12,13 +12,12 @@ import torch
 
 from entityclip import results
 from entityclip.config import REPOSITORY, EntityCLIPConfig, as_dict, config_hash
-from entityclip.files import atomic_write_bytes, atomic_write_text
+from entityclip.files import atomic_write_bytes, atomic_write_text, git_commit
 from entityclip.provenance import peak_memory_mb, provenance
 from entityclip.results import (
-    COLUMNS,
+    RETRIEVAL,
     ResultsError,
     append_rows,
-    git_commit,
     measurement_rows,
     pack,
     read_rows,
@@ -91,7 +90,7 @@ def measured(values, intervals, direction):
 
 def test_a_row_holds_exactly_the_columns(tmp_path):
     rows = measured({"R@1": 50.0, "MedR": 2.0}, {"R@1": (40.0, 60.0)}, "image_to_text")
-    assert [set(r) for r in rows] == [set(COLUMNS)] * 2
+    assert [set(r) for r in rows] == [set(RETRIEVAL.columns)] * 2
     assert [(r["low"], r["high"]) for r in rows] == [(40.0, 60.0), (None, None)]
     append_rows(tmp_path / "a.jsonl", rows)
     assert read_rows(tmp_path)["value"].tolist() == [50.0, 2.0]
@@ -158,7 +157,7 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert frame["value"].tolist() == [76.7, 90, 76.7]
     assert frame["low"].isna().tolist() == [False, False, True]
     assert frame["config"].tolist() == [{"lr": 1e-5}] * 3
-    assert tuple(frame.columns) == COLUMNS
+    assert set(frame.columns) == set(RETRIEVAL.columns)
     assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
 
 

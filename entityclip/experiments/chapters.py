@@ -39,6 +39,7 @@ from entityclip.evaluation.retrieval import (
 )
 from entityclip.experiments.experiment import Experiment, Run, device, load_best
 from entityclip.experiments.measure import joined, measured, origin, rank_rows
+from entityclip.experiments.splits import Served
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, load_clip_weights
 from entityclip.results import (
@@ -62,26 +63,21 @@ def ascl_run(experiment: Experiment, variant: str, seed: int) -> Run:
     """
     settings = experiment.settings.ascl
     if settings is None:
-        raise ValueError(
-            f"profile {experiment.profile.name} has no `ascl` block; give its data and training "
-            "there"
-        )
+        raise ValueError(f"profile {experiment.profile.name} has no `ascl` block")
     identity = identities.ascl_identity(experiment.profile, variant, seed)
-    identity |= {
-        f"{role}_data": experiment.fingerprint(f"ascl:{role}") for role in ("train", "val")
-    }
+    for role in ("train", "val"):
+        identity[f"{role}_data"] = experiment.fingerprint(f"ascl:{role}")
     config = replace(settings.model, **variants.ASCL_VARIANTS[variant])
     name = f"ascl-{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+
+    def data(model: AsCL) -> list[Served]:
+        others = model.needs_others
+        return [experiment.dataset(f"ascl:{role}", others=others) for role in ("train", "val")]
+
     return Run(
-        f"{name}-{config_hash(identity)[:8]}",
-        identity,
-        replace(settings.finetuning, seed=seed),
-        partial(build_ascl, experiment, config, seed),
-        lambda model: [
-            experiment.dataset(f"ascl:{role}", others=model.needs_others)
-            for role in ("train", "val")
-        ],
-    )
+        f"{name}-{config_hash(identity)[:8]}", identity, replace(settings.finetuning, seed=seed),
+        partial(build_ascl, experiment, config, seed), data,
+    )  # fmt: skip
 
 
 def build_ascl(experiment: Experiment, config: AsCLConfig, seed: int) -> AsCL:
@@ -159,18 +155,15 @@ def ascl_retrieval(experiment: Experiment, model: AsCL, way: Measured = Measured
 
 def feature_spaces(experiment: Experiment, models: Mapping[str, AsCL]) -> pd.DataFrame:
     """Alignment and uniformity of each model's global features on AsCL's test split."""
-    found = []
+    found = {}
     for name, model in models.items():
         e = encode_pairs(model, experiment.dataset("ascl:test"), progress=False)
-        found.append(
-            {
-                "variant": name,
-                "alignment": alignment(e.images[e.image_of.to(e.images.device)], e.texts),
-                "uniformity, pictures": uniformity(e.images),
-                "uniformity, captions": uniformity(e.texts),
-            }
-        )
-    return pd.DataFrame(found)
+        found[name] = {
+            "alignment": alignment(e.images[e.image_of.to(e.images.device)], e.texts),
+            "uniformity, pictures": uniformity(e.images),
+            "uniformity, captions": uniformity(e.texts),
+        }
+    return pd.DataFrame.from_dict(found, "index").rename_axis("variant").reset_index()
 
 
 # ------------------------------------------------------------------------------ ITR and relations
@@ -279,12 +272,6 @@ def _relation_rows(
 # --------------------------------------------------------------------------------------- domains
 
 
-class CrossRow(Row):
-    """A measurement on `dataset` of a model fine-tuned on another one, or on none."""
-
-    trained_on: str
-
-
 @dataclass(frozen=True)
 class Domain:
     """A data set to train and to test on. Raises ValueError for one without the splits."""
@@ -360,7 +347,7 @@ def _measured_from(
     loaded, parts = [], []
     for target, domain in tests:
 
-        def make(target=target, domain=domain) -> list[CrossRow]:
+        def make(target=target, domain=domain) -> list[dict[str, Any]]:
             loaded[:] = loaded or [source.load(name)]
             _, rows = evaluate_retrieval(
                 loaded[0],
@@ -373,7 +360,7 @@ def _measured_from(
                 bootstrap=source.settings.bootstrap,
                 progress=source.progress,
             )
-            return [CrossRow(**row, trained_on=trained_on) for row in rows]
+            return [row | {"trained_on": trained_on} for row in rows]
 
         rows = measured(
             source, "cross_domain", identity, domain.test, make if train else None,

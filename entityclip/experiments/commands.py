@@ -29,8 +29,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="only train")
     parser.add_argument("--force", action="store_true", help="train and measure anew")
     options = parser.parse_args(argv)
-    profile = _profile(options)
-    if profile is None:
+    if (profile := _profile(options)) is None:
         return 2
     from accelerate import PartialState
 
@@ -71,8 +70,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="train it first, if need be")
     parser.add_argument("--force", action="store_true", help="measure anew")
     options = parser.parse_args(argv)
-    profile = _profile(options)
-    if profile is None:
+    if (profile := _profile(options)) is None:
         return 2
     splits = options.splits or profile.settings.test_splits
     from entityclip.experiments.experiment import Experiment
@@ -129,8 +127,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     add("--ship", action="store_true", help="merge the rows into figures/rows")
     options = parser.parse_args(argv)
     options.seed, options.set = None, []
-    profile = _profile(options)
-    if profile is None:
+    if (profile := _profile(options)) is None:
         return 2
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment

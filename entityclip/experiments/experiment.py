@@ -67,10 +67,6 @@ class Method(NamedTuple):
     lacks: Callable[[Settings], str | None]  # what keeps a profile from it, in words
 
 
-def _lacks_nothing(settings: Settings) -> None:
-    return None
-
-
 def _lacks_itr(settings: Settings) -> str | None:
     if settings.itr is None:
         return "the profile has no `itr` block, which names the unlabelled pairs"
@@ -100,7 +96,7 @@ def _seconds_read(experiment: Experiment, variant: str) -> dict[str, Any]:
 
 METHODS: dict[variants.Method, Method] = {
     "entityclip": Method(
-        EntityCLIP, evaluate_embeddings, _shared_start, lambda *_: {}, _lacks_nothing
+        EntityCLIP, evaluate_embeddings, _shared_start, lambda *_: {}, lambda _: None
     ),
     "itr": Method(
         EntityCLIP, evaluate_embeddings, lambda experiment: experiment.pretrain_itr(),
@@ -216,14 +212,9 @@ class Experiment(Splits):
         settings, pretraining = self.settings, self.settings.pretraining
         if pretraining is None:
             raise ValueError(f"profile {self.profile.name} starts from pretrained weights")
-        identity = {
-            "seed": pretraining.seed,
-            "backbone": settings.backbone,
-            "image_size": settings.image_size,
-            "dataset": settings.dataset,
-            "data_seed": settings.data_seed,
-            "pairs": pretraining.pairs,
-        }
+        shared = ("backbone", "image_size", "dataset", "data_seed")
+        identity = {name: getattr(settings, name) for name in shared}
+        identity |= {"seed": pretraining.seed, "pairs": pretraining.pairs}
 
         def build() -> EntityCLIP:
             torch.manual_seed(pretraining.seed)
@@ -272,16 +263,12 @@ class Experiment(Splits):
         generated, start = config.needs_generated, self.identity("zero-shot")
         identity = identities.itr_identity(self.settings, start, seed, tasks)
         identity["unlabelled"] = self.fingerprint("itr:unlabelled", generated=generated)
+        splits = ("itr:unlabelled", "itr:held_out")
         return Run(
-            f"itr-seed{seed}-{config_hash(identity)[:8]}",
-            identity,
-            config,
+            f"itr-seed{seed}-{config_hash(identity)[:8]}", identity, config,
             lambda: self.build("zero-shot").backbone,
-            lambda _: [
-                self.dataset(f"itr:{role}", generated=generated)
-                for role in ("unlabelled", "held_out")
-            ],
-        )
+            lambda _: [self.dataset(split, generated=generated) for split in splits],
+        )  # fmt: skip
 
     def trained(self, variant: str) -> bool:
         """Whether a finished run of `variant` is there, with its weights."""

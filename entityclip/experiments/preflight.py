@@ -16,19 +16,16 @@ from entityclip.datasets.prepare import MANIFEST
 
 PACKAGES = ("matplotlib", "seaborn", "ipywidgets", "IPython")  # of the extra `notebooks`
 
-
 _GIB = 2**30
 _ROOM = {True: 1, False: 5}  # GiB that a run's checkpoints take, pretrained here or CLIP's own size
 
 
-def find_problems(
-    profile: Profile, packages: Sequence[str] = PACKAGES, *, training: bool = True
-) -> list[str]:
+def find_problems(profile: Profile, *, training: bool = True) -> list[str]:
     """What this machine lacks for a profile, each with what to do; empty if nothing is known.
 
     Without `training`, GPU and disk are not asked about.
     """
-    problems = [*missing_packages(packages), *data_problems(profile.settings)]
+    problems = [*missing_packages(PACKAGES), *data_problems(profile.settings)]
     if training:
         problems += [*gpu_problems(profile.settings), *disk_problems(profile)]
     return problems

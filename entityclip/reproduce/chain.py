@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from entityclip.config import ProfileError, as_dict, config_hash
-from entityclip.files import atomic_write_text, cores
+from entityclip.files import atomic_write_text, cores, git_commit
 from entityclip.reproduce.notebook import (
     execute,
     failure_reason,
@@ -31,7 +31,6 @@ from entityclip.reproduce.notebook import (
 )
 from entityclip.reproduce.plan import Plan, ReproduceError, find_notebooks, make_plan
 from entityclip.reproduce.staging import Stopped, alone_with, stoppable
-from entityclip.results import git_commit
 
 _KERNEL_DEFAULTS = {
     "TQDM_MININTERVAL": "1",  # bars redraw once a second at most, in the log and in the outputs

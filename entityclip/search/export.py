@@ -16,9 +16,9 @@ import pandas as pd
 from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
-from entityclip.files import atomic_write_text
+from entityclip.files import atomic_write_text, git_commit
 from entityclip.models.clip import create_backbone, library
-from entityclip.results import COLUMNS, SHIPPED, git_commit, read_rows
+from entityclip.results import RETRIEVAL, SHIPPED, read_rows
 from entityclip.search.encoder import best_of
 
 WEIGHTS, CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "README.md"
@@ -80,7 +80,7 @@ def _row_files(checkpoint: Path) -> list[Path]:
 def stored_metrics(identity: Mapping[str, Any], files: Sequence[Path]) -> pd.DataFrame:
     """The rows in `files` that measured the model of this identity; none where no file is there."""
     known = [file for file in files if file.exists() and file.stat().st_size]
-    rows = read_rows(*known) if known else pd.DataFrame(columns=list(COLUMNS))
+    rows = read_rows(*known) if known else pd.DataFrame(columns=list(RETRIEVAL.columns))
     wanted = config_hash({k: v for k, v in identity.items() if k not in _OF_THE_RUN})
     return rows[rows["config_hash"] == wanted].reset_index(drop=True)
 
