@@ -38,7 +38,7 @@ from entityclip.evaluation.retrieval import (
     similarities,
 )
 from entityclip.experiments.experiment import Experiment, Run, device, load_best
-from entityclip.experiments.measure import joined, measured, origin, rank_rows
+from entityclip.experiments.measure import joined, measured, origin, rank_rows, retrieved
 from entityclip.experiments.splits import Served
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, load_clip_weights
@@ -349,17 +349,7 @@ def _measured_from(
 
         def make(target=target, domain=domain) -> list[dict[str, Any]]:
             loaded[:] = loaded or [source.load(name)]
-            _, rows = evaluate_retrieval(
-                loaded[0],
-                target.dataset(domain.test),
-                variant=name,
-                dataset_name=domain.dataset,
-                split=domain.test,
-                config=identity,
-                seed=source.seed,
-                bootstrap=source.settings.bootstrap,
-                progress=source.progress,
-            )
+            _, rows = retrieved(source, loaded[0], name, identity, domain.test, target)
             return [row | {"trained_on": trained_on} for row in rows]
 
         rows = measured(

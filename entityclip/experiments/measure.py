@@ -290,24 +290,31 @@ def evaluate(
     experiment: Experiment, model: EntityCLIP, variant: str, split: str, kind: str = "retrieval"
 ) -> Retrieval:
     """Evaluate a model on one split and store its rows under `variant`."""
-    retrieval, rows = evaluate_retrieval(
-        model,
-        experiment.dataset(split),
-        variant=variant,
-        dataset_name=experiment.settings.dataset,
-        split=split,
-        config=experiment.identity(variant),
-        seed=experiment.seed,
-        bootstrap=experiment.settings.bootstrap,
-        workers=experiment.settings.finetuning.workers,
-        progress=experiment.progress,
-        rank=METHODS[find_variant(variant).method].ranks,
-    )
+    identity = experiment.identity(variant)
+    retrieval, rows = retrieved(experiment, model, variant, identity, split, experiment)
     trained = experiment.trained_on(variant)
     rows = store(experiment, kind, rows, trained)
     if kind == "retrieval":  # ranks last: who finds them skips the measurement
         store(experiment, "ranks", rank_rows(rows, retrieval), trained)
     return retrieval
+
+
+def retrieved(
+    experiment: Experiment,
+    model: EntityCLIP,
+    variant: str,
+    identity: dict[str, Any],
+    split: str,
+    on: Experiment,
+) -> tuple[Retrieval, list[Row]]:
+    """Ranks and rows of an experiment's model on a split of `on`, under `identity`."""
+    settings = experiment.settings
+    return evaluate_retrieval(
+        model, on.dataset(split), variant=variant, dataset_name=on.settings.dataset, split=split,
+        config=identity, seed=experiment.seed, bootstrap=settings.bootstrap,
+        workers=settings.finetuning.workers, progress=experiment.progress,
+        rank=METHODS[find_variant(variant).method].ranks,
+    )  # fmt: skip
 
 
 def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:

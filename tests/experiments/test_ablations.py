@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,9 +88,8 @@ def test_differences_to_the_first_and_their_forest(experiment):
 def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
     for number, name in enumerate(TABLES["search"]):
         lacking = ", ".join(TABLES["search"][number:])
-        with pytest.raises(
-            ResultsError, match=f"still lacks runs of {lacking}$" if number else None
-        ):
+        message = f"still lacks runs of {lacking}$" if number else None
+        with pytest.raises(ResultsError, match=message):
             catalogue.draw(experiment.profile, "search")
         store(experiment, name, "val", 10.0 + number)
         store(experiment, name, "test", 90.0 - number)
@@ -105,15 +102,13 @@ def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
 
 
 def test_the_search_never_measures_its_own_candidates_on_test():
-    from entityclip.experiments.sweep import splits_of
-
     smoke = Experiment(load_profile("smoke"))
     only_searched = set(TABLES["search"]) - {
         name for table, names in TABLES.items() if table != "search" for name in names
     }
     assert only_searched
     for name in VARIANTS:
-        splits = splits_of(smoke, name)
+        splits = sweep.splits_of(smoke, name)
         assert ("val" in splits) == (name in TABLES["search"])
         assert (splits == ["val"]) == (name in only_searched)
 
@@ -161,14 +156,13 @@ def test_matching_table_and_figure():
 
 
 def test_doses_lie_on_their_axes():
-    rows = []
-    for name in ("clip", "experts-1", "entityclip", "lambda-1.0"):
-        for direction in ("text_to_image", "image_to_text"):
-            rows.append(
-                {"split": "test", "direction": direction, "variant": name,
-                 "R@1": 50.0, "R@1_low": 45.0, "R@1_high": 55.0}
-            )  # fmt: skip
-    figure = charts.plot_doses(pd.DataFrame(rows))
+    shown = {"split": "test", "R@1": 50.0, "R@1_low": 45.0, "R@1_high": 55.0}
+    rows = pd.DataFrame(
+        {**shown, "variant": name, "direction": direction}
+        for name in ("clip", "experts-1", "entityclip", "lambda-1.0")
+        for direction in ("text_to_image", "image_to_text")
+    )
+    figure = charts.plot_doses(rows)
     experts, weights = figure.axes
     assert [t.get_text() for t in experts.get_xticklabels()] == ["0", "1", "2", "4", "8"]
     # beside their places, so that two directions' intervals do not hide each other; 2 and 8 were
@@ -177,7 +171,7 @@ def test_doses_lie_on_their_axes():
     assert np.array_equal(weights.lines[0].get_xdata().round(), [1, 2])
     assert (experts.lines[0].get_xdata() != experts.lines[1].get_xdata()).all()
     with pytest.raises(ResultsError, match="no text_to_image rows of"):
-        charts.plot_doses(pd.DataFrame(rows).assign(variant="klip"))
+        charts.plot_doses(rows.assign(variant="klip"))
 
 
 def test_the_winner_is_measured_on_test(experiment, monkeypatch):
@@ -193,8 +187,7 @@ def test_the_winner_is_measured_on_test(experiment, monkeypatch):
 
 def test_a_profile_that_does_not_train_tables_says_what_is_missing(experiment, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("trained"))
-    settings = experiment.settings.model_copy(update={"train_tables": False})
-    patient = Experiment(replace(experiment.profile, settings=settings), progress=False)
-    lacking = sweep.run_table(patient, "ablation_gi_itm")
+    experiment.settings = experiment.settings.model_copy(update={"train_tables": False})
+    lacking = sweep.run_table(experiment, "ablation_gi_itm")
     assert len(lacking) == 2 * len(TABLES["ablation_gi_itm"])
     assert f"{len(lacking)} runs of table ablation_gi_itm are not stored" in capsys.readouterr().out

@@ -30,15 +30,18 @@ def profile(**settings):
     return load_profile("smoke", settings={**TINY, **settings})
 
 
-def test_a_domain_needs_its_splits_and_a_root():
-    with pytest.raises(ValueError, match=r"tweets is no domain.*has train, test"):
-        Domain("tweets", "somewhere")
-    with pytest.raises(ValueError, match=r"nope is no domain.*being no data set"):
-        Domain("nope")
-    with pytest.raises(ValueError, match="domain n24news lies in files"):
-        Domain("n24news")
-    with pytest.raises(ValueError, match="needs splits train, val, dev"):
-        Domain("newsroom", test="dev")
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        (("tweets", "somewhere"), "tweets is no domain.*has train, test"),
+        (("nope",), "nope is no domain.*being no data set"),
+        (("n24news",), "domain n24news lies in files"),
+        (("newsroom", None, "dev"), "needs splits train, val, dev"),
+    ],
+)
+def test_a_domain_needs_its_splits_and_a_root(domain, message):
+    with pytest.raises(ValueError, match=message):
+        Domain(*domain)
 
 
 def test_domains_are_the_drawn_ones_and_those_with_a_root():
@@ -89,11 +92,12 @@ def test_every_pair_is_measured_once_and_shown(runs, monkeypatch):  # noqa: F811
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(runs))
     measured = []
     load = Experiment.load
-    monkeypatch.setattr(
-        Experiment,
-        "load",
-        lambda self, v: measured.append((self.settings.dataset, v)) or load(self, v),
-    )
+
+    def told(self, variant):
+        measured.append((self.settings.dataset, variant))
+        return load(self, variant)
+
+    monkeypatch.setattr(Experiment, "load", told)
     mended = measure_cross_domain(profile(), BOTH, ["zero-shot", "clip"], progress=False)
     assert measured == [("newsroom-b", "clip")]
     assert mended["value"].tolist() == rows["value"].tolist()

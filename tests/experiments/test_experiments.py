@@ -22,20 +22,16 @@ from entityclip.results import ResultsError, find_rows, stored_rows
 from entityclip.statistics import difference_table
 
 TINY = {
-    "train_pairs": 16,
-    "val_pairs": 8,
-    "test_pairs": 8,
-    "test_splits": ["test"],
+    "train_pairs": 16, "val_pairs": 8, "test_pairs": 8, "test_splits": ["test"], "bootstrap": 20,
     "pretraining": {"pairs": 16, "eval_pairs": 8, "train": {"epochs": 1, "batch_size": 8}},
     "finetuning": {"epochs": 1, "batch_size": 8},
     "model": {"image_experts": 1, "text_experts": 1, "explanation_experts": 1},
-    "bootstrap": 20,
     "itr": {
         "unlabelled": {"dataset": "newsroom", "split": "relation_unlabelled", "limit": 32},
         "held_out": 8,
         "objective": {"iterations": 2, "subset": 16, "batch_size": 8, "projection": 16},
     },
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -45,9 +41,8 @@ def runs(tmp_path, monkeypatch):
 
 
 def experiment(seed=0, **settings):
-    return Experiment(
-        load_profile("smoke", seed=seed, settings={**TINY, **settings}), progress=False
-    )
+    profile = load_profile("smoke", seed=seed, settings={**TINY, **settings})
+    return Experiment(profile, progress=False)
 
 
 def files(folder):
@@ -104,18 +99,15 @@ def test_what_is_stored_is_not_measured_again(runs, monkeypatch):
 
 def test_other_settings_seeds_and_data_are_other_runs(runs):
     base = experiment()
-    folders = {base.pretrain(), base.finetune("clip")}
-    assert base.finetune("clip") in folders
     others = [
         experiment(finetuning={"epochs": 2, "batch_size": 8}),
         experiment(train_pairs=24),
         experiment(seed=1),
         experiment(pretraining={**TINY["pretraining"], "pairs": 24}),
     ]
-    for other in others:
-        folder = other.finetune("clip")
-        assert folder not in folders
-        folders.add(folder)
+    folders = [base.pretrain(), *(one.finetune("clip") for one in (base, *others))]
+    assert len({*folders}) == len(folders)
+    assert base.finetune("clip") == folders[1]
     measure(base, ["clip"], ["test"])
     with pytest.raises(ResultsError, match="run notebook 04_retrieval"):
         stored_rows(others[0].profile)
@@ -221,12 +213,10 @@ def test_several_captions_of_a_picture_share_one_candidate(backbone):
 
 
 def test_encoding_leaves_the_model_as_it_was(backbone, make_dataset):
-    model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0)).train()
-    encode_pairs(model, make_dataset("test", 4), progress=False)
-    assert model.training
-    model.eval()
-    encode_pairs(model, make_dataset("test", 4), progress=False)
-    assert not model.training
+    for training in (True, False):
+        model = EntityCLIP(backbone, EntityCLIPConfig(0, 0, 0)).train(training)
+        encode_pairs(model, make_dataset("test", 4), progress=False)
+        assert model.training is training
 
 
 def test_a_pretraining_by_itr_is_found_again(runs, monkeypatch):

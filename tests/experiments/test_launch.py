@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from entityclip.config import REPOSITORY
+from entityclip.config import REPOSITORY, parse_settings
 from entityclip.experiments.commands import evaluate, train
 from entityclip.experiments.train import train_on_all_gpus
 from entityclip.results import read_rows
@@ -25,16 +25,6 @@ SETTINGS = [
     *("finetuning.epochs=2", "finetuning.batch_size=7", "finetuning.precision=fp32"),
     *("explanation_source=own", "bootstrap=20"),
 ]
-NESTED = {
-    "train_pairs": 24,
-    "val_pairs": 10,
-    "test_pairs": 8,
-    "test_splits": ["test"],
-    "pretraining": {"pairs": 16, "eval_pairs": 8, "train": {"batch_size": 8}},
-    "finetuning": {"epochs": 2, "batch_size": 7, "precision": "fp32"},
-    "explanation_source": "own",
-    "bootstrap": 20,
-}
 
 
 @pytest.fixture
@@ -72,7 +62,7 @@ def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypat
     assert told.count("on 2 process(es), best epoch") == 1  # the first process speaks
     torch.rand(2000, 2000) @ torch.rand(2000, 2000)  # starts threads that a fork does not have
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "notebook"))
-    folder = train_on_all_gpus("smoke", "clip", processes=2, settings=NESTED)
+    folder = train_on_all_gpus("smoke", "clip", processes=2, settings=parse_settings(SETTINGS))
     assert differences_between(folder, tmp_path / "command/smoke/checkpoints" / folder.name) == []
     columns = ["metric", "direction", "value", "config_hash", "data_fingerprint"]
     ours, theirs = (
@@ -86,7 +76,7 @@ def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypat
 def test_a_notebook_that_has_used_the_gpu_is_told_to_restart(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(TrainingError, match="restart the kernel"):
-        train_on_all_gpus("smoke", "clip", processes=2, settings=NESTED)
+        train_on_all_gpus("smoke", "clip", processes=2, settings=parse_settings(SETTINGS))
 
 
 @pytest.mark.parametrize(

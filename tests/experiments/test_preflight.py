@@ -18,29 +18,20 @@ def room(monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
 
 
-def settings(**change):
-    return load_profile("smoke", settings=change).settings
-
-
 def test_the_drawn_profiles_have_no_problem_here(capsys):
     for name in ("smoke", "demo"):
         Experiment(load_profile(name)).check()
     assert capsys.readouterr().out == ""
 
 
-def test_a_check_prints_each_problem(capsys, monkeypatch):
+def test_a_check_prints_each_problem_and_without_training_those_of_data(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    Experiment(load_profile("paper")).check()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.startswith("CHECK THIS FIRST: ") for line in lines] == [True, True]
-    assert "settings.data_root is not set, and n24news lies in files" in lines[0]
-    assert "no GPU, and ViT-B-32-quickgelu is of CLIP's own size" in lines[1]
-
-
-def test_who_does_not_train_is_told_of_data_alone(capsys):
-    Experiment(load_profile("paper")).check(training=False)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "settings.data_root is not set" in line
+    for training in (True, False):
+        Experiment(load_profile("paper")).check(training=training)
+        data, *gpu = capsys.readouterr().out.splitlines()
+        assert data.startswith("CHECK THIS FIRST: settings.data_root is not set, and n24news lies")
+        assert len(gpu) == training
+        assert all("no GPU, and ViT-B-32-quickgelu is of CLIP's own size" in line for line in gpu)
 
 
 def test_missing_packages_are_named_together():
@@ -49,17 +40,18 @@ def test_missing_packages_are_named_together():
 
 
 def test_missing_data_and_weights_are_named(tmp_path):
-    (problem,) = preflight.data_problems(settings(pretrained=str(tmp_path / "w.safetensors")))
-    assert "settings.pretrained: there is no file" in problem
+    def problem(**change):
+        found = load_profile("smoke", settings=change).settings
+        return "; ".join(preflight.data_problems(found))
+
     n24 = {"dataset": "n24news", "data_root": str(tmp_path)}
-    (problem,) = preflight.data_problems(settings(**n24))
-    assert f"no n24news in {tmp_path}; `entityclip data verify n24news" in problem
-    (problem,) = preflight.data_problems(settings(**n24 | {"data_root": str(tmp_path / "none")}))
-    assert "is no folder" in problem
+    assert "settings.pretrained: there is no file" in problem(pretrained=str(tmp_path / "w.bin"))
+    assert f"no n24news in {tmp_path}; `entityclip data verify n24news" in problem(**n24)
+    assert "is no folder" in problem(dataset="n24news", data_root=str(tmp_path / "none"))
     layouts.n24news(tmp_path)
-    assert preflight.data_problems(settings(**n24)) == []
-    (problem,) = preflight.data_problems(settings(**n24, prepared=str(tmp_path / "copy")))
-    assert "copy has no prepared.json; `entityclip data prepare n24news" in problem
+    assert problem(**n24) == ""
+    copy = problem(**n24, prepared=str(tmp_path / "copy"))
+    assert "copy has no prepared.json; `entityclip data prepare n24news" in copy
 
 
 def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
