@@ -124,7 +124,7 @@ class PairDataset(Dataset):
             levels; never use it for reported evaluation.
         max_broken: the largest share of pairs, from 0 to 1, that whoever serves them may leave out
             because their picture cannot be read: they are then listed in ``batch.broken``, for
-            `training.train` to count. None: the first raises ImageError.
+            `training.loop.train` to count. None: the first raises ImageError.
 
     Use it as ``DataLoader(dataset, batch_sampler=..., collate_fn=dataset.collate)``. Exact batches
     are bit for bit what ``torch.stack([preprocess(pair.load_image()) for pair in ...])`` gives.

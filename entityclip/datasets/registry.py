@@ -11,16 +11,16 @@ from entityclip.datasets.newsroom import outlet_a, outlet_b
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.prepare import use_prepared
 from entityclip.datasets.reading import known
-from entityclip.datasets.sources import folder, karpathy, nytimes, tweets, visualnews
+from entityclip.datasets.sources import folder, goodnews, karpathy, n24news, tweets, visualnews
 from entityclip.datasets.table import PairTable, Report
 
 # data set -> its splits
 DATASETS: dict[str, tuple[str, ...]] = {
     "newsroom": outlet_a.SPLITS,
     "newsroom-b": outlet_b.SPLITS,
-    "n24news": nytimes.SPLITS,
+    "n24news": n24news.SPLITS,
     "visualnews": visualnews.SPLITS,
-    "goodnews": nytimes.SPLITS,
+    "goodnews": goodnews.SPLITS,
     "flickr30k": karpathy.FLICKR30K_SPLITS,
     "mscoco": karpathy.MSCOCO_SPLITS,
     "tweets": tweets.RELATION_SPLITS,
@@ -43,9 +43,9 @@ DRAWN = {
 
 # every data set that lies in files: (root, split, limit=, seed=) -> pairs and what was left out
 LOADERS: dict[str, Callable[..., tuple[PairTable, Report]]] = {
-    "n24news": nytimes.n24news_pairs,
+    "n24news": n24news.n24news_pairs,
     "visualnews": visualnews.visualnews_pairs,
-    "goodnews": nytimes.goodnews_pairs,
+    "goodnews": goodnews.goodnews_pairs,
     "flickr30k": partial(karpathy.karpathy_pairs, dataset="flickr30k"),
     "mscoco": partial(karpathy.karpathy_pairs, dataset="mscoco"),
     "tweets": tweets.relation_pairs,

@@ -48,6 +48,8 @@ def train(argv: Sequence[str] | None = None) -> int:
         )
     except (TrainingError, CheckpointError) as error:
         return _refused(error, 1)
+    except OSError as error:  # data that are not where the settings say
+        return _refused(error, 2)
     finally:
         PartialState().destroy_process_group()
     if world.main:

@@ -60,7 +60,11 @@ def measure_variant(
         log.warning("%s is left out: %s", name, reason)
         return False
     missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
-    if not missing or (spec.finetuned and experiment.busy(name)):
+    if not missing:
+        hint = " (rows that are shipped count; --anew ignores them)" if shipped else ""
+        log.info("seed %d: %s is measured already%s", experiment.seed, name, hint)
+        return False
+    if spec.finetuned and experiment.busy(name):
         return False
     log.info("seed %d: %s", experiment.seed, name)
     model = experiment.load(name)

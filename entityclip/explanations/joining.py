@@ -13,7 +13,8 @@ import pandas as pd
 
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.reading import iter_entries
-from entityclip.datasets.sources.nytimes import file_name, image_id_of
+from entityclip.datasets.sources.goodnews import image_id_of
+from entityclip.datasets.sources.n24news import file_name
 from entityclip.datasets.sources.visualnews import from_source
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks

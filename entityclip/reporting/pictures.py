@@ -96,8 +96,8 @@ def plot_retrieval_gallery(queries: Sequence[Retrieved]) -> Figure:
     """A row a query: its caption and the right picture's rank, the pictures found, best first.
 
     A query is (caption, pictures best first, which of them is right or None, the right picture, its
-    rank), as `evaluation.best_pictures` gives. The right one has a green frame and "✓", a wrong
-    first one a vermillion frame and "✗"; a right one that was not found stands at the row's end.
+    rank), as `evaluation.retrieval.best_pictures` gives. The right one has a green frame and "✓", a
+    wrong first one a vermillion frame and "✗"; a right one not found stands at the row's end.
     Raises ValueError for no queries.
     """
     if not queries:

@@ -7,7 +7,8 @@ import pytest
 
 from entityclip.datasets import DATASETS, LOADERS, load_pairs
 from entityclip.datasets.care import overlaps
-from entityclip.datasets.sources.nytimes import clean_caption, goodnews_pairs, n24news_pairs
+from entityclip.datasets.sources.goodnews import clean_caption, goodnews_pairs
+from entityclip.datasets.sources.n24news import n24news_pairs
 from entityclip.datasets.sources.tweets import relation_labels, relation_pairs, twitter100k_pairs
 from entityclip.datasets.sources.visualnews import from_source, visualnews_pairs
 from tests.fixtures import layouts

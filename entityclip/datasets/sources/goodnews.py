@@ -1,13 +1,6 @@
-"""Two sets of New York Times pictures.
+"""GoodNews: 466,000 New York Times pictures (Biten et al., CVPR 2019, arXiv 1904.01475).
 
-N24News (60,000 with captions from 24 sections; Wang et al., LREC 2022). Below the root::
-
-    news/nytimes_{train,dev,test}.json          a list of articles' pictures
-    imgs/{image_id}.jpg
-    news/CapDsc_mistral_{train,dev,test}.json   optional: {"{image_id}.jpg": explanation}
-
-GoodNews (466,000; Biten et al., CVPR 2019, arXiv 1904.01475), the official release or the files
-EntityCLIP's authors derived from it. Below the root::
+The official release, or the files EntityCLIP's authors derived from it. Below the root::
 
     captioning_dataset.json, img_splits.json          official
     new_goodnews_capim_{train,val,test}.json          derived
@@ -29,50 +22,17 @@ from entityclip.datasets.reading import (
     iter_entries,
     json_rows,
     known,
-    need,
     optional,
     text_lines,
 )
+from entityclip.datasets.sources.n24news import SPLITS, file_name
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
-SPLITS = ("train", "val", "test")
-_FILE_NAMES = {"train": "train", "val": "dev", "test": "test"}
-_N24NEWS = "expected below the root: news/nytimes_{train,dev,test}.json and imgs/{image_id}.jpg"
-_GOODNEWS = (
+_LAYOUT = (
     "expected below the root: captioning_dataset.json with img_splits.json, or "
     "new_goodnews_capim_{train,val,test}.json; and pictures {article_id}_{ix}.jpg in images/, "
     "resized/ or imgs/"
 )
-
-
-def n24news_pairs(
-    root: Path, split: str, *, limit: int | None = None, seed: int = 0
-) -> tuple[PairTable, Report]:
-    """The usable pairs of a split in the file's order, and a report of what was left out.
-
-    Ids are the image ids, groups the article ids, sections N24News' own. `limit` takes a subset
-    that depends on `seed` only. Without the explanations' file every explanation is None.
-
-    Raises FileNotFoundError for a missing root, file or picture folder, and ValueError naming the
-    file, the row (counted from 0) and the field for malformed content.
-    """
-    known("n24news", split, SPLITS)
-    file = _FILE_NAMES[split]
-    path = need(root, f"news/nytimes_{file}.json", "imgs", layout=_N24NEWS)
-    builder = PairBuilder(root)
-    for row in json_rows(path):
-        image_id = row.name("image_id")
-        group, section = row.label("article_id"), row.label("section", kinds=(str,))
-        image, caption = f"imgs/{image_id}.jpg", row.text("caption")
-        builder.add(image_id, image, caption, group=group, section=section, where=row)
-    explanations = optional(root, f"news/CapDsc_mistral_{file}.json")
-    builder.explain(explanations, file_name, lambda _, image: file_name(image))
-    return builder.finish(f"n24news {split}", limit=limit, seed=seed)
-
-
-def file_name(key: str) -> str:
-    """A key without the folders of the authors' machine that some releases put before it."""
-    return key.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def goodnews_pairs(
@@ -88,8 +48,8 @@ def goodnews_pairs(
     """
     known("goodnews", split, SPLITS)
     derived = f"new_goodnews_capim_{split}.json"
-    name = first_of(root, (derived, "captioning_dataset.json"), layout=_GOODNEWS)
-    folder = first_of(root, ("images", "resized", "imgs"), layout=_GOODNEWS)
+    name = first_of(root, (derived, "captioning_dataset.json"), layout=_LAYOUT)
+    folder = first_of(root, ("images", "resized", "imgs"), layout=_LAYOUT)
     listed = optional(root, "broken_images.txt")
     broken = {image_id_of(line.strip()) for line in text_lines(listed)} if listed else set()
     builder = PairBuilder(root)
@@ -122,7 +82,7 @@ def _derived(path: Path) -> Iterator[tuple[str, str, Row]]:
 
 
 def _official(root: Path, path: Path, split: str) -> Iterator[tuple[str, str, Row]]:
-    splits_path = inside(root, root / first_of(root, ("img_splits.json",), layout=_GOODNEWS))
+    splits_path = inside(root, root / first_of(root, ("img_splits.json",), layout=_LAYOUT))
     chosen = set()
     for key, value in iter_entries(splits_path):
         if value not in SPLITS:
