@@ -37,17 +37,13 @@ def nested(name, value):
     [
         ("datasets", "newsroom", "settings.datasets: there is no such setting; did you mean data"),
         ("finetuning.epoch", 3, "settings.finetuning.epoch: there is no such setting; did you mea"),
-        ("model.head", 2, "settings.model.head: there is no such setting; did you mean heads?"),
         ("model.zzz", 2, "settings.model.zzz: there is no such setting; there are image_experts"),
-        ("pretraining.pair", 9, "settings.pretraining.pair: there is no such setting"),
         ("pretraining.train.rl", 1.0, "settings.pretraining.train.rl: there is no such setting"),
         ("finetuning.epochs", "3", "settings.finetuning.epochs: "),
-        ("finetuning.epochs", 3.5, "settings.finetuning.epochs: "),
         ("finetuning.epochs", True, "settings.finetuning.epochs: "),
         ("finetuning.epochs", 0, r"settings.finetuning.epochs: .* equal to 1 \(got 0\)"),
         ("finetuning.lr", "1e-4", r"settings.finetuning.lr: .*\(got '1e-4'\)"),
         ("finetuning.lr", float("nan"), "settings.finetuning.lr: .* finite number"),
-        ("finetuning.lr", float("inf"), "settings.finetuning.lr: .* finite number"),
         ("finetuning.batch_size", 1, "settings.finetuning.batch_size: .* equal to 2"),
         ("finetuning.weight_decay", -0.1, "settings.finetuning.weight_decay: .* equal to 0"),
         ("finetuning.betas", [0.9], "settings.finetuning.betas"),
@@ -60,7 +56,6 @@ def nested(name, value):
         ("model.eta_itm", float("nan"), "settings.model.eta_itm: .* finite number"),
         ("model.reference_compat", "false", "settings.model.reference_compat: "),
         ("model", None, "settings.model: "),
-        ("test_splits", "test", "settings.test_splits: "),
         ("test_splits", [], "settings.test_splits: "),
         ("train_pairs", 1, "settings.train_pairs: "),
         ("bootstrap", 9, "settings.bootstrap: "),
@@ -114,13 +109,9 @@ def test_bad_profile_file(tmp_path, monkeypatch, content, message):
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(ProfileError, match=rf"^mine\.yaml:? {message}"):
         load_profile("mine")
-
-
-def test_unreadable_profile_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "PROFILES", tmp_path)
-    (tmp_path / "mine.yaml").mkdir()
-    with pytest.raises(ProfileError, match=r"^mine\.yaml is not readable"):
-        load_profile("mine")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ProfileError, match=r"^folder\.yaml is not readable"):
+        load_profile("folder")
 
 
 @pytest.mark.parametrize("name", ["nope", "", "../profiles/smoke", "smoke.yaml"])
@@ -137,14 +128,13 @@ def test_shipped_profile_says_what_it_loads(name):
     profile = load_profile(name)
     raw = yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
     assert (profile.name, profile.seed) == (name, raw["seed"])
-    resolved = as_dict(profile.settings)
 
     def contained(part, whole):
         return {
             k: contained(v, whole[k]) if isinstance(v, dict) else whole[k] for k, v in part.items()
         }
 
-    assert contained(raw["settings"], resolved) == raw["settings"]
+    assert contained(raw["settings"], as_dict(profile.settings)) == raw["settings"]
 
 
 def test_paper_profile_keeps_the_papers_numbers():
@@ -203,11 +193,6 @@ def test_configs_made_in_code_are_checked_too(make, message):
         make()
 
 
-def test_experts_are_counted():
-    assert EntityCLIPConfig(1, 2, 3).experts == 6
-    assert EntityCLIPConfig(0, 0, 0).experts == 0
-
-
 # -------------------------------------------------------------------------------------- the hash
 
 
@@ -218,14 +203,9 @@ def other(value):
     if isinstance(value, tuple):
         return (0.5, *value[1:])
     if isinstance(value, str):
-        return {
-            "adam": "adamw",
-            "auto": "fp32",
-            "gated": "mean",
-            "hard": "uniform",
-            "global": "local",
-            "own": "positive",
-        }[value]
+        others = {"adam": "adamw", "auto": "fp32", "gated": "mean", "hard": "uniform",
+                  "global": "local", "own": "positive"}  # fmt: skip
+        return others[value]
     if isinstance(value, float):
         return value / 2 or 0.5
     return 2 if value is None else value + 1
@@ -250,9 +230,7 @@ def test_hash_is_the_values_whatever_their_form_and_order():
     assert config_hash(plain) == config_hash(settings)
     assert config_hash(dict(reversed(plain.items()))) == config_hash(settings)
     assert config_hash(as_dict(TrainConfig())) == config_hash(TrainConfig())
-
-
-def test_hash_stays_what_it_was():
+    assert as_dict(Profile("x", 1, settings))["settings"] == plain
     # it names checkpoints and result rows on people's disks: changing it orphans them
     assert config_hash({"b": [1, 2.5, None], "a": {"ü": True}}) == "1d44e843f260da50"
 
@@ -264,8 +242,3 @@ def test_fields_that_came_later_leave_older_runs_what_they_were():
         assert not later & found.keys()
     assert as_dict(TrainConfig(chunk=8, keep=3))["chunk"] == 8
     assert config_hash(TrainConfig()) == "537bada037f4f6bf"
-
-
-def test_profile_in_a_dict_is_plain_values():
-    profile = Profile("x", 1, load_profile("smoke").settings)
-    assert as_dict(profile)["settings"] == as_dict(profile.settings)
