@@ -188,7 +188,7 @@ def test_failure_leaves_the_last_good_results(house, capsys, kind):
         (["--set", "test_splits=[test"], "not YAML"),
         (["--set", "model.heads=2", "model.heads=4"], "model.heads is already set to 2"),
         (["--set", "model=2", "model.heads=4"], "model is already set to 2"),
-        (["--seed", "-1"], "seed is -1"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0 (got -1)"),
         (["--timeout", "-1"], "--timeout is -1"),
         (["--only", "00_drawn"], "no notebook '00_drawn'; did you mean 00_draw?"),
         (["--only", "report"], "no notebook 'report'; there are 00_draw, 01_lacking"),
