@@ -6,7 +6,7 @@ Nothing here trains or measures; what has no rows yet is said in one line and le
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,9 +162,16 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
     return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
 
 
+def _compared(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    found = difference_table(rows, pairs)
+    if found.empty:
+        raise ResultsError("no two variants to compare share a seed and a split; measure more")
+    return found
+
+
 def _differences(rows: pd.DataFrame) -> Drawn:
     """The pairs of COMPARED: forest, table, sentences."""
-    found = difference_table(rows, COMPARED)
+    found = _compared(rows, COMPARED)
     found = found.sort_values(["split", "direction"], ascending=[True, False], kind="stable")
     return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
 
@@ -175,7 +182,7 @@ def _to_first(table: str) -> tuple[Rows, Draw]:
     reference = label(first, VARIANT_LABELS)
 
     def draw(rows: pd.DataFrame) -> Drawn:
-        found = difference_table(rows, [(other, first) for other in others])
+        found = _compared(rows, [(other, first) for other in others])
         caption = f"Table {table}: R@1 minus that of {reference}, points"
         return _apart(found, reference, f"R@1 minus {reference} (points)", caption)
 
@@ -190,7 +197,7 @@ def _doses(rows: pd.DataFrame) -> Drawn:
 
 def _against_rivals(rows: pd.DataFrame) -> pd.DataFrame:
     chosen = rows["variant"].iloc[0]
-    return difference_table(rows, [(chosen, rival) for rival in _RIVALS if rival != chosen])
+    return _compared(rows, [(chosen, rival) for rival in _RIVALS if rival != chosen])
 
 
 def _said(found: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from entityclip.reporting.markup import Cell, Sheet, number_cell
 from entityclip.reporting.style import BLUE, GREY, beside, grid, panels
+from entityclip.results import ResultsError
 from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS
 
 COLUMNS = ("variant", "label", "group", "value", "low", "high", "seeds")
@@ -91,10 +92,10 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
     `differences` has COLUMNS: `value` with its 95 % interval `low` to `high` in the metric's unit,
     `seeds` it is over; groups and rows are drawn in the table's order. A mark is filled where the
     interval excludes 0, hollow where it does not or where there is none. `title` names the axis.
-    Raises ValueError for an empty table.
+    Raises ResultsError for an empty table.
     """
     if differences.empty:
-        raise ValueError("no differences to show")
+        raise ResultsError("no differences to show")
     groups = differences.groupby("group", sort=False)
     lines = len(differences) + groups.ngroups + 0.6 * (groups.ngroups - 1)
     figure, ((axis,),) = panels(1, 1, 0.75 + _ROW * lines)

@@ -83,12 +83,12 @@ def ascl_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 def ascl_differences(rows: pd.DataFrame) -> pd.DataFrame:
     """AsCL minus plain contrast of each split and seed, column by column of `ascl_recall_table`.
 
-    Runs are paired by seed: they saw the same batches. Raises ValueError if a seed lacks one.
+    Runs are paired by seed: they saw the same batches. Raises ResultsError if a seed lacks one.
     """
     by_variant = ascl_recall_table(rows).set_index(["variant", "split", "seed"])
     a, b = (by_variant.loc[n] if n in by_variant.index else None for n in ("ascl", "contrastive"))
     if a is None or b is None or set(a.index) != set(b.index):
-        raise ValueError("ascl and contrastive were not measured on the same splits and seeds")
+        raise ResultsError("ascl and contrastive were not measured on the same splits and seeds")
     return (a - b.loc[a.index]).reset_index()
 
 

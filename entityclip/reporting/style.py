@@ -27,6 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 from entityclip.files import atomic_write_bytes, atomic_write_text
+from entityclip.results import ResultsError
 from entityclip.variants import VARIANT_LABELS, label
 
 COLUMN, PAGE = 3.5, 7.0  # inches
@@ -63,7 +64,7 @@ def panels(
 ) -> tuple[Figure, np.ndarray]:
     """A figure, inches high and wide, and its axes [rows, columns], laid out so that all fits."""
     if not rows * columns:
-        raise ValueError("nothing to show: no rows, so no panels")
+        raise ResultsError("nothing to show: no rows, so no panels")
     size = {"figsize": (width, height), "squeeze": False, "layout": "constrained"}
     return plt.subplots(rows, columns, **size, **options)
 

@@ -1,5 +1,6 @@
 """Every file of figures/ is named once, with its notebook; what draws it says what it lacks."""
 
+import contextlib
 import re
 from types import SimpleNamespace
 
@@ -106,3 +107,15 @@ def test_the_searchs_winner_is_compared_with_what_it_did_not_choose():
     assert variants == ["bridge minus clip", "bridge minus entityclip"]
     assert np.isclose(drawn.table["value"], 100 / 3).all()
     assert len(drawn.notes) == 2
+
+
+@pytest.mark.parametrize("name", FROM_ROWS)
+def test_rows_of_a_run_that_is_not_complete_are_drawn_or_refused_by_name(name):
+    profile = load_profile("demo")
+    rows = FIGURES[name].rows(profile)
+    first = rows["variant"] == rows["variant"].iloc[0]
+    for part in (rows[first], rows[~(first & (rows["seed"] == rows["seed"].max()))]):
+        if len(part):
+            with contextlib.suppress(ResultsError):
+                assert draw(profile, name, part.reset_index(drop=True))
+            plt.close("all")
