@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Backbone, DualEncoder, Lengths, Tokens
 from entityclip.models.experts import MMAE, Gate, PairVectors
+from entityclip.models.gather import Peers, Pool
 from entityclip.models.losses import bridge_loss, crossed_loss, itm_accuracy, itm_loss, vtc_loss
-from entityclip.models.negatives import Negatives, Peers, Pool, draw_in_batch
+from entityclip.models.negatives import Negatives, draw_in_batch
 
 
 class GatedMatching(nn.Module):

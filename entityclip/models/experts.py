@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from entityclip.config import EntityCLIPConfig
 from entityclip.models.clip import Tokens
-from entityclip.models.negatives import Negatives, Pool
+from entityclip.models.gather import Pool
+from entityclip.models.negatives import Negatives
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset
-from entityclip.models.negatives import Peers
+from entityclip.models.gather import Peers
 
 Found = Callable[[dict[str, str]], None]  # told of broken pairs, id → problem
 _PATIENCE = timedelta(days=7)  # a process may wait while another one's machine reads a data set
