@@ -271,6 +271,8 @@ def main() -> None:
     if precision == "auto":
         able = options.device == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16" if able else "fp32"
+    if precision not in ("bf16", "fp32"):
+        raise SystemExit(f"--precision is {precision!r}; it must be auto, bf16 or fp32")
     here = environment()
     device = torch.cuda.get_device_name() if options.device == "cuda" else here["device"]
     threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
