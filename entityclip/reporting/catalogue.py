@@ -356,11 +356,12 @@ def made_by(name: str) -> str:
 def save(drawn: Drawn, name: str, folder: Path) -> list[Path]:
     """Write what was drawn under its name, each file saying what it is `made_by`; the paths.
 
-    Raises KeyError for a name that is not in FIGURES.
+    Closes the chart. Raises KeyError for a name that is not in FIGURES.
     """
     paths, command = [], made_by(name)
     if drawn.chart is not None:
         paths += style.save_figure(drawn.chart, folder, name, command)
+        plt.close(drawn.chart)  # or a notebook's cell shows it once more
     if drawn.table is not None:
         paths.append(style.save_table(drawn.table, folder, name, command))
     if drawn.sheet is not None:
