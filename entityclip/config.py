@@ -36,6 +36,8 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 
+NegativeDraw = Literal["hard", "uniform", "floored"]
+
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 # fields that do not tell runs apart: never, or (they came later) not at their default
@@ -53,11 +55,13 @@ class EntityCLIPConfig:
     heads: Count = 1  # attention heads of each expert; must divide the embedding width
     lambda_moe: Weight = 0.1  # weight of VTC(V*, T*_moe)
     eta_itm: Weight = 0.1  # weight of the GI-ITM loss
-    reference_compat: bool = False  # attend to padding and pool negatives as the authors' code does
+    # attend to padding, pool a negative text, draw negatives and choose the best checkpoint as the
+    # authors' code does
+    reference_compat: bool = False
 
     # ablations: the paper's choice is the default
     matching: Literal["gated", "mean", "none"] = "gated"  # how GI-ITM fuses a pair's vectors
-    negatives: Literal["hard", "uniform"] = "hard"  # how GI-ITM's negatives are drawn
+    negatives: NegativeDraw = "hard"  # how GI-ITM's are drawn (models/negatives.py)
     negative_explanation: Literal["own", "positive"] = "own"  # which one a negative text brings
     shared_explanation_experts: bool = True  # False: the two sides have a set of weights each
     mask_padding: bool = True  # False: experts also attend to what follows EOT
@@ -90,6 +94,11 @@ class EntityCLIPConfig:
         return self.lambda_moe + progress * (end - self.lambda_moe)
 
     @property
+    def draw(self) -> NegativeDraw:
+        """How GI-ITM's negatives are drawn: `negatives`, and the authors' way in their stead."""
+        return "floored" if self.reference_compat and self.negatives == "hard" else self.negatives
+
+    @property
     def sees_padding(self) -> bool:
         """Whether experts attend to what follows EOT, as in the authors' code."""
         return self.reference_compat or not self.mask_padding
@@ -116,6 +125,11 @@ class TrainConfig:
     chunk: Count | None = field(default=None, metadata=_LATER)
     # with several processes: whose rows GI-ITM's negatives are (models/negatives.py)
     negatives_from: Literal["global", "local"] = field(default="global", metadata=_LATER)
+    # whose lowest value in validation is kept as best: the total loss, or the VTC of the pooled
+    # features alone, as the authors' code chooses (and a model with reference_compat)
+    best_by: Literal["loss", "vtc"] = field(default="loss", metadata=_LATER)
+    # what the learned logit scale is held at, CLIP's; None: it is free, as in the authors' code
+    max_logit_scale: Positive | None = field(default=100.0, metadata=_LATER)
     # checkpoints to go on from: the last, and those before it as step-*.safetensors
     keep: Count = field(default=1, metadata=_LEFT_OUT)
 

@@ -86,7 +86,8 @@ _MMAE = (
     Variant("padding-attended", "Padding attended",
             "Does attending to padding, as the authors' code does, cost?", {"mask_padding": False}),
     Variant("reference-compat", "As the public code",
-            "What do all of the authors' code's choices give?", {"reference_compat": True}),
+            "What do all of the authors' code's choices give?",
+            {"reference_compat": True, "negatives": "floored"}),
 )  # fmt: skip
 
 _GI_ITM = (
@@ -95,6 +96,9 @@ _GI_ITM = (
             {"matching": "mean"}),
     Variant("uniform-negatives", "Uniform negatives", "Must its negatives be hard?",
             {"negatives": "uniform"}),
+    Variant("floored-negatives", "Floored negatives",
+            "What does the public code's draw do: a floor under every pair, the pair itself too?",
+            {"negatives": "floored"}),
     Variant("positive-explanation", "The positive's explanation",
             "Must a negative text bring its own explanation?",
             {"negative_explanation": "positive"}),

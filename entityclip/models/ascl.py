@@ -342,6 +342,8 @@ class AsCL(DualEncoder):
     which other captions of a picture are no negatives: the comparison.
     """
 
+    has_vtc = False
+
     def __init__(self, backbone: Backbone, config: AsCLConfig):
         super().__init__(backbone, config)
         self.needs_others = config.richer

@@ -164,6 +164,7 @@ class DualEncoder(nn.Module):
 
     needs_explanations = False  # whether training reads explanations
     needs_others = False  # whether training reads a second caption of each picture
+    has_vtc = True  # whether `losses` has the term `vtc`, of the pooled features alone
     splits_batches = False  # whether processes may share a batch, and chunks make it up
 
     def __init__(self, backbone: Backbone, config: Any):

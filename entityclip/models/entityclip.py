@@ -161,9 +161,9 @@ class EntityCLIP(DualEncoder):
         if self.config.detach_explanation:
             explanation = explanation._replace(tokens=explanation.tokens.detach())
         if negatives is None and self.matching is not None:
-            uniform = self.config.negatives == "uniform"
+            draw = self.config.draw
             negatives = draw_in_batch(
-                outputs.image, outputs.text, scale, captions, image_keys, uniform, peers
+                outputs.image, outputs.text, scale, captions, image_keys, draw, peers
             )
         pool = Pool(peers)
         true, *others = self.mmae(image, text, explanation, negatives, pool)

@@ -64,8 +64,8 @@ def plot_training_curves(logs: Mapping[str, str | Path], term: str = "vtc") -> F
 
     `logs` holds the path of each variant's ``log.jsonl``. `term` is what all variants share and so
     may be compared. Training shows each step faintly and a running median; a ring marks the epoch
-    whose checkpoint is kept, that of the lowest total validation loss. Raises ValueError for no
-    logs and for a log without the term.
+    whose checkpoint is kept, the lowest of what the run chose by. Raises ValueError for no logs and
+    for a log without the term.
     """
     read = {name: read_log(path) for name, path in logs.items()}
     lacking = [name for name, (steps, _) in read.items() if term not in steps]
@@ -101,7 +101,8 @@ def _validation(axis: Axes, rows: pd.DataFrame, term: str, colour: str, marker: 
         return
     name = f"val_{term}" if f"val_{term}" in rows else "val_loss"
     axis.plot(rows["epoch"], rows[name], color=colour, marker=marker)
-    kept = rows.loc[rows["val_loss"].idxmin()]
+    chosen_by = rows["best_by"].iloc[-1] if "best_by" in rows else "val_loss"
+    kept = rows.loc[rows[chosen_by].idxmin()]
     ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": colour}
     axis.plot(kept["epoch"], kept[name], marker="o", **ring)
 

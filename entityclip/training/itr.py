@@ -22,7 +22,7 @@ from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import ITRModel, cluster, joint
 from entityclip.training.loop import repeatable
-from entityclip.training.processes import SplitServer, TrainingError, full_batches
+from entityclip.training.processes import SplitServer, TrainingError, covering_batches, full_batches
 from entityclip.training.run_folder import RunFolder, TrainResult
 
 _EMBED_BATCH = 256
@@ -167,14 +167,16 @@ class _Pretrainer:
 
     @torch.no_grad()
     def _validate(self) -> float | None:
-        """The mean contrast of the held-out pairs' full batches."""
+        """The mean contrast of all held-out pairs, batch by batch."""
         if self.val_set is None:
             return None
         self.model.eval()
-        rows = full_batches(range(len(self.val_set)), self.config.batch_size)
-        batches = self.val_set.batches(rows, self.config.seed)
-        found = [self.model.contrast(self.model.encode(batch)).item() for batch in batches]
-        mean = sum(found) / len(found)
+        rows = covering_batches(len(self.val_set), self.config.batch_size)
+        found, sizes = [], []
+        for batch in self.val_set.batches(rows, self.config.seed):
+            found.append(self.model.contrast(self.model.encode(batch)).item())
+            sizes.append(len(batch))
+        mean = float(np.average(found, weights=sizes))
         self.folder.refuse_infinite("the held-out contrast", mean, f"after step {self.step}")
         return mean
 

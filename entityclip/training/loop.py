@@ -28,14 +28,13 @@ from entityclip.training.processes import (
     SplitServer,
     TrainingError,
     World,
+    covering_batches,
     full_batches,
     this_world,
 )
 from entityclip.training.run_folder import RunFolder, TrainResult, run_facts
 
 log = logging.getLogger(__name__)
-
-MAX_LOGIT_SCALE = math.log(100)  # CLIP, section 2.5
 
 
 def train(
@@ -57,6 +56,9 @@ def train(
     a checkpoint of another identity or configuration is refused. A pair whose picture cannot be
     read is left out of its batch, up to a set's `max_broken`, and listed, with what is wrong, in
     the log and under ``broken`` in ``run.json``; validation leaves out the same pairs every epoch.
+
+    The best checkpoint is that of the lowest total validation loss or, by `config.best_by` or a
+    model's `reference_compat`, of the lowest VTC of the pooled features, as the authors choose.
 
     Raises TrainingError for a split smaller than a batch, for what several processes or `chunk`
     cannot train and for a loss that is not finite, CheckpointError for damaged files and those of
@@ -92,6 +94,20 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.O
     ]
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+@torch.no_grad()
+def hold_logit_scale(log_scale: Tensor, limit: float | None) -> dict[str, Tensor]:
+    """Keep exp(log_scale) from 1 to `limit`, in place; whether that bound, as a log row's entry.
+
+    CLIP's limit is 100 (section 2.5), where its published weights stand; the authors' code has none
+    (None).
+    """
+    if limit is None:
+        return {}
+    held = log_scale > math.log(limit)
+    log_scale.clamp_(0, math.log(limit))
+    return {"logit_scale_held": held}
 
 
 def precision(config: TrainConfig) -> str:
@@ -146,7 +162,10 @@ class _Trainer:
         self.per_epoch = len(sets["train"]) // config.batch_size  # forward passes
         self.total = config.epochs * self.per_epoch
         self.step = 0  # forward passes done
-        self.best = {"epoch": 0, "val_loss": math.inf}
+        compat = getattr(model.config, "reference_compat", False)
+        self.by = f"val_{'vtc' if compat else config.best_by}"  # what is best, lowest
+        self.best = {"epoch": 0, "val_loss": math.inf, self.by: math.inf}
+        self.told_of_limit = False
 
     def run(self) -> TrainResult:
         resumed = self._resume()
@@ -163,6 +182,7 @@ class _Trainer:
                             "pairs_per_s": pairs / (now - clock)}  # fmt: skip
                     clock = now
                     for shown in self.folder.add(row, batch.ids):
+                        self._tell_of_limit(shown)
                         terms = {k: shown[k] for k in ("loss", "vtc", "itm") if k in shown}
                         bar.set_postfix({k: f"{value:.3f}" for k, value in terms.items()})
                     bar.update()
@@ -170,13 +190,7 @@ class _Trainer:
                         self.folder.flush()
                         self._save(improved=False)
                 self.folder.flush()
-                val = self._validate()
-                self.folder.write({"epoch": epoch + 1, "step": self.step, **val})
-                self._tell(epoch, val["val_loss"])
-                improved = val["val_loss"] < self.best["val_loss"]
-                if improved:
-                    self.best = {"epoch": epoch + 1, "val_loss": val["val_loss"]}
-                self._save(improved)
+                self._save(self._validated(epoch))
         broken = {split: served.broken.problems for split, served in self.sets.items()}
         return self.folder.finish(self.step, self.best, resumed, broken=broken)
 
@@ -197,7 +211,7 @@ class _Trainer:
             terms = self._losses(batch, self.step / self.total)
             self.accelerator.backward(terms["loss"] / passes)
         # the step
-        log_scale = self.bare.backbone.clip.logit_scale
+        log_scale, bound = self.bare.backbone.clip.logit_scale, {}
         if last:
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
@@ -205,32 +219,45 @@ class _Trainer:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            with torch.no_grad():
-                log_scale.clamp_(0, MAX_LOGIT_SCALE)
+            bound = hold_logit_scale(log_scale, config.max_logit_scale)
         self.step += 1
         found = {name: value.detach() for name, value in terms.items()}
-        return {"lr": rate, "logit_scale": log_scale.detach().exp(), **found}
+        return {"lr": rate, "logit_scale": log_scale.detach().exp(), **found, **bound}
 
     def _losses(self, batch: Batch, progress: float = 1.0) -> dict[str, Tensor]:
         """The named terms of a batch as they count after a share of the training."""
         chunk = {} if self.config.chunk is None else {"chunk": self.config.chunk}
         return self.bare.losses(self.model(**batch.inputs(), **chunk), progress)
 
+    def _validated(self, epoch: int) -> bool:
+        """Validate, log and tell; whether it is the best so far."""
+        val = self._validate()
+        chosen_by = {} if self.by == "val_loss" else {"best_by": self.by}
+        self.folder.write({"epoch": epoch + 1, "step": self.step, **val, **chosen_by})
+        self._tell(epoch, val["val_loss"])
+        improved = val[self.by] < self.best[self.by]
+        if improved:
+            shown = {"val_loss": val["val_loss"], self.by: val[self.by]}
+            self.best = {"epoch": epoch + 1, **shown}
+        return improved
+
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean losses over the validation split's full batches; the same draws every epoch."""
+        """Mean losses over all validation pairs, batch by batch; the same draws every epoch."""
         self.model.eval()
-        served, seed = self.sets["val"], self.config.seed
-        rows = full_batches(range(len(served)), min(self.config.batch_size, len(served)))
+        served, seed, pairs = self.sets["val"], self.config.seed, 0
+        rows = covering_batches(len(served), self.config.batch_size, max(2, self.world.size))
         batches = served.batches(rows, seed, lambda new: self._found("val", self.step, new))
         sums: dict[str, Tensor] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
             torch.manual_seed(seed)
             for batch in batches:
+                here = len(batch) if batch.peers is None else batch.peers.total
+                pairs += here
                 for name, value in self._losses(batch).items():
-                    sums[name] = sums.get(name, 0) + value
-        means = {f"val_{name}": (value / len(rows)).item() for name, value in sums.items()}
+                    sums[name] = sums.get(name, 0) + here * value
+        means = {f"val_{name}": (value / pairs).item() for name, value in sums.items()}
         where = f"after step {self.step}"
         self.folder.refuse_infinite("validation loss", means["val_loss"], where)
         return means
@@ -263,6 +290,16 @@ class _Trainer:
                 f"epoch {epoch + 1}/{self.config.epochs}: validation loss {val_loss:.3f}, "
                 f"{spent:.0f} s so far, about {left:.0f} s left"
             )
+
+    def _tell_of_limit(self, row: dict[str, Any]) -> None:
+        """Once a call: what is held at a limit looks like convergence."""
+        if row.get("logit_scale_held") and self.world.main and not self.told_of_limit:
+            self.told_of_limit = True
+            log.warning(
+                "step %d: the logit scale reached max_logit_scale=%g and is held there; null lets "
+                "it grow, and %s marks the steps", row["step"], self.config.max_logit_scale,
+                self.folder.log,
+            )  # fmt: skip
 
     def _checkpoint_is_due(self) -> bool:
         within = self.step % self.per_epoch  # one that ends an epoch comes after its validation
@@ -304,6 +341,10 @@ def _refuse_impossible(
         raise TrainingError(
             f"{world.size} processes share batches of {config.batch_size} training and at most "
             f"{val_size} validation pairs; each needs at least 1"
+        )
+    if config.best_by == "vtc" and not model.has_vtc:
+        raise TrainingError(
+            f"best_by=vtc: {type(model).__name__}'s loss has no VTC to choose by; set best_by=loss"
         )
     asked = [f"{world.size} processes"] if world.size > 1 else []
     asked += [f"chunk={config.chunk}"] if config.chunk is not None else []

@@ -115,6 +115,19 @@ def full_batches(rows: Sequence[int], size: int) -> list[list[int]]:
     return [list(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
 
 
+def covering_batches(n: int, size: int, least: int = 2) -> list[list[int]]:
+    """All of n rows in order, in batches of `size`: no pair of a validation is left out.
+
+    A rest of less than half a batch, or than `least` rows, joins the batch before it: a contrast
+    with few others is easy, and with none it is nothing.
+    """
+    batches = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    if len(batches) > 1 and len(batches[-1]) < max(least, size / 2):
+        rest = batches.pop()
+        batches[-1] += rest
+    return batches
+
+
 class SplitServer:
     """Serves rows of `dataset` in the order asked for; `broken` counts and lists what it left out.
 

@@ -197,7 +197,8 @@ class RunFolder:
         if self.world.main:
             atomic_write_text(self.path / RECORD, json.dumps(record, indent=1) + "\n")
         self.world.exchange([step])  # nobody reads what the first has not written yet
-        return TrainResult(self.path, step, *best.values(), spent, resumed_from)
+        where, value, *_ = best.values()
+        return TrainResult(self.path, step, where, value, spent, resumed_from)
 
     def spent(self) -> float:
         """Seconds of training so far, those of earlier, interrupted calls included."""
@@ -213,6 +214,7 @@ class RunFolder:
         rows = []
         for row, ids in self._waiting:
             row = {k: v.item() if isinstance(v, Tensor) else v for k, v in row.items()}
+            row = {k: v for k, v in row.items() if v is not False}  # what did not happen
             self.refuse_infinite("loss", row["loss"], f"at step {row['step']}", ids)
             rows.append(row)
         self._waiting = []

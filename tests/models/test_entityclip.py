@@ -60,8 +60,11 @@ def make_case(batch, config, dtype, seed=0):
         if not name.startswith("backbone"):
             parameter.data = torch.randn_like(parameter) * 0.3
     model.to(dtype)
-    shift = torch.randint(1, batch, (2, batch))
+    # what draws as the authors' code does may draw the pair itself
+    shift = torch.randint(0 if config.draw == "floored" else 1, batch, (2, batch))
     rows = (torch.arange(batch) + shift) % batch
+    if config.draw == "floored":
+        rows[:, 0] = 0  # surely once
     negatives = Negatives(rows[0], rows[1], torch.rand(batch) > 0.2)
     return model, leaves, sides, negatives
 
@@ -100,6 +103,7 @@ ABLATIONS = [
     {"shared_explanation_experts": False, "reference_compat": True, "heads": 2},
     {"shared_explanation_experts": False, "negative_explanation": "positive"},
     {"mask_padding": False},
+    {"negatives": "floored"},
     {"bridge": 0.7},
     {"bridge": 0.7, "detach_explanation": True},
     {"crossed": True},
@@ -295,7 +299,10 @@ def test_bf16_autocast_keeps_losses_in_fp32(backbone, batch):
     assert torch.isfinite(terms["loss"])
 
 
-@pytest.mark.parametrize("config", [{}, {"bridge": 1.0, "crossed": True}, {"negatives": "uniform"}])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"bridge": 1.0, "crossed": True}, {"negatives": "uniform"}, {"reference_compat": True}],
+)
 def test_a_step_asks_no_tensor_for_its_value(config):
     """On a GPU that would make the host wait; meta tensors have no values to ask for."""
     model = EntityCLIP(create_backbone("newsroom-tiny"), EntityCLIPConfig(**config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from entityclip.models.negatives import draw_negatives, same_pairs
+from entityclip.models.negatives import FLOOR, draw_in_batch, draw_negatives, same_pairs
 
 
 def captions(*ids):
@@ -64,3 +64,33 @@ def test_the_draw_carries_no_gradient():
     logits = torch.zeros(3, 3, requires_grad=True)
     negatives = draw_negatives(logits, torch.eye(3, dtype=torch.bool))
     assert not negatives.text.requires_grad
+
+
+def test_with_a_floor_the_pair_itself_and_its_repeats_are_drawn():
+    """As the authors' code draws: nothing is excluded, and every pair has a negative."""
+    image = torch.nn.functional.normalize(torch.eye(4) + 0.01, dim=1)
+    given = image, image, torch.tensor(100.0), captions(1, 1, 2, 3), torch.tensor([5, 6, 7, 7])
+    torch.manual_seed(0)
+    drawn = [draw_in_batch(*given, "floored", None) for _ in range(200)]
+    assert all(one.valid.all() for one in drawn)
+    for side in ("text", "image"):
+        rows = torch.stack([getattr(one, side) for one in drawn])
+        assert {*rows[:, 0].tolist()} == {0, 1, 2, 3}
+    hard = draw_in_batch(*given, "hard", None)
+    assert (hard.text != torch.arange(4)).all()
+
+
+def test_the_floor_is_that_of_every_entry_and_the_diagonal_holds_only_it():
+    """One negative is likely, the rest rest on the floor: p = (softmax, diagonal 0) + floor."""
+    logits = torch.tensor([[20.0, 6.0, 0.0], [0.0, 20.0, 0.0], [0.0, 0.0, 20.0]])
+    expected = logits.softmax(1).fill_diagonal_(0) + FLOOR
+    expected = expected / expected.sum(1, keepdim=True)
+    torch.manual_seed(0)
+    blocks, calls = 60, 300
+    apart = ~torch.block_diag(*[torch.ones(3, 3)] * blocks).bool()
+    found, one = torch.zeros(3, 3), torch.ones(3 * blocks)
+    for _ in range(calls):
+        # the blocks are as processes that draw from their own rows only
+        texts = draw_negatives(logits.repeat(blocks, blocks), apart, FLOOR).text
+        found.index_put_((torch.arange(3 * blocks) % 3, texts % 3), one, accumulate=True)
+    torch.testing.assert_close(found / (blocks * calls), expected, atol=0.019, rtol=0)

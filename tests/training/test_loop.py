@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,11 +16,12 @@ from torch.utils.data import Subset
 from entityclip.checkpoints import read_meta
 from entityclip.config import TrainConfig
 from entityclip.training.loop import epoch_batches, learning_rate, make_optimizer, train
-from entityclip.training.processes import TrainingError
+from entityclip.training.processes import TrainingError, covering_batches
 from tests.killing import differences_between
 from tests.training_setup import CONFIG as SMALL
 from tests.training_setup import (
     NO_EXPERTS,
+    VAL,
     first_gradients,
     make_model,
     make_sets,
@@ -134,11 +136,94 @@ def test_gains_biases_and_logit_scale_are_not_decayed():
     assert len(names) == len(decayed["params"]) + len(kept["params"])
 
 
-def test_logit_scale_stays_below_100(sets, tmp_path):
+@pytest.mark.parametrize("limit", [100.0, 20.0, None])
+def test_the_logit_scale_is_held_at_its_limit_and_the_log_says_so(sets, tmp_path, caplog, limit):
     model = make_model(**NO_EXPERTS)
-    model.backbone.clip.logit_scale.data.fill_(10.0)
-    train(model, *sets, replace(CONFIG, epochs=1), tmp_path, progress=False)
-    assert model.backbone.clip.logit_scale.exp().item() <= 100.001
+    model.backbone.clip.logit_scale.data.fill_(math.log(150.0))
+    config = replace(CONFIG, epochs=1, max_logit_scale=limit)
+    train(model, *sets, config, tmp_path, progress=False)
+    steps = [row for row in read_log(tmp_path) if "loss" in row]
+    told = [record for record in caplog.records if "max_logit_scale" in record.message]
+    if limit is None:
+        assert all(row["logit_scale"] > 140 for row in steps)
+        assert not told
+        assert not any("logit_scale_held" in row for row in steps)
+        return
+    assert max(row["logit_scale"] for row in steps) == pytest.approx(limit, rel=1e-5)
+    assert steps[0]["logit_scale_held"] is True
+    assert len(told) == 1
+    assert "step 1:" in told[0].message
+
+
+def test_a_logit_scale_below_its_limit_is_not_mentioned(sets, tmp_path, caplog):
+    train(make_model(**NO_EXPERTS), *sets, replace(CONFIG, epochs=1), tmp_path, progress=False)
+    assert "max_logit_scale" not in caplog.text
+    assert "held" not in (tmp_path / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "least", "sizes"),
+    [
+        (10, 4, 2, [4, 4, 2]), (9, 4, 2, [4, 5]), (8, 4, 2, [4, 4]), (3, 4, 2, [3]),
+        (5, 2, 2, [2, 3]), (10, 4, 3, [4, 6]), (400, 32, 2, [32] * 12 + [16]), (1, 4, 2, [1]),
+    ],
+)  # fmt: skip
+def test_validation_batches_cover_every_pair_once(n, size, least, sizes):
+    batches = covering_batches(n, size, least)
+    assert [row for batch in batches for row in batch] == list(range(n))
+    assert [len(batch) for batch in batches] == sizes
+
+
+@pytest.mark.parametrize("by", ["loss", "vtc"])
+def test_every_validation_pair_counts_and_the_best_is_what_was_asked_for(sets, tmp_path, by):
+    """Against a literal loop over the checkpoint's weights; losses weighted by their pairs."""
+    model, seen = make_model(), []
+    losses = model.losses
+
+    def watched(outputs, progress=1.0):
+        terms = losses(outputs, progress)
+        if not model.training:
+            seen.append((len(outputs.image), terms["vtc"].item(), terms["loss"].item()))
+        return terms
+
+    model.losses = watched
+    config = replace(CONFIG, batch_size=4, best_by=by)  # 4, 4 and 2 pairs
+    result = train(model, *sets, config, tmp_path, progress=False)
+    validations = [row for row in read_log(tmp_path) if "val_loss" in row]
+    per_epoch = len(seen) // len(validations)
+    for number, row in enumerate(validations):
+        here = seen[number * per_epoch : (number + 1) * per_epoch]
+        pairs = sum(size for size, *_ in here)
+        assert pairs == VAL
+        for column, name in ((1, "val_vtc"), (2, "val_loss")):
+            mean = sum(one[0] * one[column] for one in here) / pairs
+            assert row[name] == pytest.approx(mean, rel=1e-5)
+    best = min(validations, key=lambda row: row[f"val_{by}"])
+    assert (result.best_epoch, result.best_val_loss) == (best["epoch"], best["val_loss"])
+
+
+def test_the_best_by_vtc_need_not_be_the_best_by_loss(sets, tmp_path):
+    """And compat chooses by VTC, whatever the configuration says."""
+    fake = {1: (3.0, 1.0), 2: (2.0, 2.0)}  # epoch -> total loss, VTC
+    chosen = {}
+    compat = {"reference_compat": True}
+    for name, config, options in (
+        ("loss", {}, {}), ("vtc", {"best_by": "vtc"}, {}), ("compat", {}, compat),
+    ):  # fmt: skip
+        model = make_model(**options)
+        losses, epochs = model.losses, itertools.count(1)
+
+        def told(outputs, progress=1.0, model=model, losses=losses, epochs=epochs):
+            terms = losses(outputs, progress)
+            if model.training:
+                return terms
+            loss, vtc = (torch.tensor(x) for x in fake[next(epochs)])
+            return terms | {"loss": loss, "vtc": vtc}
+
+        model.losses = told
+        training = replace(CONFIG, batch_size=10, **config)  # one batch of validation
+        chosen[name] = train(model, *sets, training, tmp_path / name, progress=False).best_epoch
+    assert chosen == {"loss": 2, "vtc": 1, "compat": 1}
 
 
 def test_a_loss_that_is_no_number_names_step_batch_and_checkpoint(sets, tmp_path):
