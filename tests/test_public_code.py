@@ -5,9 +5,122 @@ A section a part; what a setting restores must equal the twin, what ours does by
 
 from __future__ import annotations
 
+import json
+
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors.torch import save_file
+
+from entityclip.config import load_profile
+from entityclip.experiments.experiment import Experiment
+from entityclip.models import clip
+from entityclip.models.clip import BackboneError, create_backbone
+from entityclip.models.weights import preprocessing_of
+from entityclip.search.encoder import load_encoder
+from entityclip.search.export import export
+
 # ------------------------------------------------------------- EntityCLIP: the draw, the scale
 
 # ------------------------------------------------------------- training: best checkpoint, pictures
+
+OPENAIS = {
+    "mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic", "resize_mode": "shortest",
+}  # fmt: skip
+OTHER = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear",
+         "resize_mode": "squash"}  # fmt: skip
+
+
+def tags_with_their_own_preprocessing():
+    for name, tag in open_clip.list_pretrained():
+        if "ViT" in name:
+            told = open_clip.get_pretrained_cfg(name, tag)
+            own = {key: told.get(key) or usual for key, usual in OPENAIS.items()}
+            if any(tuple(own[key]) != tuple(usual) for key, usual in OPENAIS.items()):
+                yield name, tag, own
+
+
+def test_pictures_are_prepared_as_the_weights_want_it_for_every_vit(monkeypatch):
+    """What training reads by, against open_clip's own list; on meta tensors, nothing fetched."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
+    monkeypatch.setattr(clip, "_tokenizer", lambda name: None)  # some lie on a hub
+    served = listed = 0
+    for name, tag, own in tags_with_their_own_preprocessing():
+        assert OPENAIS | preprocessing_of(name, tag) == own
+        listed += 1
+        try:
+            with torch.device("meta"):
+                backbone = create_backbone(name, tag, weights=False)
+        except BackboneError:
+            continue  # towers that pool otherwise, and second names of the same weights
+        side = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+        theirs = image_transform_v2(PreprocessCfg(size=side, **own), is_train=False)
+        assert repr(backbone.preprocess) == repr(theirs), (name, tag)
+        served += 1
+    assert listed >= 30
+    assert served >= 5
+
+
+@pytest.fixture
+def other_weights(tmp_path):
+    """An exported folder whose weights want pictures in another way."""
+    backbone = create_backbone("newsroom-tiny")
+    path = tmp_path / "theirs" / "open_clip_model.safetensors"
+    path.parent.mkdir()
+    save_file(backbone.clip.state_dict(), path)
+    path.with_name("open_clip_config.json").write_text(json.dumps({"preprocess_cfg": OTHER}))
+    return path
+
+
+def test_training_itr_search_and_export_prepare_pictures_alike(
+    other_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    start = {"pretraining": None, "pretrained": str(other_weights), "train_pairs": 32,
+             "val_pairs": 16, "finetuning": {"epochs": 1, "batch_size": 16}}  # fmt: skip
+    profile = load_profile("smoke", settings=start)
+    experiment = Experiment(profile, progress=False)
+    towers = experiment.towers(0, lambda: None)
+    wanted = repr(towers.preprocess)
+    assert towers.preprocessing == OTHER
+    assert repr(experiment.backbone.preprocess) == wanted
+    for split in ("train", "val", "test", "itr:unlabelled", "itr:held_out"):
+        served = experiment.dataset(split)
+        pair = experiment.pairs(split)[0]
+        batch = served.collate([served[0]])
+        torch.testing.assert_close(batch.images[0], towers.preprocess(pair.load_image()))
+
+    for folder in (experiment.finetune("clip"), experiment.pretrain_itr()):
+        other_weights.unlink(missing_ok=True)  # the checkpoint knows it by itself
+        assert load_encoder(folder).preprocessing == OTHER
+        exported = export(folder, tmp_path / f"out-{folder.name}")
+        config = json.loads(exported.with_name("open_clip_config.json").read_text())
+        assert config["preprocess_cfg"] == OTHER
+        save_file(create_backbone("newsroom-tiny").clip.state_dict(), other_weights)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "resample": 2,
+          "size": {"shortest_edge": 64}},
+         {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bilinear",
+          "resize_mode": "shortest"}),
+        ({"image_mean": [0.1] * 3, "size": {"height": 64, "width": 64}},
+         {"mean": [0.1] * 3, "resize_mode": "squash"}),
+    ],
+)  # fmt: skip
+def test_a_transformers_folder_tells_how_its_pictures_are_prepared(tmp_path, config, expected):
+    path = tmp_path / "model.safetensors"
+    save_file(create_backbone("newsroom-tiny").clip.state_dict(), path)
+    path.with_name("preprocessor_config.json").write_text(json.dumps(config))
+    assert create_backbone("newsroom-tiny", str(path)).preprocessing == OPENAIS | expected
+    path.with_name("preprocessor_config.json").write_text("[")
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json cannot be read"):
+        create_backbone("newsroom-tiny", str(path))
+
 
 # ------------------------------------------------------------- AsCL
 

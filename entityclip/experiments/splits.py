@@ -193,8 +193,11 @@ class Splits:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """A backbone with random weights, for its preprocessing, tokenizer and shapes."""
-        return create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+        """One with random weights, for its tokenizer, shapes and the profile's preprocessing."""
+        settings = self.settings
+        return create_backbone(
+            settings.backbone, settings.pretrained, settings.image_size, weights=False
+        )
 
 
 def _folder(path: str | None) -> Path | None:

@@ -7,9 +7,7 @@ out only the pooled feature. Rows CLS and EOT of the tokens returned here are ex
 from __future__ import annotations
 
 import difflib
-import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entityclip.checkpoints import CheckpointError, read_tensors
+from entityclip.models.weights import PREPROCESSING, as_open_clip, check_config, preprocessing_of
 
 
 class BackboneError(ValueError):
@@ -76,6 +75,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are, and what is encoded must be."""
         return self.clip.logit_scale.device
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `preprocess` does beside its size, as JSON keeps it."""
+        return {name: self.clip.visual.preprocess_cfg[name] for name in PREPROCESSING}
 
     def image_tokens(self, images: Tensor) -> Tokens:
         """Encode pictures [B, 3, H, W] to L = 1 + patches tokens; CLS is token 0."""
@@ -194,13 +198,20 @@ class DualEncoder(nn.Module):
 
 
 def create_backbone(
-    name: str, pretrained: str | None = None, image_size: int | None = None
+    name: str,
+    pretrained: str | None = None,
+    image_size: int | None = None,
+    *,
+    weights: bool = True,
 ) -> Backbone:
     """Build an open_clip ViT by `name`, with weights from a `pretrained` tag or .safetensors file.
 
-    `newsroom-tiny` is our own configuration for the drawn demo. Raises BackboneError for unknown
-    names and tags, for weights that don't fit or would need unpickling, and for models whose pooled
-    feature is not one of the tokens.
+    Pictures are preprocessed as these weights want it (`weights.preprocessing_of`). With `weights`
+    False it has random ones in their stead, to read data by: nothing is fetched. `newsroom-tiny` is
+    our own configuration for the drawn demo.
+
+    Raises BackboneError for unknown names and tags, for weights that don't fit or would need
+    unpickling, and for models whose pooled feature is not one of the tokens.
     """
     open_clip = library()
     if name not in open_clip.list_models():
@@ -214,15 +225,19 @@ def create_backbone(
         )
     if pretrained is not None and not local:
         _check_tag(name, pretrained)
-    size = {} if image_size is None else {"force_image_size": image_size}
+    options = {} if image_size is None else {"force_image_size": image_size}
+    tag = None if local or not weights else pretrained
     try:
+        options["force_preprocess_cfg"] = preprocessing_of(name, pretrained)
         with _quiet():
-            clip = open_clip.create_model(name, pretrained=None if local else pretrained, **size)
+            clip = open_clip.create_model(name, pretrained=tag, **options)
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
     except (RuntimeError, OSError, ImportError) as error:
         raise BackboneError(f"can't build {name!r} with weights {pretrained!r}: {error}") from error
     refuse_other_towers(clip, name)
     backbone = Backbone(clip, _tokenizer(name), name)
-    if local:
+    if local and weights:
         load_clip_weights(backbone, Path(pretrained))
     return backbone
 
@@ -304,85 +319,3 @@ def refuse_other_towers(clip: nn.Module, name: str) -> None:
         )
     if pooled_by not in ("argmax", "eos") or isinstance(clip.text_projection, nn.Linear):
         raise BackboneError(f"{name}'s text tower pools by {pooled_by!r}, not at EOT")
-
-
-# a transformers CLIPModel's names, and open_clip's
-_NAMES = {
-    "logit_scale": "logit_scale",
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm": "visual.ln_pre",  # their spelling
-    "vision_model.post_layernorm": "visual.ln_post",
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm": "ln_final",
-}
-_TRANSPOSED = {"visual_projection.weight": "visual.proj",
-               "text_projection.weight": "text_projection"}  # fmt: skip
-_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_IN_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
-             "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
-_JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
-
-
-def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIPModel's weights under open_clip's names; what has no counterpart keeps its own.
-
-    Raises ValueError where one of an attention's three projections is missing.
-    """
-    renamed = {}
-    for name, tensor in state.items():
-        layer = _LAYER.fullmatch(name)
-        if name in _TRANSPOSED:
-            renamed[_TRANSPOSED[name]] = tensor.T
-        elif layer:
-            side, number, part, kind = layer.groups()
-            block = f"{'visual.' if side == 'vision' else ''}transformer.resblocks.{number}"
-            if part == _JOINED[0]:
-                parts = [name.replace(part, other) for other in _JOINED]
-                missing = [other for other in parts if other not in state]
-                if missing:
-                    raise ValueError(f"it lacks {missing[0]}")
-                renamed[f"{block}.attn.in_proj_{kind}"] = torch.cat([state[p] for p in parts])
-            elif part not in _JOINED:
-                renamed[f"{block}.{_IN_LAYER.get(part, part)}.{kind}"] = tensor
-        elif not name.endswith(".position_ids"):  # older files store these counting numbers
-            stem, dot, kind = name.rpartition(".")
-            renamed[_NAMES.get(name) or f"{_NAMES.get(stem, stem)}{dot}{kind}"] = tensor
-    return renamed
-
-
-def check_config(path: Path, clip: nn.Module) -> None:
-    """Refuse weights whose config.json describes another model than `clip`.
-
-    Activation and number of heads leave no trace in the weights, but change every number. Raises
-    ValueError naming what differs, and where there is no config.json beside `path`.
-    """
-    try:
-        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"transformers weights need their config.json beside them ({error}): the activation "
-            "and the number of heads cannot be seen in the weights"
-        ) from error
-    sides = (("vision", 12, clip.visual.transformer), ("text", 8, clip.transformer))
-    for side, heads, transformer in sides:
-        # what transformers assumes where config.json says nothing; older files leave these out
-        usual = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
-        theirs = usual | config.get(f"{side}_config", {})
-        block = transformer.resblocks[0]
-        gelu = isinstance(block.mlp.gelu, nn.GELU)
-        ours = {"hidden_act": "gelu" if gelu else "quick_gelu",
-                "num_attention_heads": block.attn.num_heads,
-                "layer_norm_eps": block.ln_1.eps}  # fmt: skip
-        for name, value in ours.items():
-            if theirs[name] != value:
-                hint = "; take the -quickgelu model" if theirs[name] == "quick_gelu" else ""
-                raise ValueError(
-                    f"its {side}_config has {name} {theirs[name]!r}, the model {value!r}{hint}"
-                )
-    # 2 is what older files say, and means the largest token, as in open_clip
-    eos = config.get("text_config", {}).get("eos_token_id", 49407)
-    if eos not in (2, clip.vocab_size - 1):
-        raise ValueError(f"its texts end with token {eos}, the model's with {clip.vocab_size - 1}")

@@ -63,9 +63,7 @@ def export(
     model = library().get_model_config(name)
     if size is not None:
         model["vision_cfg"]["image_size"] = size
-    known = built.clip.visual.preprocess_cfg
-    prepare = {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    config = {"model_cfg": model, "preprocess_cfg": prepare}
+    config = {"model_cfg": model, "preprocess_cfg": built.preprocessing}
     atomic_write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     atomic_write_text(folder / CARD, model_card(name, size, meta, found))
     return folder / WEIGHTS

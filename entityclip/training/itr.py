@@ -86,7 +86,9 @@ class _Pretrainer:
         self.train_set = SplitServer(sets[0], config.workers, self.device)
         validates = sets[1] is not None and "contrast" in config.tasks
         self.val_set = SplitServer(sets[1], 0, self.device) if validates else None
-        self.folder = RunFolder(folder, {**identity, "itr": as_dict(config)}, self.device)
+        facts = {"preprocessing": backbone.preprocessing}
+        identity = {**identity, "itr": as_dict(config)}
+        self.folder = RunFolder(folder, identity, self.device, facts=facts)
         self.iteration = self.step = 0  # done
         self.best: dict[str, Any] = {"iteration": 0, "val_contrast": None}
 

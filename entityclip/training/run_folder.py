@@ -78,11 +78,14 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def run_facts(model: nn.Module, sets: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """What tells runs apart beyond the `identity` their caller gave: the model and the pairs.
+    """What tells runs apart beyond the `identity` their caller gave: the model, its pictures'
+    preprocessing and the pairs.
 
     The pairs count by ids and captions; pictures are not looked at.
     """
     facts: dict[str, Any] = {}
+    if hasattr(model, "backbone"):
+        facts["preprocessing"] = model.backbone.preprocessing
     if "model" not in identity and hasattr(model, "config"):
         facts["model"] = as_dict(model.config)
     for split, dataset in sets.items():

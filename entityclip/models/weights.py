@@ -1,0 +1,151 @@
+"""What comes with weights: how their pictures are prepared; the names of transformers' CLIPs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entityclip.checkpoints import CheckpointError, read_meta
+
+# of open_clip's PreprocessCfg, what belongs to weights
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
+    """How pictures are prepared for weights that want it otherwise than open_clip's default does.
+
+    Some of `mean`, `std` (three numbers each), `interpolation` and `resize_mode`: of a tag from
+    open_clip's list; of a .safetensors file from its own note, where it is a checkpoint of ours,
+    or from the open_clip_config.json or preprocessor_config.json beside it. Raises CheckpointError
+    naming a file that cannot be read.
+    """
+    import open_clip  # takes seconds
+
+    if pretrained is None:
+        return {}
+    path = Path(pretrained)
+    if not path.suffix:
+        return _known(open_clip.get_pretrained_cfg(name, pretrained))
+    told = read_meta(path) if path.exists() else {}
+    if found := told.get("facts", {}).get("preprocessing"):
+        return _known(found)
+    for beside, read in (("open_clip_config.json", _open_clips), (_HUGGING_FACES, _transformers)):
+        config = path.with_name(beside)
+        if config.exists():
+            try:
+                return _known(read(json.loads(config.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"{config} cannot be read: {error}") from error
+    start = told.get("identity", {}).get("start")  # checkpoints from before they noted it
+    return preprocessing_of(name, start) if isinstance(start, str) and start != pretrained else {}
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in PREPROCESSING if config.get(key) is not None}
+
+
+_HUGGING_FACES = "preprocessor_config.json"
+_RESAMPLINGS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def _open_clips(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("preprocess_cfg") or {}
+
+
+def _transformers(config: dict[str, Any]) -> dict[str, Any]:
+    """A CLIPImageProcessor's settings under open_clip's names."""
+    side = config.get("size")
+    squash = isinstance(side, dict) and "shortest_edge" not in side
+    return {
+        "mean": config.get("image_mean"),
+        "std": config.get("image_std"),
+        "interpolation": _RESAMPLINGS.get(config.get("resample")),
+        "resize_mode": "squash" if squash else "shortest",
+    }
+
+
+# a transformers CLIPModel's names, and open_clip's
+_NAMES = {
+    "logit_scale": "logit_scale",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # their spelling
+    "vision_model.post_layernorm": "visual.ln_post",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+}
+_TRANSPOSED = {"visual_projection.weight": "visual.proj",
+               "text_projection.weight": "text_projection"}  # fmt: skip
+_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_IN_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
+             "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+_JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
+
+
+def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIPModel's weights under open_clip's names; what has no counterpart keeps its own.
+
+    Raises ValueError where one of an attention's three projections is missing.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        layer = _LAYER.fullmatch(name)
+        if name in _TRANSPOSED:
+            renamed[_TRANSPOSED[name]] = tensor.T
+        elif layer:
+            side, number, part, kind = layer.groups()
+            block = f"{'visual.' if side == 'vision' else ''}transformer.resblocks.{number}"
+            if part == _JOINED[0]:
+                parts = [name.replace(part, other) for other in _JOINED]
+                missing = [other for other in parts if other not in state]
+                if missing:
+                    raise ValueError(f"it lacks {missing[0]}")
+                renamed[f"{block}.attn.in_proj_{kind}"] = torch.cat([state[p] for p in parts])
+            elif part not in _JOINED:
+                renamed[f"{block}.{_IN_LAYER.get(part, part)}.{kind}"] = tensor
+        elif not name.endswith(".position_ids"):  # older files store these counting numbers
+            stem, dot, kind = name.rpartition(".")
+            renamed[_NAMES.get(name) or f"{_NAMES.get(stem, stem)}{dot}{kind}"] = tensor
+    return renamed
+
+
+def check_config(path: Path, clip: nn.Module) -> None:
+    """Refuse weights whose config.json describes another model than `clip`.
+
+    Activation and number of heads leave no trace in the weights, but change every number. Raises
+    ValueError naming what differs, and where there is no config.json beside `path`.
+    """
+    try:
+        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers weights need their config.json beside them ({error}): the activation "
+            "and the number of heads cannot be seen in the weights"
+        ) from error
+    sides = (("vision", 12, clip.visual.transformer), ("text", 8, clip.transformer))
+    for side, heads, transformer in sides:
+        # what transformers assumes where config.json says nothing; older files leave these out
+        usual = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
+        theirs = usual | config.get(f"{side}_config", {})
+        block = transformer.resblocks[0]
+        gelu = isinstance(block.mlp.gelu, nn.GELU)
+        ours = {"hidden_act": "gelu" if gelu else "quick_gelu",
+                "num_attention_heads": block.attn.num_heads,
+                "layer_norm_eps": block.ln_1.eps}  # fmt: skip
+        for name, value in ours.items():
+            if theirs[name] != value:
+                hint = "; take the -quickgelu model" if theirs[name] == "quick_gelu" else ""
+                raise ValueError(
+                    f"its {side}_config has {name} {theirs[name]!r}, the model {value!r}{hint}"
+                )
+    # 2 is what older files say, and means the largest token, as in open_clip
+    eos = config.get("text_config", {}).get("eos_token_id", 49407)
+    if eos not in (2, clip.vocab_size - 1):
+        raise ValueError(f"its texts end with token {eos}, the model's with {clip.vocab_size - 1}")
