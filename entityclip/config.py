@@ -144,7 +144,8 @@ class AsCLConfig:
     fusion: bool = True  # off: S is the cosine of CLIP's global features
     richer: bool = True  # true texts of two captions of the picture
     poorer: bool = True  # true texts of a caption's first half
-    wrong: bool = True  # texts made wrong among their embeddings, as negatives
+    # texts made wrong among their embeddings, as negatives: of the whole batch, or none
+    wrong: Literal["all", "none"] = "all"
     noise: Weight = 1.0  # deviation of wrong texts' noise, of the words' root mean square
     dropout: Chance = 0.5  # share of entries that dropout zeroes in wrong texts
     cutoff: Share = 0.2  # share of words or channels that are zeroed in wrong texts

@@ -51,8 +51,10 @@ _MAIN = (
     Variant("itr", "ITR, fine-tuned",
             "What if ITR pretrains on unlabelled pairs first, and captions fine-tune as for CLIP?",
             NO_EXPERTS, method="itr"),
-    Variant("ascl", "AsCL", "What do AsCL's texts and fusion give? Its richer text reads a second "
-            "caption a picture.", method="ascl"),
+    Variant("ascl", "AsCL (fused at test)",
+            "What do AsCL's texts and fusion give? Its richer text reads a second caption; at test "
+            "its fusion compares each picture with each caption, not two vectors.",
+            method="ascl"),
     Variant("entityclip", "EntityCLIP",
             "What do MMAE and GI-ITM add, reading explanations in training?"),
     Variant("bridge", "CLIP + bridge",
@@ -178,7 +180,7 @@ MATCHING = ("matched", "wrong text", "wrong image")
 
 # -------------------------------------------------------------------------------- AsCL's chapter
 
-_NO_SAMPLES = {"richer": False, "poorer": False, "wrong": False}
+_NO_SAMPLES = {"richer": False, "poorer": False, "wrong": "none"}
 
 # variant -> how its model differs from the profile's
 ASCL_VARIANTS: dict[str, dict[str, Any]] = {
@@ -188,7 +190,7 @@ ASCL_VARIANTS: dict[str, dict[str, Any]] = {
     "ascl, no samples": _NO_SAMPLES,
     "ascl, no richer text": {"richer": False},
     "ascl, no poorer text": {"poorer": False},
-    "ascl, no wrong text": {"wrong": False},
+    "ascl, no wrong text": {"wrong": "none"},
 }
 
 

@@ -51,15 +51,21 @@ def similarity(fusion: nn.Module, image, text, words: Tensor) -> Tensor:
     return u * local_similarity(fusion, regions, own) + (1 - u) * whole
 
 
-def nt_xent(similarity, same, scale, wrong=None) -> Tensor:
-    """The contrastive loss, picture by picture and caption by caption."""
+def nt_xent(similarity, same, scale, wrong=None, dropped: float | None = None) -> Tensor:
+    """The contrastive loss, picture by picture and caption by caption.
+
+    Wrong texts more similar than the true one are left out, or stay with the similarity `dropped`.
+    """
     n, total = len(similarity), 0.0
     for i in range(n):
         kept = [j for j in range(n) if not same[i, j]]
         to_text = [torch.exp(scale * similarity[i, j]) for j in kept]
         to_image = [torch.exp(scale * similarity[j, i]) for j in kept]
-        if wrong is not None and wrong[i] <= similarity[i, i]:
-            to_text.append(torch.exp(scale * wrong[i]))
+        for j in range(n if wrong is not None else 0):
+            if wrong[i, j] <= similarity[i, i]:
+                to_text.append(torch.exp(scale * wrong[i, j]))
+            elif dropped is not None:
+                to_text.append(torch.exp(scale * torch.tensor(dropped)))
         true = torch.exp(scale * similarity[i, i])
         total = total - torch.log(true / sum(to_text)) - torch.log(true / sum(to_image))
     return total / (2 * n)

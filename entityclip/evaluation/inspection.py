@@ -389,14 +389,15 @@ def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.Data
     """How each kind of wrong text compares with the true one, over the first `n` pairs.
 
     A row a kind: mean S with the true caption and with the wrong text made of it, and the percent
-    of wrong texts that are more similar, which the loss leaves out as false negatives.
+    of wrong texts that are more similar, which the loss leaves out as false negatives. Training
+    also meets the wrong texts of all other captions.
     """
     device, config = model.backbone.device, model.config
     batch = dataset.collate([dataset[row] for row in range(min(n, len(dataset)))]).to(device)
     at = model.backbone.eot(batch.captions)
     words = word_mask(at, int(at.max()) + 1)
     image, true = model.image_side(batch.images), model.text_side(batch.captions)
-    similarity = model.fusion.paired(image, true)
+    similarity = model.fusion(image, true).diagonal()
     found = []
     for number, kind in enumerate(WRONG_KINDS):
         change = partial(
@@ -404,7 +405,7 @@ def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.Data
             cutoff=config.cutoff, kinds=torch.full_like(at, number),
         )  # fmt: skip
         tokens = model.backbone.text_tokens(batch.captions, change=change)
-        wrong = model.fusion.paired(image, model.fusion.text_side(tokens, words))
+        wrong = model.fusion(image, model.fusion.text_side(tokens, words)).diagonal()
         left_out = 100 * (wrong > similarity).float().mean().item()
         means = {"true": similarity.mean().item(), "wrong": wrong.mean().item()}
         found.append({"kind": kind} | means | {"left out, %": left_out})

@@ -111,11 +111,6 @@ class HierarchicalFusion(nn.Module):
             found[tile] = self._similarity(image.rows(i), text.rows(j), grams[0][i], grams[1][j])
         return found
 
-    def paired(self, image: Side, text: Side) -> Tensor:
-        """S [B] of each picture with its own text: the diagonal of `forward`, and no more."""
-        local = (self._paired_local(image, text) + self._paired_local(text, image)) / 2
-        return self._mix(local, (image.pooled * text.pooled).sum(dim=-1))
-
     def _similarity(
         self, image: Side, text: Side, of_image: Tensor | None = None, of_text: Tensor | None = None
     ) -> Tensor:
@@ -152,15 +147,6 @@ class HierarchicalFusion(nn.Module):
             total = total + scores.view(-1, others, tokens).softmax(dim=-1)
         return total / self.heads
 
-    def _paired_local(self, looking: Side, seen: Side) -> Tensor:
-        query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                      for x in (looking.query, seen.key))  # fmt: skip
-        scores = query @ key.mT  # [B, H, R, L]
-        scores = scores.masked_fill(~seen.valid[:, None, None], -torch.inf)
-        context = scores.softmax(dim=-1).mean(dim=1) @ seen.value
-        cosine = (looking.unit * F.normalize(context, dim=-1, eps=1e-6)).sum(dim=-1)
-        return (cosine * looking.valid).sum(dim=1) / looking.valid.sum(dim=1)
-
     def _side(self, scaled: Tensor, valid: Tensor, pooled: Tensor, own, other) -> Side:
         with torch.autocast(scaled.device.type, enabled=False):
             query = own["query"](scaled) / math.sqrt(self.width / self.heads)
@@ -192,23 +178,24 @@ def nt_xent(
     """NT-Xent both ways over similarities [B, B] (rows pictures, columns texts), a mean.
 
     `scale` is 1 / temperature. `same` [B, B] marks other rows of the same picture: their texts are
-    true of it too and leave the denominators. `wrong` [B], each picture's similarity with its
-    generated wrong text, joins the picture → text denominator, unless it is more similar than the
-    true text: then it is a false negative and left out.
+    true of it too and leave the denominators. `wrong` [B, B], of pictures with the wrong texts made
+    of all captions, joins the picture → text denominator; of these, a text more similar than the
+    picture's true one is a false negative and left out (the authors' code keeps it there at
+    similarity 0).
     """
     logits = (scale * similarity).masked_fill(same, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
     to_text = logits
     if wrong is not None:
         extra = (scale * wrong).masked_fill(false_negatives(similarity, wrong), -torch.inf)
-        to_text = torch.cat([logits, extra[:, None]], dim=1)
+        to_text = torch.cat([logits, extra], dim=1)
     return (F.cross_entropy(to_text, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 @torch.no_grad()
 def false_negatives(similarity: Tensor, wrong: Tensor) -> Tensor:
-    """Which wrong texts [B] are more similar to their picture than its true text."""
-    return wrong > similarity.diagonal()
+    """Which wrong texts are more similar to a picture than its true text [B, B]."""
+    return wrong > similarity.diagonal()[:, None]
 
 
 def same_picture(image_keys: Tensor | None, n: int, device: torch.device) -> Tensor:
@@ -330,9 +317,9 @@ class AsCLOutputs:
     similarity: Tensor  # [B, B] of pictures (rows) with captions
     same: Tensor  # [B, B]: which other rows show a row's picture
     scale: Tensor | float  # 1 / temperature
-    wrong: Tensor | None = None  # [B], each picture's with the wrong text made of its caption
+    wrong: Tensor | None = None  # [B, B] of pictures with the wrong texts made of all captions
     positive: Tensor | None = None  # [B, B] of pictures with generated true texts
-    positive_wrong: Tensor | None = None  # [B], with the wrong text made of the generated one
+    positive_wrong: Tensor | None = None  # [B, B], with the wrong texts made of the generated ones
 
 
 class AsCL(DualEncoder):
@@ -418,11 +405,11 @@ class AsCL(DualEncoder):
         return {"loss": loss, **terms}
 
     def _compare(self, image: Side, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """S with all texts [B, B], and with the wrong text made of each picture's own [B]."""
+        """S with all texts, and with the wrong texts made of all of them, [B, B] each."""
         similarity = self.similarity(image, self.text_side(text))
-        if not self.config.wrong:
+        if self.config.wrong == "none":
             return similarity, None
-        return similarity, self._paired(image, self.text_side(text, wrong=True))
+        return similarity, self.similarity(image, self.text_side(text, wrong=True))
 
     def _generated(self, captions: Tensor, others: Tensor | None) -> Tensor | None:
         """The true texts T⁺, one a row: richer or poorer, whichever is drawn."""
@@ -439,10 +426,6 @@ class AsCL(DualEncoder):
             return richer
         first = torch.rand(len(captions), 1, device=captions.device) < 0.5
         return torch.where(first, richer, poorer_text(captions, at))
-
-    def _paired(self, image: Side, text: Side) -> Tensor:
-        plain = self.fusion is None
-        return (image.pooled * text.pooled).sum(-1) if plain else self.fusion.paired(image, text)
 
 
 def _global_side(pooled: Tensor) -> Side:

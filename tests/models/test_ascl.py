@@ -80,14 +80,6 @@ def test_tiles_without_gradients_equal_the_loop_over_captions(case, monkeypatch,
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
 
 
-def test_paired_is_the_diagonal(case):
-    fusion, image, text, words = case
-    short = Tokens(*(part[:3] for part in text))
-    sides = fusion.image_side(image), fusion.text_side(short, words[:3])
-    whole = fusion(*sides).diagonal()
-    torch.testing.assert_close(fusion.paired(*sides), whole, rtol=1e-5, atol=1e-6)
-
-
 def test_similarity_weighs_local_and_global(case):
     found = []
     for u in (0.0, 1.0, 0.25):
@@ -127,7 +119,7 @@ def test_nt_xent_equals_the_loop(with_wrong):
     assert same.sum() == 4
     assert not same.diagonal().any()
     leaves = [torch.randn(6, 6, requires_grad=True)]
-    leaves += [torch.randn(6, requires_grad=True)] if with_wrong else []
+    leaves += [torch.randn(6, 6, requires_grad=True)] if with_wrong else []
     similarity, wrong = leaves[0], (leaves[1] if with_wrong else None)
     fast, slow = (f(similarity, same, 3.0, wrong) for f in (nt_xent, literal_ascl.nt_xent))
     torch.testing.assert_close(fast, slow)
@@ -135,14 +127,18 @@ def test_nt_xent_equals_the_loop(with_wrong):
 
 
 def test_a_wrong_text_more_similar_than_the_true_one_is_dropped():
-    similarity, same = torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)
+    """Each picture judges every wrong text by its own true one."""
+    similarity, same = torch.tensor([[1.0, 0.0], [0.0, 0.5]]), torch.zeros(2, 2, dtype=torch.bool)
     plain = nt_xent(similarity, same, 10.0)
-    false = torch.tensor([1.5, 1.01], requires_grad=True)
+    false = torch.tensor([[1.5, 1.01], [0.7, 0.6]], requires_grad=True)
     dropped = nt_xent(similarity, same, 10.0, false)
     assert dropped.item() == plain.item()
     dropped.backward()
-    assert false.grad.tolist() == [0, 0]
-    assert nt_xent(similarity, same, 10.0, torch.tensor([0.9, 0.9])) > plain + 0.1
+    assert not false.grad.any()
+    half = torch.tensor([[0.6, 0.6], [0.6, 0.4]], requires_grad=True)  # picture 1 drops the first
+    assert ascl.false_negatives(similarity, half).tolist() == [[False, False], [True, False]]
+    nt_xent(similarity, same, 10.0, half).backward()
+    assert (half.grad != 0).tolist() == [[True, True], [False, True]]
 
 
 # ---------------------------------------------------------------------------------- generated texts
