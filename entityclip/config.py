@@ -161,18 +161,17 @@ class ITRConfig:
     # clustering of text + image embeddings, of text + generated caption, contrast of text and image
     tasks: tuple[Task, ...] = ("cluster_image", "contrast")
     iterations: Count = 20  # each clusters one subset anew, resets the heads and trains on it
-    subset: int = 5000  # pairs an iteration; the subsets of an epoch share none
+    subset: int = 5000  # pairs an iteration; none comes again before all have come
     clusters: Several = 4  # k; the authors also try 2
     mini_batch_above: AtLeast0 = 20_000  # larger subsets are clustered by mini-batch k-means
     batch_size: Several = 32
     lr: Positive = 1e-5  # of the towers
-    head_lr_scale: Positive = 100.0  # learning rate of heads and projections, times the towers'
+    head_lr_scale: Positive = 100.0  # learning rate of the heads, times the towers'
     weight_decay: Weight = 0.01
     cluster_image_weight: Weight = 0.2
     cluster_generated_weight: Weight = 1.0
     contrast_weight: Weight = 1.0
     temperature: Positive = 1.0  # of the contrast
-    projection: Count = 512  # width of the projections that are contrasted
     workers: AtLeast0 = 0  # processes that decode pictures; 0 decodes in this one
     seed: AtLeast0 = 0
 

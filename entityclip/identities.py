@@ -168,8 +168,10 @@ def relation_identity(profile: Profile, tasks: Tasks, seed: int, protocol: str) 
     settings, itr = profile.settings, profile.settings.itr
     start = identity(settings, "zero-shot", profile.seed)
     towers = {"start": start} if tasks is None else itr_identity(settings, start, seed, tasks)
+    frozen = {} if protocol == "fine-tuning" else {"features": "before projection"}
     return {
         "towers": towers,
+        **frozen,
         "protocol": protocol,
         "seed": seed,
         "labelled": _source(itr.labelled),

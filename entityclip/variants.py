@@ -215,7 +215,8 @@ ASCL_WAYS = (Measured(), Measured(short_queries=True), Measured(rerank=True))
 # ------------------------------------------------------------------------------- ITR's relations
 
 PROTOCOLS = ("linear probe", "clusters", "fine-tuning")
-RELATION_LABELS = ("text", "image", "combined")  # what the text says, the image adds, and both
+# what the text says, the image adds, and both; then the first two, read from a probe of the third
+RELATION_LABELS = ("text", "image", "combined", "text of combined", "image of combined")
 
 BEFORE = "CLIP"  # the start weights, without ITR
 

@@ -11,9 +11,11 @@ import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import save_file
 
 from entityclip.config import load_profile
+from entityclip.datasets.sources.tweets import relation_pairs, twitter100k_pairs, without_link
 from entityclip.experiments.experiment import Experiment
 from entityclip.models import clip
 from entityclip.models.clip import BackboneError, create_backbone
@@ -125,5 +127,37 @@ def test_a_transformers_folder_tells_how_its_pictures_are_prepared(tmp_path, con
 # ------------------------------------------------------------- AsCL
 
 # ------------------------------------------------------------- ITR
+
+
+@pytest.mark.parametrize(
+    ("tweet", "text"),
+    [
+        ("Nice day https://t.co/aB3xY", "Nice day"), ("Nice day http://t.co/aB3xY ", "Nice day"),
+        ("Nice day t.co/aB3xY", "Nice day"), ("Nice day https://t…", "Nice day"),
+        ("Nice day htt…", "Nice day htt…"), ("https://t.co/aB3xY", ""),
+        ("see https://t.co/a1 there", "see https://t.co/a1 there"),
+        ("two https://t.co/a1 https://t.co/b2", "two https://t.co/a1"),
+        ("https://example.org/t.co/x", "https://example.org/t.co/x"), ("at.co/x", "at.co/x"),
+    ],
+)  # fmt: skip
+def test_a_tweet_loses_the_short_link_at_its_end(tweet, text):
+    assert without_link(tweet) == text
+
+
+def test_the_loaders_read_tweets_as_the_authors_do(tmp_path):
+    (tmp_path / "images").mkdir()
+    picture = Image.new("RGB", (8, 8))
+    for name in ("T1", "T2", "0", "1"):
+        picture.save(tmp_path / "images" / f"{name}.jpg")
+    head = "tweet_id,tweet,text_is_represented,image_adds"
+    rows = ["1,Nice day https://t.co/aB3xY,1,0", "2,https://t.co/cD4,0,1"]
+    (tmp_path / "data.csv").write_text("\n".join([head, *rows]) + "\n")
+    pairs, report = relation_pairs(tmp_path, "train")
+    assert [(pair.id, pair.caption) for pair in pairs] == [("1", "Nice day")]
+    assert report.empty_captions == 1  # nothing but a link
+    (tmp_path / "text.txt").write_text("x" * 200 + "\n" + "y " * 60 + "https://t.co/aB3xY\n")
+    pairs, _ = twitter100k_pairs(tmp_path, "all", first=0)
+    assert [pair.caption for pair in pairs] == ["x" * 140, ("y " * 60).strip()]
+
 
 # ------------------------------------------------------------- data and evaluation

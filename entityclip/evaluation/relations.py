@@ -26,6 +26,8 @@ from entityclip.training.loop import repeatable
 
 Classes = dict[str, NDArray[np.int64]]  # "text", "image", "combined": a class a pair, [N]
 CLASSES = {"text": 2, "image": 2, "combined": 4}
+# the label that a prediction is judged by, where it was read from that of the combined one
+READ = {"text of combined": "text", "image of combined": "image"}
 
 
 def relation_classes(pairs: Sequence[Pair]) -> Classes:
@@ -65,10 +67,11 @@ def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> 
     """
     scores = {}
     for name, found in predicted.items():
-        if found.shape != true[name].shape:
-            raise ValueError(f"{len(found)} predictions of {name!r} for {len(true[name])} pairs")
+        labels = true[READ.get(name, name)]
+        if found.shape != labels.shape:
+            raise ValueError(f"{len(found)} predictions of {name!r} for {len(labels)} pairs")
 
-        def f1(weights, _=None, pair=(found, true[name])) -> NDArray[np.float64]:
+        def f1(weights, _=None, pair=(found, labels)) -> NDArray[np.float64]:
             return weighted_f1(*pair, weights)[:, None]
 
         ends = interval(found, statistic=f1, n_resamples=n_resamples, seed=seed)
@@ -80,21 +83,23 @@ def score(predicted: Classes, true: Classes, *, n_resamples: int, seed: int) -> 
 def pair_embeddings(
     backbone: Backbone, dataset: PairDataset, *, batch_size: int = 256
 ) -> NDArray[np.float32]:
-    """Text and image embeddings of each pair, as the towers give them, concatenated [N, 2d]."""
+    """Text and image features of each pair before CLIP's projections, [N, w_t + w_v]."""
     found = []
     with evaluating(backbone) as device:
         for batch in DataLoader(dataset, batch_size, collate_fn=dataset.collate):
             batch = batch.to(device)
-            sides = backbone.encode_text(batch.captions), backbone.encode_image(batch.images)
-            found.append(torch.cat(sides, dim=-1).float().cpu())
+            image, text = backbone.unprojected(batch.images, batch.captions)
+            found.append(torch.cat([text, image], dim=-1).float().cpu())
     return torch.cat(found).numpy()
 
 
 def linear_probe(train: NDArray[np.float32], labels: Classes, test: NDArray[np.float32]) -> Classes:
     """Predictions [M] for `test` [M, D] of a logistic regression a label, fit to `train` [N, D].
 
-    A linear probe adds up what it reads off the text and what it reads off the picture; whether
-    the two agree it cannot see. Raises ValueError where a label has only one class.
+    Beside them, as the authors' code does it, the two labels read from the class that the combined
+    label's probe chose (`READ`). A linear probe adds up what it reads off the text and what it
+    reads off the picture; whether the two agree it cannot see. Raises ValueError where a label has
+    only one class.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import, and only this needs it
 
@@ -106,6 +111,8 @@ def linear_probe(train: NDArray[np.float32], labels: Classes, test: NDArray[np.f
             )
         probe = LogisticRegression(C=0.25, max_iter=2000)  # the authors' L2 penalty, inverse
         predicted[name] = probe.fit(train, classes).predict(test).astype(np.int64)
+    if "combined" in predicted:
+        predicted |= zip(READ, np.divmod(predicted["combined"], 2), strict=True)
     return predicted
 
 

@@ -83,9 +83,7 @@ class Backbone(nn.Module):
 
     def image_tokens(self, images: Tensor) -> Tokens:
         """Encode pictures [B, 3, H, W] to L = 1 + patches tokens; CLS is token 0."""
-        visual = self.clip.visual
-        x = visual.transformer(visual._embeds(images))
-        tokens = visual.ln_post(x) @ visual.proj
+        tokens = self._image_states(images) @ self.clip.visual.proj
         batch, length = tokens.shape[:2]
         valid = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
         return Tokens(tokens[:, 0], tokens, valid, valid.new_zeros(batch, dtype=torch.long))
@@ -104,8 +102,43 @@ class Backbone(nn.Module):
         is what to trim to where that is known (`longest`): a GPU need not be asked. `change`
         maps the token embeddings [B, L, width] before positions are added (AsCL's wrong texts).
         """
-        clip = self.clip
-        at = self.eot(text)
+        states, at, valid = self._text_states(text, trim, length, change)
+        tokens = states @ self.clip.text_projection
+        return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
+
+    def unprojected(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features before the joint space, of pictures [B, w_v] and of texts [B, w_t].
+
+        The widths are the towers' own, 768 and 512 for ViT-B/32. ITR clusters and probes these.
+        """
+        return self._image_states(images)[:, 0], self.unprojected_text(text)
+
+    def unprojected_text(self, text: Tensor) -> Tensor:
+        """`unprojected` of texts alone, [B, w_t]."""
+        states, at, _ = self._text_states(text)
+        return states[torch.arange(len(text), device=text.device), at]
+
+    @property
+    def unprojected_widths(self) -> tuple[int, int]:
+        """w_v and w_t of `unprojected`."""
+        return self.clip.visual.proj.shape[0], self.clip.text_projection.shape[0]
+
+    def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """CLIP's own projections of `unprojected` features into the joint space, [B, d] each."""
+        return image @ self.clip.visual.proj, text @ self.clip.text_projection
+
+    def _image_states(self, images: Tensor) -> Tensor:
+        visual = self.clip.visual
+        return visual.ln_post(visual.transformer(visual._embeds(images)))
+
+    def _text_states(
+        self,
+        text: Tensor,
+        trim: bool = True,
+        length: int | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        clip, at = self.clip, self.eot(text)
         if trim and clip.attn_mask is not None:
             text = text[:, : int(at.max()) + 1 if length is None else length]
         length = text.shape[1]
@@ -113,9 +146,8 @@ class Backbone(nn.Module):
         embedded = clip.token_embedding(text)
         embedded = embedded if change is None else change(embedded)
         x = embedded + clip.positional_embedding[:length]
-        tokens = clip.ln_final(clip.transformer(x, attn_mask=mask)) @ clip.text_projection
-        valid = torch.arange(length, device=text.device) <= at[:, None]
-        return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
+        states = clip.ln_final(clip.transformer(x, attn_mask=mask))
+        return states, at, torch.arange(length, device=text.device) <= at[:, None]
 
     def texts_tokens(
         self, first: Tensor, second: Tensor, *, trim: bool = True, lengths: Lengths = None

@@ -1,4 +1,4 @@
-"""ITR's model: two towers, projections to contrast, and a head a clustering task."""
+"""ITR's model: two towers, and a head a clustering task."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ from entityclip.datasets.dataset import Batch
 from entityclip.models.clip import Backbone
 from entityclip.models.losses import vtc_loss
 
-# clustering task -> what is clustered together with the text
+Sides = dict[str, Tensor]  # "text", "image" and, where clustered, "generated": features [B, w]
+
+# clustering task -> what is clustered together with the text; a head always reads text and image
 PARTNER = {"cluster_image": "image", "cluster_generated": "generated"}
-Sides = dict[str, Tensor]  # "text", "image" and, where read, "generated": embeddings [B, d]
 
 
 class ITRModel(nn.Module):
-    """The towers of `backbone` with what ITR's pretraining needs; only the towers are kept."""
+    """The towers of `backbone` with a head a clustering task; only the towers are kept.
+
+    As in the authors' code, clusters and heads see features before CLIP's projections, and the
+    contrast goes through these projections.
+    """
 
     def __init__(self, backbone: Backbone, config: ITRConfig):
         super().__init__()
         self.backbone, self.config = backbone, config
-        sides = ("text", "image") if "contrast" in config.tasks else ()
-        self.projections = nn.ModuleDict(
-            {side: nn.Linear(backbone.width, config.projection) for side in sides}
-        )
+        width = sum(backbone.unprojected_widths)
         self.heads = nn.ModuleDict(
-            {task: nn.Linear(2 * backbone.width, config.clusters) for task in config.clustering}
+            {task: nn.Linear(width, config.clusters) for task in config.clustering}
         )
 
-    def encode(self, batch: Batch) -> Sides:
-        """Embeddings [B, d] of each side, as the towers give them. Not normalised."""
-        sides = {
-            "image": self.backbone.encode_image(batch.images),
-            "text": self.backbone.encode_text(batch.captions),
-        }
-        if self.config.needs_generated:
+    def encode(self, batch: Batch, *, generated: bool = False) -> Sides:
+        """Features of each side before projection, picture [B, w_v] and text [B, w_t].
+
+        `generated` adds those of the generated captions, which only clustering reads. Raises
+        ValueError for a batch without any.
+        """
+        image, text = self.backbone.unprojected(batch.images, batch.captions)
+        sides = {"image": image, "text": text}
+        if generated:
             if batch.explanations is None:
                 raise ValueError("cluster_generated needs generated captions; the batch has none")
-            sides["generated"] = self.backbone.encode_text(batch.explanations)
+            sides["generated"] = self.backbone.unprojected_text(batch.explanations)
         return sides
 
     def reset_heads(self) -> None:
@@ -63,23 +67,22 @@ class ITRModel(nn.Module):
         if "contrast" in self.config.tasks:
             terms["contrast"] = self.contrast(sides)
         for task, label in labels.items():
-            terms[task] = F.cross_entropy(self.heads[task](joint(sides, task)), label)
+            terms[task] = F.cross_entropy(self.heads[task](joint(sides, "image")), label)
         if not terms:
             raise ValueError("no task is left to train on")
         loss = sum(self.config.weight(task) * term for task, term in terms.items())
         return {"loss": loss, **terms}
 
     def contrast(self, sides: Sides) -> Tensor:
-        """Symmetric InfoNCE of the normalised projections, at a fixed temperature."""
-        image, text = (
-            F.normalize(self.projections[side](sides[side]), dim=-1) for side in ("image", "text")
-        )
+        """Symmetric InfoNCE of CLIP's own normalised projections, at a fixed temperature."""
+        projected = self.backbone.project(sides["image"], sides["text"])
+        image, text = (F.normalize(side, dim=-1) for side in projected)
         return vtc_loss(image, text, image.new_tensor(1 / self.config.temperature))
 
 
-def joint(sides: Sides, task: str) -> Tensor:
-    """What a task clusters and its head reads: text and partner, concatenated [B, 2d]."""
-    return torch.cat([sides["text"], sides[PARTNER[task]]], dim=-1)
+def joint(sides: Sides, partner: str) -> Tensor:
+    """Text and its partner's features side by side, [B, w_t + w]."""
+    return torch.cat([sides["text"], sides[partner]], dim=-1)
 
 
 _RESTARTS = 10  # the best of so many starts is kept

@@ -2,7 +2,8 @@
 
 The run's folder is a training run's (`run_folder`); its log has a row a step and a row an
 iteration, and ``best.safetensors`` the weights at the lowest contrast of held-out pairs (without
-that task, the last). The towers of both checkpoints load by `clip.load_clip_weights`.
+that task, the last): the authors' code reports the best of its iterations on the test pairs, which
+flatters. The towers of both checkpoints load by `clip.load_clip_weights`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from entityclip.config import ITRConfig, as_dict
 from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
-from entityclip.models.itr import ITRModel, cluster, joint
+from entityclip.models.itr import PARTNER, ITRModel, cluster, joint
 from entityclip.training.loop import repeatable
 from entityclip.training.processes import SplitServer, TrainingError, covering_batches, full_batches
 from entityclip.training.run_folder import RunFolder, TrainResult
@@ -56,12 +57,20 @@ def pretrain_itr(
 def subset_rows(n: int, size: int, seed: int, iteration: int) -> list[int]:
     """The rows of an iteration's subset, in order of training: a function of its arguments alone.
 
-    An epoch cuts a permutation of all n rows into subsets; what does not fill one is left out.
+    Subsets are cut from one permutation of all n rows after another, so no pair comes again before
+    all have come. A subset that takes what is left of one is filled with other rows of the next.
     """
-    size = min(size, n)
-    epoch, part = divmod(iteration, n // size)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(n, generator=generator)[part * size : (part + 1) * size].tolist()
+    size, stream, epoch = min(size, n), [], 0
+    while len(stream) < (iteration + 1) * size:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(n, generator=generator).tolist()
+        left = len(stream) % size  # at the end, waiting to be filled
+        waiting = {*stream[len(stream) - left :]}
+        fill = [row for row in order if row not in waiting][: (size - left) % size]
+        filling = {*fill}
+        stream += fill + [row for row in order if row not in filling]
+        epoch += 1
+    return stream[iteration * size : (iteration + 1) * size]
 
 
 def make_optimizer(model: ITRModel, config: ITRConfig) -> torch.optim.Optimizer:
@@ -158,9 +167,9 @@ class _Pretrainer:
         self.model.eval()
         batches = [rows[i : i + _EMBED_BATCH] for i in range(0, len(rows), _EMBED_BATCH)]
         for batch in self._served(batches):
-            sides = self.model.encode(batch)
+            sides = self.model.encode(batch, generated=config.needs_generated)
             for task, found in parts.items():
-                found.append(joint(sides, task).float().cpu())
+                found.append(joint(sides, PARTNER[task]).float().cpu())
         k, above, seed = config.clusters, config.mini_batch_above, config.seed + self.iteration
         return {
             task: cluster(torch.cat(found).numpy(), k, seed=seed, mini_batch_above=above)

@@ -72,15 +72,22 @@ def test_classes_are_read_off_the_sections(data):
 # ------------------------------------------------------------------------------- frozen embeddings
 
 
-def test_embeddings_are_the_towers_own_side_by_side(backbone, data):
-    batch = data.collate([data[i] for i in range(5)])
-    with torch.no_grad():
-        literal = torch.cat(
-            [backbone.clip.encode_text(batch.captions), backbone.clip.encode_image(batch.images)], 1
-        )
+def test_embeddings_are_the_towers_own_before_projection(backbone, data):
+    """Projected they are open_clip's own."""
+    batch, clip = data.collate([data[i] for i in range(5)]), backbone.clip
     found = pair_embeddings(backbone, data, batch_size=7)
-    assert found.shape == (24, 2 * backbone.width)
-    np.testing.assert_allclose(found[:5], literal.numpy(), atol=1e-5)
+    picture, text = backbone.unprojected_widths
+    assert found.shape == (24, text + picture)
+    of_text, of_image = torch.from_numpy(found[:5]).split([text, picture], dim=1)
+    with torch.no_grad():
+        expected = clip.encode_text(batch.captions), clip.encode_image(batch.images)
+        projected = of_text @ clip.text_projection, of_image @ clip.visual.proj
+    for ours, literal in zip(projected, expected, strict=True):
+        torch.testing.assert_close(ours, literal, rtol=1e-4, atol=1e-5)
+
+
+def labels_of(combined):
+    return {"combined": combined, "text": combined // 2, "image": combined % 2}
 
 
 def test_a_probe_reads_what_lies_in_one_direction():
@@ -92,6 +99,11 @@ def test_a_probe_reads_what_lies_in_one_direction():
     found = linear_probe(features[:40], {k: v[:40] for k, v in labels.items()}, features[40:])
     for name, classes in labels.items():
         assert (found[name] == classes[40:]).mean() > 0.9
+    assert found["text of combined"].tolist() == (found["combined"] // 2).tolist()
+    assert found["image of combined"].tolist() == (found["combined"] % 2).tolist()
+    judged = score(found, labels_of(labels["combined"][40:]) | {"text": labels["text"][40:]},
+                   n_resamples=20, seed=0)  # fmt: skip
+    assert set(judged) == set(found)
     with pytest.raises(ValueError, match="all 40 labels of 'text' are 1: nothing to fit"):
         linear_probe(features[:40], {"text": np.ones(40, int)}, features)
 

@@ -29,7 +29,7 @@ TINY = {
     "itr": {
         "unlabelled": {"dataset": "newsroom", "split": "relation_unlabelled", "limit": 32},
         "held_out": 8,
-        "objective": {"iterations": 2, "subset": 16, "batch_size": 8, "projection": 16},
+        "objective": {"iterations": 2, "subset": 16, "batch_size": 8},
     },
 }  # fmt: skip
 

@@ -56,7 +56,7 @@ class _Untrained:
 def test_every_variant_seed_protocol_and_label_has_its_row(study):
     rows = chapter_rows(study.profile, "relations")
     keys = rows[["variant", "seed", "protocol", "label"]].drop_duplicates()
-    assert len(rows) == len(keys) == 2 * 2 * 3 * 3
+    assert len(rows) == len(keys) == 2 * 2 * (5 + 3 + 3)  # the probe's are five
     assert set(rows["variant"]) == {BEFORE, "ITR: cluster_image + contrast"}
     assert rows["low"].le(rows["value"]).all()
     assert rows["value"].le(rows["high"]).all()

@@ -20,9 +20,7 @@ from entityclip.training.processes import TrainingError
 from tests.killing import differences_between
 from tests.training_setup import read_log, stopped_at
 
-CONFIG = ITRConfig(
-    iterations=3, subset=16, batch_size=8, clusters=3, lr=1e-4, projection=16, seed=3
-)
+CONFIG = ITRConfig(iterations=3, subset=16, batch_size=8, clusters=3, lr=1e-4, seed=3)
 ALL = ("cluster_image", "cluster_generated", "contrast")
 
 
@@ -82,21 +80,31 @@ def test_bad_clusterings_are_refused(features, k, message):
 # --------------------------------------------------------------------------------------- objective
 
 
+def literal_features(clip, images, captions):
+    """What open_clip's towers hand to their projections, seen by hooks."""
+    seen = {}
+    hooks = [
+        clip.visual.ln_post.register_forward_hook(lambda *a: seen.update(image=a[2])),
+        clip.ln_final.register_forward_hook(lambda *a: seen.update(text=a[2])),
+    ]
+    clip.encode_image(images), clip.encode_text(captions)
+    for hook in hooks:
+        hook.remove()
+    image = seen["image"] if seen["image"].ndim == 2 else seen["image"][:, 0]
+    return seen["text"][torch.arange(len(captions)), captions.argmax(-1)], image
+
+
 def literal_losses(model, batch, labels):
     """Pair by pair, term by term, in words of the paper."""
     clip, n, terms = model.backbone.clip, len(batch), {}
-    sides = {
-        "text": clip.encode_text(batch.captions),
-        "image": clip.encode_image(batch.images),
-        "generated": clip.encode_text(batch.explanations),
-    }
-    for task, partner in (("cluster_image", "image"), ("cluster_generated", "generated")):
+    text, image = literal_features(clip, batch.images, batch.captions)
+    for task in ("cluster_image", "cluster_generated"):  # both read the picture
         total = 0
         for i in range(n):
-            logits = model.heads[task](torch.cat([sides["text"][i], sides[partner][i]]))
+            logits = model.heads[task](torch.cat([text[i], image[i]]))
             total = total - logits.log_softmax(0)[labels[task][i]]
         terms[task] = total / n
-    text, image = (model.projections[side](sides[side]) for side in ("text", "image"))
+    text, image = text @ clip.text_projection, image @ clip.visual.proj
     similar = [[torch.cosine_similarity(t, v, dim=0) for v in image] for t in text]
     similar = torch.stack([torch.stack(row) for row in similar]) / model.config.temperature
     total = 0
@@ -122,6 +130,39 @@ def test_objective_equals_the_literal_one_forward_and_gradient(generated):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def test_clusters_read_what_their_task_names_before_projection(generated, monkeypatch, tmp_path):
+    """[text; image] and [text; generated caption], of the towers as they are."""
+    seen = []
+
+    def watch(features, k, **_):
+        seen.append(torch.from_numpy(features))
+        return np.arange(len(features)) % k
+
+    monkeypatch.setattr(itr, "cluster", watch)
+    backbone = fresh().eval()
+    config = replace(CONFIG, iterations=1, tasks=ALL)
+    rows = subset_rows(len(generated), config.subset, config.seed, 0)
+    batch = generated.collate([generated[row] for row in rows])
+    with torch.no_grad():
+        text, image = literal_features(backbone.clip, batch.images, batch.captions)
+        other, _ = literal_features(backbone.clip, batch.images, batch.explanations)
+    pretrain(generated, tmp_path, config, backbone)
+    for found, partner in zip(seen, (image, other), strict=True):
+        literal = torch.cat([text, partner], dim=1)
+        torch.testing.assert_close(found, literal, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ALL)
+def test_every_task_alone_trains_both_towers(generated, task):
+    model = ITRModel(fresh(), replace(CONFIG, tasks=(task,))).train()
+    batch = generated.collate([generated[i] for i in range(6)])
+    labels = {} if task == "contrast" else {task: torch.tensor([0, 2, 1, 1, 0, 2])}
+    model.losses(model.encode(batch), labels)["loss"].backward()
+    clip = model.backbone.clip
+    for tower in (clip.visual.transformer, clip.transformer):
+        assert all(p.grad is not None and p.grad.any() for p in tower.parameters())
+
+
 def test_an_optimizer_group_a_rate():
     model = ITRModel(fresh(), CONFIG)
     rates = {
@@ -135,11 +176,22 @@ def test_an_optimizer_group_a_rate():
         assert rates[id(parameter)] == (lr, 0.01 if parameter.ndim > 1 else 0.0), name
 
 
-def test_subsets_of_an_epoch_share_no_pair():
-    first, second, next_epoch = (subset_rows(35, 16, 0, i) for i in range(3))
-    assert len({*first, *second}) == 32
-    assert first != next_epoch
-    assert subset_rows(35, 16, 0, 0) == first != subset_rows(35, 16, 1, 0)
+@pytest.mark.parametrize(("n", "size"), [(35, 16), (32, 16), (17, 5), (7, 7), (9, 8)])
+def test_no_pair_comes_again_before_all_have_come(n, size):
+    stream = []
+    for iteration in range(12):
+        rows = subset_rows(n, size, 3, iteration)
+        assert len({*rows}) == len(rows) == size
+        stream += rows
+        fewest, most = min(map(stream.count, range(n))), max(map(stream.count, range(n)))
+        # a subset that crosses into the next epoch takes all that is left, then others
+        assert most - fewest <= 1, iteration
+    assert sorted(stream[:n]) == list(range(n))
+
+
+def test_a_subset_follows_its_seed_and_is_no_larger_than_the_set():
+    assert subset_rows(35, 16, 0, 0) == subset_rows(35, 16, 0, 0) != subset_rows(35, 16, 1, 0)
+    assert subset_rows(32, 16, 0, 0) != subset_rows(32, 16, 0, 2)
     assert sorted(subset_rows(5, 16, 0, 4)) == [0, 1, 2, 3, 4]
 
 

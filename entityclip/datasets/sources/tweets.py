@@ -10,10 +10,14 @@ Twitter100k (Hu et al., IEEE Transactions on Multimedia 2018). Expected below th
 
     text.txt          one line a pair
     images/{n}.jpg    n counts lines from 0 or 1
+
+As ITR's authors do, a tweet loses the short link at its end, and Twitter100k's are cut at 140
+characters.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from entityclip.datasets.reading import Row, csv_rows, known, need, text_lines
@@ -22,6 +26,9 @@ from entityclip.datasets.table import PairBuilder, PairTable, Report
 RELATION_SPLITS = ("train", "test")
 RELATION_TRAIN_ROWS = 3576
 TWITTER100K_SPLITS = ("all",)
+_LONGEST = 140  # characters of a text of Twitter100k
+# at the end: t.co/… with or without its scheme, or what an ellipsis left of it
+_SHORT_LINK = re.compile(r"(?:^|\s+)(?:(?:https?://)?t\.co/\S*|https?:\S*…)\s*$", re.IGNORECASE)
 _COLUMNS = ("tweet_id", "tweet", "text_is_represented", "image_adds")
 _RELATION_LAYOUT = "expected below the root: data.csv and T{tweet_id}.jpg, there or in images/"
 _TWITTER100K_LAYOUT = "expected below the root: text.txt and images/{n}.jpg"
@@ -52,8 +59,14 @@ def relation_pairs(
         labels = [_bit(row, name) for name in _COLUMNS[2:]]
         if (number < train_rows) == (split == "train"):
             image, section = f"{base}T{tweet_id}.jpg", str(2 * labels[0] + labels[1])
-            builder.add(tweet_id, image, row.text("tweet"), section=section, where=row)
+            tweet = without_link(row.text("tweet"))
+            builder.add(tweet_id, image, tweet, section=section, where=row)
     return builder.finish(f"tweets {split}", limit=limit, seed=seed)
+
+
+def without_link(tweet: str) -> str:
+    """The tweet without the short link at its end, which stands for its picture."""
+    return _SHORT_LINK.sub("", tweet)
 
 
 def relation_labels(section: str) -> tuple[int, int]:
@@ -85,7 +98,8 @@ def twitter100k_pairs(
     builder = PairBuilder(root)
     for number, line in enumerate(lines):
         name = str(number + first)
-        builder.add(name, f"images/{name}.jpg", line.strip(), where=f"{path}, line {number + 1}")
+        text, where = without_link(line.strip())[:_LONGEST], f"{path}, line {number + 1}"
+        builder.add(name, f"images/{name}.jpg", text, where=where)
     return builder.finish("twitter100k", limit=limit, seed=seed)
 
 
