@@ -284,8 +284,8 @@ class Settings(_Settings):
     # what training reads: the data set's "own", those of the "knowledge-base", or a file of yours
     # (a cache that `explain` wrote, or *.json in the authors' layout; {split} in it is replaced)
     explanation_source: Name = "own"
-    # training pairs whose explanation fails a check: "use" it like the paper, "drop" the pair, or
-    # let the "caption" stand in (entityclip.explanations.joining says what follows from each)
+    # training pairs whose explanation fails a check: "use" it, as the paper does with all but pairs
+    # without any; "drop" the pair; or let the "caption" stand in (explanations/joining.py)
     explanation_policy: Literal["use", "drop", "caption"] = "use"
     max_broken: Share = 0.01  # largest share of files to train without
     # how files of the train split are decoded; "draft" is faster on large JPEGs and changes pixels

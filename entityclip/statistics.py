@@ -95,29 +95,24 @@ def _as_k(k: int) -> int:
     return int(k)
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """Ranks of a split: `text_to_image` [N] and `image_to_text` [M], int64 and 1 being best.
+BY_ARTICLE = ", by article"  # ends the split's name of rows that count any picture of an article
 
-    `image_of` [N] is each caption's picture, a place in `image_to_text`. Lists and tensors on the
-    CPU become arrays.
-    """
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Ranks both ways, int64 and 1 being best. Lists and tensors on the CPU become arrays."""
 
     text_to_image: NDArray[np.int64]
     image_to_text: NDArray[np.int64]
-    image_of: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
-            object.__setattr__(self, name, np.asarray(values))  # as frozen dataclasses are set
+            if values is not None and not isinstance(values, _Ranked):
+                object.__setattr__(self, name, np.asarray(values))  # as frozen ones are set
 
     def ranks(self, direction: str) -> NDArray[np.int64]:
         """The ranks of one direction's queries."""
         return {d: getattr(self, d) for d in DIRECTIONS}[direction]
-
-    def clusters(self, direction: str) -> NDArray[np.int64] | None:
-        """Which captions share a picture and so are not independent; None for picture queries."""
-        return self.image_of if direction == "text_to_image" else None
 
     def sizes(self, direction: str) -> dict[str, int]:
         """How many queries and candidates there are."""
@@ -127,6 +122,37 @@ class Retrieval:
     def metrics(self) -> dict[str, dict[str, float]]:
         """R@1/5/10/50/100 in percent, MedR and MeanR for each direction."""
         return {d: retrieval_metrics(self.ranks(d)) for d in DIRECTIONS}
+
+
+@dataclass(frozen=True)
+class ByArticle(_Ranked):
+    """The rank of the best of a query's article: `text_to_image` [N] and `image_to_text` [M].
+
+    `text_article` [N] and `image_article` [M] number the queries' articles.
+    """
+
+    text_article: NDArray[np.int64]
+    image_article: NDArray[np.int64]
+
+    def clusters(self, direction: str) -> NDArray[np.int64]:
+        """Queries of one article are not independent."""
+        return self.text_article if direction == "text_to_image" else self.image_article
+
+
+@dataclass(frozen=True)
+class Retrieval(_Ranked):
+    """Ranks of a split: `text_to_image` [N] and `image_to_text` [M].
+
+    `image_of` [N] is each caption's picture, a place in `image_to_text`. `by_article` is there
+    where articles have several pictures.
+    """
+
+    image_of: NDArray[np.int64]
+    by_article: ByArticle | None = None
+
+    def clusters(self, direction: str) -> NDArray[np.int64] | None:
+        """Which captions share a picture and so are not independent; None for picture queries."""
+        return self.image_of if direction == "text_to_image" else None
 
 
 def retrievals(rank_rows: pd.DataFrame) -> dict[int, Retrieval]:

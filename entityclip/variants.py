@@ -256,6 +256,7 @@ VARIANT_LABELS = {variant.name: variant.label for variant in VARIANTS.values()}
 
 SPLIT_LABELS = {
     "test": "Test",
+    "test, by article": "Test, by article",
     "test_longtail": "Long tail",
     "val": "Validation",
     "generic_val": "Generic captions",

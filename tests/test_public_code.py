@@ -15,13 +15,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from entityclip.config import load_profile
+from entityclip.datasets import load_pairs
 from entityclip.datasets.sources.tweets import relation_pairs, twitter100k_pairs, without_link
+from entityclip.evaluation.retrieval import articles_of
 from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import evaluate
 from entityclip.models import clip
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.weights import preprocessing_of
+from entityclip.results import stored_rows
 from entityclip.search.encoder import load_encoder
 from entityclip.search.export import export
+from tests.fixtures import layouts
 
 # ------------------------------------------------------------- EntityCLIP: the draw, the scale
 
@@ -161,3 +166,84 @@ def test_the_loaders_read_tweets_as_the_authors_do(tmp_path):
 
 
 # ------------------------------------------------------------- data and evaluation
+
+
+@pytest.fixture
+def goodnews(tmp_path, monkeypatch):
+    """The tiny model on drawn files in GoodNews' layout: 8 articles of three pictures each."""
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    layouts.goodnews(tmp_path / "data")
+    settings = {"dataset": "goodnews", "data_root": str(tmp_path / "data"),
+                "explanation_source": "own", "pretraining": None,
+                "pretrained": str(tmp_path / "start.safetensors"),
+                "train_pairs": None, "val_pairs": None, "test_pairs": None,
+                "test_splits": ["test"],
+                "finetuning": {"epochs": 1, "batch_size": 4}}  # fmt: skip
+    torch.manual_seed(2)
+    save_file(create_backbone("newsroom-tiny").clip.state_dict(), tmp_path / "start.safetensors")
+    return lambda **more: Experiment(
+        load_profile("smoke", settings=settings | more), progress=False
+    )
+
+
+@pytest.mark.parametrize("policy", ["use", "drop", "caption"])
+def test_pairs_without_explanation_are_left_out_of_training_and_counted(goodnews, caplog, policy):
+    """Of 11 whole pairs every fourth has none; all variants train on the same pairs."""
+    experiment = goodnews(explanation_policy=policy)
+    with caplog.at_level("WARNING"):
+        pairs = experiment.pairs("train")
+    everything = load_pairs("goodnews", "train", root=experiment.settings.data_root)
+    lacking = [pair.id for pair in everything if not pair.explanation]
+    assert (len(everything), len(lacking)) == (11, 3)
+    if policy == "caption":
+        assert len(pairs) == 11
+    else:
+        assert not {pair.id for pair in pairs} & {*lacking}
+    if policy == "use":
+        assert len(pairs) == 8
+        assert "3 of 11 pairs have no explanation, and are left out" in caplog.text
+        experiment.finetune("entityclip")  # does not stumble over them
+        assert len(experiment.pairs("test")) == 6  # whatever explanations they have
+
+
+def test_without_any_explanation_only_what_reads_one_is_refused(goodnews, tmp_path, caplog):
+    for file in (tmp_path / "data" / "train_cap_individual").iterdir():
+        file.unlink()
+    experiment = goodnews()
+    with caplog.at_level("WARNING"):
+        assert len(experiment.pairs("train")) == 11
+    assert "11 of 11 pairs have no explanation, so only what reads none can train" in caplog.text
+    experiment.finetune("clip")
+    with pytest.raises(ValueError, match="11 of 11 pairs lack an explanation"):
+        experiment.finetune("entityclip")
+
+
+def test_recall_by_article_equals_the_loop(goodnews):
+    experiment = goodnews()
+    model, dataset = experiment.build("zero-shot"), experiment.dataset("test")
+    rows = evaluate(experiment, model, "zero-shot", "test") and stored_rows(experiment.profile)
+    pairs = dataset.pairs
+    images = torch.stack([dataset.collate([dataset[i]]).images[0] for i in range(len(pairs))])
+    texts = model.backbone.tokenize([pair.caption for pair in pairs])
+    with torch.no_grad():
+        similarity = model.encode_text(texts) @ model.encode_image(images).T
+    for direction, scores in (("text_to_image", similarity), ("image_to_text", similarity.T)):
+        for split, alike in (("test", "id"), ("test, by article", "group")):
+            ranks = []
+            for i, own in enumerate(pairs):
+                right = [getattr(own, alike) == getattr(other, alike) for other in pairs]
+                best = max(scores[i, j] for j in range(len(pairs)) if right[j])
+                ranks.append(1 + sum(
+                    bool(scores[i, j] >= best) for j in range(len(pairs)) if not right[j]
+                ))  # fmt: skip
+            of = rows[(rows["split"] == split) & (rows["direction"] == direction)]
+            value = of.set_index("metric")["value"]
+            assert value["MeanR"] == pytest.approx(sum(ranks) / len(ranks)), (split, direction)
+            assert value["R@1"] == pytest.approx(100 * ranks.count(1) / len(ranks))
+    by_picture, by_article = (rows[rows["split"] == s] for s in ("test", "test, by article"))
+    assert len(by_picture) == len(by_article)
+
+
+def test_articles_of_one_picture_change_nothing():
+    pairs = load_pairs("newsroom", "test", limit=12, seed=0, image_size=64)
+    assert articles_of(pairs) is None

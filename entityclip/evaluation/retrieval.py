@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from entityclip.datasets.dataset import PairDataset, whole_batch
-from entityclip.datasets.pair import data_fingerprint
+from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.provenance import provenance
 from entityclip.results import Row, measurement_rows
-from entityclip.statistics import Retrieval, bootstrap_interval
+from entityclip.statistics import BY_ARTICLE, ByArticle, Retrieval, bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,38 @@ def encode_pairs(
         return Embeddings(torch.cat(texts), torch.cat(images)[order.to(device)], image_of, first)
 
 
-def retrieve(embeddings: Embeddings) -> Retrieval:
-    """Rank all pictures for each caption and all captions for each picture."""
+def articles_of(pairs: Sequence[Pair]) -> Tensor | None:
+    """The number of each pair's article (`Pair.group`) [N]; None where none has several pictures.
+
+    A pair without a group is an article of its own.
+    """
+    names = [(pair.group is None, pair.id if pair.group is None else pair.group) for pair in pairs]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    pictures = {(name, pair.image_key) for name, pair in zip(names, pairs, strict=True)}
+    return torch.tensor([numbers[n] for n in names]) if len(pictures) > len(numbers) else None
+
+
+def retrieve(embeddings: Embeddings, articles: Tensor | None = None) -> Retrieval:
+    """Rank all pictures for each caption and all captions for each picture.
+
+    With `articles` [N], also with all pictures, and captions, of a query's article as right ones:
+    GoodNews has several pictures an article, and its captions often suit more than one.
+    """
     groups = embeddings.image_of, torch.arange(len(embeddings.images))
     ranks = both_ranks(embeddings.texts, embeddings.images, groups)
-    return Retrieval(*ranks, embeddings.image_of)
+    if articles is None:
+        return Retrieval(*ranks, embeddings.image_of)
+    groups = articles, articles[embeddings.first]
+    by_article = ByArticle(*both_ranks(embeddings.texts, embeddings.images, groups), *groups)
+    return Retrieval(*ranks, embeddings.image_of, by_article)
 
 
 def evaluate_embeddings(
     model: EntityCLIP, dataset: PairDataset, *, workers: int = 0, progress: bool = True
 ) -> Retrieval:
-    """Ranks by the cosine of the two towers' embeddings."""
-    return retrieve(encode_pairs(model, dataset, workers=workers, progress=progress))
+    """Ranks by the cosine of the two towers' embeddings, by article too where that differs."""
+    embeddings = encode_pairs(model, dataset, workers=workers, progress=progress)
+    return retrieve(embeddings, articles_of(dataset.pairs))
 
 
 def evaluate_retrieval(
@@ -131,7 +151,8 @@ def evaluate_retrieval(
 
     `rank` is how this model compares pictures with captions; by default as CLIP does. Intervals are
     95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures where several
-    captions share one); they hold no variance between training seeds.
+    captions share one); they hold no variance between training seeds. Rows by article have a split
+    of their own, "test, by article", and resample whole articles.
     """
     start = time.perf_counter()
     retrieval = rank(model, dataset, workers=workers, progress=progress)
@@ -139,16 +160,20 @@ def evaluate_retrieval(
         config=config, seed=seed, data_fingerprint=data_fingerprint(dataset.pairs),
         device=model.backbone.device, wall_time_s=time.perf_counter() - start,
     )  # fmt: skip
+    found = {split: retrieval}
+    if retrieval.by_article is not None:
+        found[split + BY_ARTICLE] = retrieval.by_article
     rows: list[Row] = []
-    for direction, metrics in retrieval.metrics().items():
-        intervals = bootstrap_interval(
-            retrieval.ranks(direction), n_resamples=bootstrap, seed=seed,
-            clusters=retrieval.clusters(direction),
-        )  # fmt: skip
-        rows += measurement_rows(
-            metrics, intervals, variant=variant, dataset=dataset_name, split=split,
-            direction=direction, provenance=origin, **retrieval.sizes(direction),
-        )  # fmt: skip
+    for name, ranks in found.items():
+        for direction, metrics in ranks.metrics().items():
+            intervals = bootstrap_interval(
+                ranks.ranks(direction), n_resamples=bootstrap, seed=seed,
+                clusters=ranks.clusters(direction),
+            )  # fmt: skip
+            rows += measurement_rows(
+                metrics, intervals, variant=variant, dataset=dataset_name, split=name,
+                direction=direction, provenance=origin, **ranks.sizes(direction),
+            )  # fmt: skip
     return retrieval, rows
 
 

@@ -18,7 +18,7 @@ from entityclip.datasets.captions import SeveralCaptions, second_captions, with_
 from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.registry import LOADERS
-from entityclip.explanations.joining import training_pairs
+from entityclip.explanations.joining import explained, training_pairs
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.variants import Explanations, find_variant
 
@@ -105,11 +105,19 @@ class Splits:
         return self._explained(split, pairs) if split in ("train", "val") else pairs
 
     def _explained(self, split: str, pairs: Sequence[Pair]) -> Sequence[Pair]:
-        """Pairs to train on with the explanations that the profile wants."""
+        """Pairs to train on with the explanations that the profile wants.
+
+        Those that have none are left out, for variants that read none, too: all train on the same.
+        """
         source, policy = self.settings.explanation_source, self.settings.explanation_policy
-        if (source, policy) == ("own", "use"):
-            return pairs
         dataset, folder = self.settings.dataset, self.profile.runs / "explanations"
+        if (source, policy) == ("own", "use"):  # which judges no text, and keeps a table a table
+            left, lacking = explained(pairs)
+            if lacking:
+                log.warning("%s %s: %d of %d pairs have no explanation, %s", dataset, split,
+                            lacking, len(pairs), "and are left out" if len(left) < len(pairs)
+                            else "so only what reads none can train")  # fmt: skip
+            return left
         pairs, report = training_pairs(
             pairs, source, policy, dataset=dataset, split=split, folder=folder
         )

@@ -16,6 +16,7 @@ from entityclip.datasets.reading import iter_entries
 from entityclip.datasets.sources.goodnews import image_id_of
 from entityclip.datasets.sources.n24news import file_name
 from entityclip.datasets.sources.visualnews import from_source
+from entityclip.datasets.table import PairTable
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks
 from entityclip.explanations.extraction import explain
@@ -173,8 +174,8 @@ def apply_policy(
 ) -> tuple[list[Pair], PolicyReport]:
     """The pairs with their explanations, and what was done about those that failed a check.
 
-    "use" trains on failed texts too, as the paper's authors do with their files; only an empty one
-    is replaced by the caption. "drop" leaves their pairs out, so that training sees fewer pairs,
+    "use" trains on failed texts too, and leaves out pairs that have none, as the paper's authors do
+    with their files. "drop" leaves their pairs out, so that training sees fewer pairs,
     and other ones for each model's texts: compare variants under one and the same file. "caption"
     keeps every pair, and the caption stands in, which gives the experts nothing new to attend to.
 
@@ -185,9 +186,9 @@ def apply_policy(
     _same_pairs(pairs, explanations)
     result, captions = [], 0
     for pair, row in zip(pairs, explanations, strict=True):
-        if row.checks and policy == "drop":
+        if (row.checks and policy == "drop") or (policy == "use" and not row.text):
             continue
-        fallback = bool(row.checks) and (policy == "caption" or not row.text)
+        fallback = bool(row.checks) and policy == "caption"
         captions += fallback
         result.append(replace(pair, explanation=pair.caption if fallback else row.text))
     counts = dict(Counter(name for row in explanations for name in row.checks))
@@ -198,15 +199,24 @@ def apply_policy(
 def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pair], PolicyReport]:
     """`apply_policy` for pairs that bring their explanations, e.g. from the authors' files.
 
-    The checks run here; how the model stopped is not known, so "cut" goes by the text's end. Under
-    "use" a pair without an explanation keeps none: training then asks for it by name.
+    The checks run here; how the model stopped is not known, so "cut" goes by the text's end.
     """
     source = Source(OWN, OWN, None)
     rows = [_judged(pair, pair.explanation or "", source) for pair in pairs]
-    result, report = apply_policy(pairs, rows, policy)
-    if policy == "use":
-        return list(pairs), replace(report, kept=len(pairs), captions=0)
-    return result, report
+    return apply_policy(pairs, rows, policy)
+
+
+def explained(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], int]:
+    """The pairs that have an explanation, a table as a table, and how many have none.
+
+    Where none has one, all stay: a model that reads no explanation trains on them.
+    """
+    if isinstance(pairs, PairTable):  # without making a million pairs
+        there = pairs.columns["explanation"].codes[pairs.rows] >= 0
+        left = replace(pairs, rows=pairs.rows[there])
+    else:
+        left = [pair for pair in pairs if pair.explanation]
+    return (left if len(left) else pairs), len(pairs) - len(left)
 
 
 def training_pairs(

@@ -72,7 +72,7 @@ def stored(study):
 def test_what_is_stored_is_not_measured_again(study, monkeypatch):
     before = stored(study).read_bytes()
     monkeypatch.setattr(chapters, "score", pytest.fail)
-    assert len(measure_relations(study)) == 36
+    assert len(measure_relations(study)) == 44
     assert stored(study).read_bytes() == before
     assert len(measure_relations(study, [4], ["clusters"])) == 6
 
@@ -94,7 +94,7 @@ def test_a_stopped_study_goes_on_with_what_is_missing(study, monkeypatch):
     rows = measure_relations(study)
     assert asked == [(4, "fine-tuning")] * 2
     again = read_rows(stored(study), schema=CLASSIFICATION)
-    assert len(rows) == len(again) == 36
+    assert len(rows) == len(again) == 44
     stored(study).write_bytes(whole)
     was = read_rows(stored(study), schema=CLASSIFICATION)
     key = ["variant", "seed", "protocol", "label"]
