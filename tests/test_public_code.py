@@ -139,6 +139,7 @@ def test_a_transformers_folder_tells_how_its_pictures_are_prepared(tmp_path, con
     [
         ("Nice day https://t.co/aB3xY", "Nice day"), ("Nice day http://t.co/aB3xY ", "Nice day"),
         ("Nice day t.co/aB3xY", "Nice day"), ("Nice day https://t…", "Nice day"),
+        ("Nice day http…", "Nice day"), ("Nice https://example.org/a…", "Nice https://example.org/a…"),
         ("Nice day htt…", "Nice day htt…"), ("https://t.co/aB3xY", ""),
         ("see https://t.co/a1 there", "see https://t.co/a1 there"),
         ("two https://t.co/a1 https://t.co/b2", "two https://t.co/a1"),

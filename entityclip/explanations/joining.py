@@ -174,10 +174,11 @@ def apply_policy(
 ) -> tuple[list[Pair], PolicyReport]:
     """The pairs with their explanations, and what was done about those that failed a check.
 
-    "use" trains on failed texts too, and leaves out pairs that have none, as the paper's authors do
-    with their files. "drop" leaves their pairs out, so that training sees fewer pairs,
-    and other ones for each model's texts: compare variants under one and the same file. "caption"
-    keeps every pair, and the caption stands in, which gives the experts nothing new to attend to.
+    "use" trains on failed texts too, and leaves out pairs that are not explained, as the paper's
+    authors do with their files; an empty answer is replaced by the caption. "drop" leaves out all
+    that failed, so that training sees fewer pairs, and other ones for each model's texts: compare
+    variants under one and the same file. "caption" keeps every pair, and the caption stands in,
+    which gives the experts nothing new to attend to.
 
     Raises ValueError for an unknown policy and for explanations that are not these pairs'.
     """
@@ -186,9 +187,9 @@ def apply_policy(
     _same_pairs(pairs, explanations)
     result, captions = [], 0
     for pair, row in zip(pairs, explanations, strict=True):
-        if (row.checks and policy == "drop") or (policy == "use" and not row.text):
+        if (row.checks and policy == "drop") or (policy == "use" and MISSING in row.checks):
             continue
-        fallback = bool(row.checks) and policy == "caption"
+        fallback = bool(row.checks) and (policy == "caption" or not row.text)
         captions += fallback
         result.append(replace(pair, explanation=pair.caption if fallback else row.text))
     counts = dict(Counter(name for row in explanations for name in row.checks))
@@ -202,7 +203,10 @@ def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pai
     The checks run here; how the model stopped is not known, so "cut" goes by the text's end.
     """
     source = Source(OWN, OWN, None)
-    rows = [_judged(pair, pair.explanation or "", source) for pair in pairs]
+    rows = [
+        _judged(pair, pair.explanation, source) if pair.explanation else _not_explained(pair)
+        for pair in pairs
+    ]
     return apply_policy(pairs, rows, policy)
 
 
@@ -255,8 +259,10 @@ def training_pairs(
             f"{path} explains none of the {len(pairs)} {split} pairs of {dataset}; extract this "
             "split into it too, or give a file a split with {split} in its name"
         )
-    missing = Explanation.made_now("", "", Source("", "", None), MISSING, (MISSING,))
-    rows = [replace(row or missing, id=pair.id) for pair, row in zip(pairs, found, strict=True)]
+    rows = [
+        _not_explained(pair) if row is None else replace(row, id=pair.id)
+        for pair, row in zip(pairs, found, strict=True)
+    ]
     return apply_policy(pairs, rows, policy)
 
 
@@ -296,6 +302,10 @@ def _judged(pair: Pair, text: str, source: Source) -> Explanation:
     """The row of a text whose prompt and end are not known."""
     checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
     return Explanation.made_now(pair.id, text, source, "unknown", checks)
+
+
+def _not_explained(pair: Pair) -> Explanation:
+    return Explanation.made_now(pair.id, "", Source("", "", None), MISSING, (MISSING,))
 
 
 def _same_pairs(pairs: Sequence[Pair], explanations: Sequence[Explanation]) -> None:

@@ -151,7 +151,7 @@ def marked(path):
     ("policy", "explanations", "counts"),
     [
         # an empty one cannot be used
-        ("use", {1: "The caption is nothing."}, (4, 0, 1)),
+        ("use", {0: PAIRS[0].caption, 1: "The caption is nothing."}, (4, 1, 0)),
         ("drop", {}, (3, 0, 2)),
         ("caption", {0: PAIRS[0].caption, 1: PAIRS[1].caption}, (3, 2, 0)),
     ],

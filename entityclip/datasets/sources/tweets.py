@@ -28,7 +28,10 @@ RELATION_TRAIN_ROWS = 3576
 TWITTER100K_SPLITS = ("all",)
 _LONGEST = 140  # characters of a text of Twitter100k
 # at the end: t.co/… with or without its scheme, or what an ellipsis left of it
-_SHORT_LINK = re.compile(r"(?:^|\s+)(?:(?:https?://)?t\.co/\S*|https?:\S*…)\s*$", re.IGNORECASE)
+_SHORT_LINK = re.compile(
+    r"(?:^|\s+)(?:(?:https?://)?t\.co/\S*|https?(?::(?:/(?:/(?:t(?:\.(?:co?)?)?)?)?)?)?…)\s*$",
+    re.IGNORECASE,
+)
 _COLUMNS = ("tweet_id", "tweet", "text_is_represented", "image_adds")
 _RELATION_LAYOUT = "expected below the root: data.csv and T{tweet_id}.jpg, there or in images/"
 _TWITTER100K_LAYOUT = "expected below the root: text.txt and images/{n}.jpg"
@@ -65,7 +68,7 @@ def relation_pairs(
 
 
 def without_link(tweet: str) -> str:
-    """The tweet without the short link at its end, which stands for its picture."""
+    """The tweet without the short link at its end, whole or cut by an ellipsis: its picture's."""
     return _SHORT_LINK.sub("", tweet)
 
 
