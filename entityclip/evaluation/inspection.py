@@ -6,9 +6,10 @@ training's own: folded queries on normalised tokens, `ExpertGroup.attention`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,8 @@ from entityclip.models.ascl import (
 from entityclip.models.clip import Backbone, Tokens
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.experts import MMAE, ExpertGroup, Gate, normalize_tokens
+from entityclip.models.losses import vtc_loss
+from entityclip.models.negatives import FLOOR, draw_scores
 
 _BATCH = 100  # pairs, of what asks a model in training's form
 _CHUNK = 1024  # rows of a matrix of distances held at a time
@@ -410,3 +413,33 @@ def wrong_similarities(model: AsCL, dataset: SeveralCaptions, n: int) -> pd.Data
         means = {"true": similarity.mean().item(), "wrong": wrong.mean().item()}
         found.append({"kind": kind} | means | {"left out, %": left_out})
     return pd.DataFrame(found)
+
+
+def logits_at(vtc: float, batch: int = 192, scale: float = 100.0, seed: int = 0) -> Tensor:
+    """Main logits [B, B] of drawn features whose VTC is `vtc`: captions are pictures and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    image, noise = F.normalize(torch.randn(2, batch, 512, generator=generator).double(), dim=-1)
+    low, high, scale_ = 0.0, 1.0, torch.tensor(scale)
+    for _ in range(40):  # bisection: more noise, more VTC
+        share = (low + high) / 2
+        text = F.normalize((1 - share) * image + share * noise, dim=-1)
+        low, high = (share, high) if vtc_loss(image, text, scale_) < vtc else (low, share)
+    return scale * image @ text.T
+
+
+def drawn_negatives(vtcs: Sequence[float], **drawn: Any) -> pd.DataFrame:
+    """Which texts GI-ITM draws, by rank, at several moments of a training (`logits_at`).
+
+    A row a `vtc`, `draw` ("hard", ours, and "floored", the authors' code's) and `rank` of the
+    negative in its picture's row, 1 the hardest and 0 the pair itself: the mean `probability`.
+    """
+    parts = []
+    for vtc, (draw, floor) in itertools.product(vtcs, {"hard": 0.0, "floored": FLOOR}.items()):
+        logits = logits_at(vtc, **drawn)
+        own = torch.eye(len(logits), dtype=torch.bool)
+        scores = draw_scores(logits, own if draw == "hard" else torch.zeros_like(own), floor)
+        order = logits.masked_fill(own, torch.inf).argsort(dim=1, descending=True)  # the own first
+        mean = scores.double().softmax(dim=1).gather(1, order).mean(dim=0)
+        parts.append(pd.DataFrame({"vtc": vtc, "draw": draw, "rank": range(len(mean)),
+                                   "probability": mean.numpy()}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)

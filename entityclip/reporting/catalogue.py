@@ -270,6 +270,7 @@ FIGURES = {
     "explanation_checks": Figure("01_explanations", _BOTH),
     "explanation_lengths": Figure("01_explanations", _BOTH, width=360),
     "explanation_runs": Figure("01_explanations", "csv"),
+    "negative_draws": Figure("02_method", _BOTH),
     "pretraining_curves": Figure("03_train", _BOTH),
     "training_curves": Figure("03_train", _BOTH),
     "training_runs": Figure("03_train", "csv"),

@@ -356,3 +356,20 @@ def plot_wrong(table: pd.DataFrame) -> Figure:
     axis.set(xlabel="mean similarity S with the picture", ylim=(len(table) - 0.5, -0.5))
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2)
     return figure
+
+
+def plot_draws(table: pd.DataFrame) -> Figure:
+    """`drawn_negatives` as curves: how likely a negative is, by its rank; a panel a VTC."""
+    moments = list(table["vtc"].unique())
+    figure, (axes,) = panels(1, len(moments), 2.2)
+    looks = {"hard": (GREY, "ours"), "floored": (VERMILLION, "the public code's")}
+    for axis, vtc in zip(axes, moments, strict=True):
+        for draw, (colour, name) in looks.items():
+            rows = table[(table["vtc"] == vtc) & (table["draw"] == draw)]
+            others = rows[rows["rank"] > 0]
+            axis.plot(others["rank"], others["probability"], color=colour, label=name)
+        axis.set(title=f"VTC {vtc:g}", xlabel="rank of the negative", xscale="log", yscale="log")
+        axis.set_ylim(1e-5, 1)
+    axes[0].set_ylabel("probability")
+    axes[0].legend()
+    return figure
