@@ -122,12 +122,23 @@ def notebook_map() -> str:
     return "\n".join(lines) + "\n"
 
 
+def public_code() -> str:
+    """Where we differ from the authors' public code."""
+    table = read_table(FIGURES / "public_code.csv").fillna("")
+    columns = ["what", "theirs", "ours", "change", "restored_by"]
+    lines = ["| What | Theirs | Ours | How much it changes, measured | Restored by |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    lines += ["| " + " | ".join(row) + " |" for row in table[columns].itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
 PARTS = {
     "results": results,
     "controls": controls,
     "ablations": ablations,
     "chapters": chapters,
     "map": notebook_map,
+    "public-code": public_code,
 }
 
 

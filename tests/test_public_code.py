@@ -6,6 +6,8 @@ A section a part; what a setting restores must equal the twin, what ours does by
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 
 import open_clip
 import pytest
@@ -14,21 +16,110 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from entityclip.config import load_profile
+from benchmarks.public_code import MEASURED
+from entityclip.config import REPOSITORY, EntityCLIPConfig, TrainConfig, load_profile
 from entityclip.datasets import load_pairs
 from entityclip.datasets.sources.tweets import relation_pairs, twitter100k_pairs, without_link
+from entityclip.evaluation.inspection import drawn_negatives, logits_at
 from entityclip.evaluation.retrieval import articles_of
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import evaluate
 from entityclip.models import clip
+from entityclip.models.ascl import nt_xent
 from entityclip.models.clip import BackboneError, create_backbone
+from entityclip.models.negatives import draw_in_batch, draw_scores
 from entityclip.models.weights import preprocessing_of
+from entityclip.reporting.style import read_table
 from entityclip.results import stored_rows
 from entityclip.search.encoder import load_encoder
 from entityclip.search.export import export
+from entityclip.training.loop import hold_logit_scale
+from entityclip.variants import VARIANT_LABELS
+from tests import literal_ascl
 from tests.fixtures import layouts
 
 # ------------------------------------------------------------- EntityCLIP: the draw, the scale
+
+BINS = [0, 1, 2, 3, 5, 9, 17, 33, 65, 129, 192]  # of a negative's rank; 0 is the pair itself
+
+
+def literal_draw(logits):
+    """Row by row as their code does it: probabilities [B, B] of a row's negatives."""
+    rows = []
+    for i, row in enumerate(logits):
+        p = row.softmax(0)
+        p = p.clone()
+        p[i] = p[i] - p[i]
+        rows.append(p + 1e-5)
+    return torch.stack([p / p.sum() for p in rows])
+
+
+def by_rank(logits, probability):
+    """Mean probability of each of BINS; ranks count from the hardest of the others."""
+    own = torch.eye(len(logits), dtype=torch.bool)
+    order = logits.masked_fill(own, torch.inf).argsort(dim=1, descending=True)
+    mean = probability.gather(1, order).mean(dim=0)
+    return torch.stack([mean[a:b].sum() for a, b in pairwise(BINS)])
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["texts", "pictures"])
+def test_draws_with_compat_are_distributed_as_the_literal_ones(transposed):
+    """B = 192, scale 100, VTC 0.06: total variation of more than 20,000 draws at most 0.02."""
+    logits = logits_at(0.06)
+    assert len(logits) == 192
+    assert vtc_of(logits) == pytest.approx(0.06, rel=0.01)
+    seen = logits.T if transposed else logits
+    expected = by_rank(seen, literal_draw(seen))
+    config = EntityCLIPConfig(reference_compat=True)
+    features = torch.linalg.qr(torch.eye(192, dtype=torch.float64))[0]  # E Eᵀ = 1: logits as given
+    given = features, logits.T @ features, torch.tensor(1.0)
+    captions, keys = (
+        torch.zeros(192, 2, dtype=torch.long),
+        torch.zeros(192),
+    )  # all repeat each other
+    torch.manual_seed(0)
+    counts = torch.zeros(192, 192)
+    for _ in range(105):
+        drawn = draw_in_batch(*given, captions, keys, config.draw, None)
+        assert drawn.valid.all()
+        chosen = drawn.image if transposed else drawn.text
+        counts[torch.arange(192), chosen] += 1
+    assert counts.sum() >= 20_000
+    off = (by_rank(seen, counts / 105) - expected).abs().sum() / 2
+    assert off <= 0.02
+    # what would be seen: another floor, none, and the pair itself left out
+    for other in (0.0, 1e-4, 1e-6):
+        wrong = draw_scores(seen, torch.zeros(192, 192, dtype=torch.bool), other)
+        wrong = wrong.fill_diagonal_(-torch.inf) if other == 0 else wrong
+        assert (by_rank(seen, wrong.double().softmax(1)) - expected).abs().sum() / 2 > 0.04
+
+
+def vtc_of(logits):
+    return (
+        (-(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2).mean().item()
+    )
+
+
+def test_compat_draws_as_they_do_and_ours_never_the_pair_itself():
+    assert EntityCLIPConfig().draw == "hard"
+    assert EntityCLIPConfig(reference_compat=True).draw == "floored"
+    assert EntityCLIPConfig(reference_compat=True, negatives="uniform").draw == "uniform"
+    table = drawn_negatives([0.06])
+    own = table[table["rank"] == 0].set_index("draw")["probability"]
+    assert own["hard"] == 0
+    assert own["floored"] > 1e-3
+    total = table.groupby("draw")["probability"].sum()
+    assert total.tolist() == pytest.approx([1, 1])
+
+
+def test_the_logit_scale_is_free_where_theirs_is():
+    scale = torch.tensor(math.log(120.0))
+    assert hold_logit_scale(scale, None) == {}
+    assert scale.exp().item() == pytest.approx(120)
+    assert hold_logit_scale(scale, TrainConfig().max_logit_scale)["logit_scale_held"]
+    assert scale.exp().item() == pytest.approx(100)
+    assert not hold_logit_scale(scale, 100.0)["logit_scale_held"]
+
 
 # ------------------------------------------------------------- training: best checkpoint, pictures
 
@@ -130,6 +221,27 @@ def test_a_transformers_folder_tells_how_its_pictures_are_prepared(tmp_path, con
 
 
 # ------------------------------------------------------------- AsCL
+
+
+def test_ours_differs_from_theirs_by_the_mask_of_dropped_wrong_texts():
+    torch.manual_seed(0)
+    similarity, wrong = torch.randn(2, 6, 6)
+    same = torch.zeros(6, 6, dtype=torch.bool)
+    assert (wrong > similarity.diagonal()[:, None]).any()
+    ours = nt_xent(similarity, same, 3.0, wrong)
+    theirs = literal_ascl.nt_xent(similarity, same, 3.0, wrong, dropped=0.0)
+    assert theirs > ours + 0.01  # what is dropped still weighs exp(0)
+    torch.testing.assert_close(ours, literal_ascl.nt_xent(similarity, same, 3.0, wrong))
+    kept = torch.minimum(wrong, similarity.diagonal()[:, None])  # nothing dropped: no difference
+    both = (f(similarity, same, 3.0, kept) for f in (nt_xent, literal_ascl.nt_xent))
+    torch.testing.assert_close(*both)
+
+
+def test_tables_say_that_ascl_is_fused_at_test():
+    assert VARIANT_LABELS["ascl"] == "AsCL (fused at test)"
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "| AsCL (fused at test) |" in readme
+
 
 # ------------------------------------------------------------- ITR
 
@@ -248,3 +360,14 @@ def test_recall_by_article_equals_the_loop(goodnews):
 def test_articles_of_one_picture_change_nothing():
     pairs = load_pairs("newsroom", "test", limit=12, seed=0, image_size=64)
     assert articles_of(pairs) is None
+
+
+# ------------------------------------------------------------- the table
+
+
+def test_the_table_has_a_row_a_difference_and_the_measured_numbers():
+    table = read_table(REPOSITORY / "figures" / "public_code.csv").fillna("").set_index("name")
+    assert list(table.index) == list(MEASURED)
+    # these follow from drawn numbers alone, and take no time
+    for name in ("logit_scale", "itr_judged", "ties", "articles", "ascl_gate", "decoding"):
+        assert MEASURED[name]()._asdict() == table.loc[name].to_dict(), name
