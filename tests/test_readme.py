@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks import readme, readme_findings
 from benchmarks.readme import MAP, filled
-from entityclip.config import REPOSITORY
+from entityclip.config import REPOSITORY, load_profile
+from entityclip.results import find_rows
+from entityclip.variants import VARIANT_LABELS, label
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -18,6 +20,16 @@ def test_measured_parts_are_those_of_the_figures(committed_figures, monkeypatch)
     for module in (readme, readme_findings):
         monkeypatch.setattr(module, "FIGURES", committed_figures)
     assert README in (own, filled(README)), "run python -m benchmarks.readme"
+
+
+def test_rows_from_another_processor_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))  # shipped rows alone
+    rows = find_rows(load_profile("demo"), "retrieval")
+    by_device = rows.groupby("device")["variant"].unique().map(set)
+    most = by_device.map(len).idxmax()
+    others = set().union(*by_device.drop(most))
+    line = re.search(r"^- (“.*) were trained later, on another processor", README, re.MULTILINE)[1]
+    assert {label(name, VARIANT_LABELS) for name in others} == {*re.findall("“(.*?)”", line)}
 
 
 def test_every_link_and_picture_leads_to_a_file():

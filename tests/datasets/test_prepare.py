@@ -175,15 +175,16 @@ def test_a_profile_reads_the_copy_and_its_runs_are_others(table, tmp_path):
     make(table, out, side=64)
     lying = {"dataset": "n24news", "data_root": str(table.root), "explanation_source": "own"}
     copied = {**lying, "prepared": str(out)}
-    plain, copied, joined = (
+    caption = {"explanation_policy": "caption"}  # keeps pairs that nothing explains
+    plain, copied, plain_joined, joined = (
         Experiment(load_profile("smoke", settings=settings), progress=False)
-        for settings in (lying, copied, {**copied, "explanation_policy": "caption"})
+        for settings in (lying, copied, lying | caption, copied | caption)
     )
-    for experiment, explained in ((copied, False), (joined, True)):
+    for experiment, alike, explained in ((copied, plain, False), (joined, plain_joined, True)):
         pairs = experiment.pairs("train")
-        assert [pair.id for pair in pairs] == [pair.id for pair in plain.pairs("train")]
+        assert [pair.id for pair in pairs] == [pair.id for pair in alike.pairs("train")]
         assert all(isinstance(pair.image, TarPicture) for pair in pairs)
-        assert experiment.fingerprint("train") != plain.fingerprint("train")
+        assert experiment.fingerprint("train") != alike.fingerprint("train")
         data = experiment.dataset("train", explanations=explained)
         assert data.collate([data[0], data[1]]).images.shape[0] == 2
     # another domain lies elsewhere, and this copy is not of its pictures
