@@ -21,7 +21,7 @@ MAP = {
     "00_setup_and_data": ("`pairs`, `generic_pairs`, `lengths`, `splits.csv`", "data sets"),
     "01_explanations": ("`explanations`, `explanation_checks`, `explanation_lengths`",
                         "the LLM's explanations"),
-    "02_method": ("–", "the method, equation by equation"),
+    "02_method": ("`negative_draws`", "the method, equation by equation"),
     "03_train": ("`pretraining_curves`, `training_curves`, `training_runs.csv`", "training"),
     "04_retrieval": (
         "`retrieval_gallery`, `attention_words`, `attention_patches`, `gates`, `embedding_space`",
