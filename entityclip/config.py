@@ -35,7 +35,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
-
 NegativeDraw = Literal["hard", "uniform", "floored"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -55,9 +54,7 @@ class EntityCLIPConfig:
     heads: Count = 1  # attention heads of each expert; must divide the embedding width
     lambda_moe: Weight = 0.1  # weight of VTC(V*, T*_moe)
     eta_itm: Weight = 0.1  # weight of the GI-ITM loss
-    # attend to padding, pool a negative text, draw negatives and choose the best checkpoint as the
-    # authors' code does
-    reference_compat: bool = False
+    reference_compat: bool = False  # choose as the authors' code does (README's table says what)
 
     # ablations: the paper's choice is the default
     matching: Literal["gated", "mean", "none"] = "gated"  # how GI-ITM fuses a pair's vectors
@@ -76,6 +73,8 @@ class EntityCLIPConfig:
     lambda_end: Weight | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
+        if self.reference_compat and self.negatives == "hard":
+            object.__setattr__(self, "negatives", "floored")  # so it stands in a run's identity
         if self.lambda_end is not None and not self.experts:
             raise ValueError("lambda_end needs experts: without them λ weighs nothing")
         if self.explanation_dropout and not (self.explanation_experts or self.bridge):
@@ -92,11 +91,6 @@ class EntityCLIPConfig:
         """λ after a share of the training, from 0 to 1."""
         end = self.lambda_moe if self.lambda_end is None else self.lambda_end
         return self.lambda_moe + progress * (end - self.lambda_moe)
-
-    @property
-    def draw(self) -> NegativeDraw:
-        """How GI-ITM's negatives are drawn: `negatives`, and the authors' way in their stead."""
-        return "floored" if self.reference_compat and self.negatives == "hard" else self.negatives
 
     @property
     def sees_padding(self) -> bool:
@@ -125,10 +119,9 @@ class TrainConfig:
     chunk: Count | None = field(default=None, metadata=_LATER)
     # with several processes: whose rows GI-ITM's negatives are (models/negatives.py)
     negatives_from: Literal["global", "local"] = field(default="global", metadata=_LATER)
-    # whose lowest value in validation is kept as best: the total loss, or the VTC of the pooled
-    # features alone, as the authors' code chooses (and a model with reference_compat)
+    # lowest in validation where best: all terms, or (theirs, reference_compat's) VTC(I*, T*) alone
     best_by: Literal["loss", "vtc"] = field(default="loss", metadata=_LATER)
-    # what the learned logit scale is held at, CLIP's; None: it is free, as in the authors' code
+    # what holds the learned logit scale, as CLIP does; None: nothing, as in the authors' code
     max_logit_scale: Positive | None = field(default=100.0, metadata=_LATER)
     # checkpoints to go on from: the last, and those before it as step-*.safetensors
     keep: Count = field(default=1, metadata=_LEFT_OUT)
@@ -144,8 +137,7 @@ class AsCLConfig:
     fusion: bool = True  # off: S is the cosine of CLIP's global features
     richer: bool = True  # true texts of two captions of the picture
     poorer: bool = True  # true texts of a caption's first half
-    # texts made wrong among their embeddings, as negatives: of the whole batch, or none
-    wrong: Literal["all", "none"] = "all"
+    wrong: Literal["all", "none"] = "all"  # the batch's texts, embeddings made wrong, as negatives
     noise: Weight = 1.0  # deviation of wrong texts' noise, of the words' root mean square
     dropout: Chance = 0.5  # share of entries that dropout zeroes in wrong texts
     cutoff: Share = 0.2  # share of words or channels that are zeroed in wrong texts

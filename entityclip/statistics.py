@@ -95,7 +95,7 @@ def _as_k(k: int) -> int:
     return int(k)
 
 
-BY_ARTICLE = ", by article"  # ends the split's name of rows that count any picture of an article
+BY_ARTICLE = ", by article"  # ends the metric's name where any picture of an article is right
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ def evaluate_retrieval(
 
     `rank` is how this model compares pictures with captions; by default as CLIP does. Intervals are
     95 % bootstrap intervals over `bootstrap` resamples of the queries (whole pictures where several
-    captions share one); they hold no variance between training seeds. Rows by article have a split
-    of their own, "test, by article", and resample whole articles.
+    captions share one); they hold no variance between training seeds. Rows by article, "R@1, by
+    article" and so on, resample whole articles.
     """
     start = time.perf_counter()
     retrieval = rank(model, dataset, workers=workers, progress=progress)
@@ -160,18 +160,18 @@ def evaluate_retrieval(
         config=config, seed=seed, data_fingerprint=data_fingerprint(dataset.pairs),
         device=model.backbone.device, wall_time_s=time.perf_counter() - start,
     )  # fmt: skip
-    found = {split: retrieval}
-    if retrieval.by_article is not None:
-        found[split + BY_ARTICLE] = retrieval.by_article
+    found = {"": retrieval, BY_ARTICLE: retrieval.by_article}
     rows: list[Row] = []
-    for name, ranks in found.items():
-        for direction, metrics in ranks.metrics().items():
+    for suffix, ranks in found.items():
+        for direction, metrics in ranks.metrics().items() if ranks else ():
             intervals = bootstrap_interval(
                 ranks.ranks(direction), n_resamples=bootstrap, seed=seed,
                 clusters=ranks.clusters(direction),
             )  # fmt: skip
             rows += measurement_rows(
-                metrics, intervals, variant=variant, dataset=dataset_name, split=name,
+                {f"{metric}{suffix}": value for metric, value in metrics.items()},
+                {f"{metric}{suffix}": ends for metric, ends in intervals.items()},
+                variant=variant, dataset=dataset_name, split=split,
                 direction=direction, provenance=origin, **ranks.sizes(direction),
             )  # fmt: skip
     return retrieval, rows
@@ -260,8 +260,8 @@ def retrieve_reranked(
     that is equal; the others stay behind in their order.
     """
     of_pictures, of_texts = positions(similarity), positions(similarity.T)  # [M, N], [N, M]
-    to_text = _reordered(of_pictures, of_texts.T, k_text)
-    to_image = _reordered(of_texts, of_pictures.T, k_image)
+    to_text = reordered(of_pictures, of_texts.T, k_text)
+    to_image = reordered(of_texts, of_pictures.T, k_image)
     groups = image_of, torch.arange(len(similarity))
     text_to_image, _ = similarity_ranks(-to_image, groups)
     image_to_text, _ = similarity_ranks(-to_text, groups[::-1])
@@ -276,7 +276,7 @@ def positions(similarity: Tensor) -> Tensor:
     return similarity.shape[1] - fewer
 
 
-def _reordered(position: Tensor, back: Tensor, k: int) -> Tensor:
+def reordered(position: Tensor, back: Tensor, k: int) -> Tensor:
     """Keys [Nq, Nc] whose ascending order is the re-ranked one; exact in float64."""
     most = position.shape[1] + 1
     beyond = back.max() + 1

@@ -350,8 +350,7 @@ def _measured_from(
         def make(target=target, domain=domain) -> list[dict[str, Any]]:
             loaded[:] = loaded or [source.load(name)]
             _, rows = retrieved(source, loaded[0], name, identity, domain.test, target)
-            by_picture = (row for row in rows if row["split"] == domain.test)
-            return [row | {"trained_on": trained_on} for row in by_picture]
+            return [row | {"trained_on": trained_on} for row in rows]
 
         rows = measured(
             source, "cross_domain", identity, domain.test, make if train else None,

@@ -31,14 +31,7 @@ from entityclip.results import (
     rows_of,
     schema_of,
 )
-from entityclip.statistics import (
-    BY_ARTICLE,
-    DIRECTIONS,
-    Retrieval,
-    bootstrap_interval,
-    recall_at_k,
-    retrievals,
-)
+from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k, retrievals
 from entityclip.training.run_folder import RECORD
 from entityclip.variants import (
     CONDITIONS,
@@ -331,7 +324,7 @@ def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
     """
     out = []
     for row in rows:
-        if row["metric"] == "MeanR" and not row["split"].endswith(BY_ARTICLE):
+        if row["metric"] == "MeanR":
             pictures = retrieval.clusters(row["direction"])
             pictures = None if pictures is None else pictures.tolist()
             shared = pictures is not None and len(set(pictures)) < len(pictures)

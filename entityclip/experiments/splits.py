@@ -18,7 +18,7 @@ from entityclip.datasets.captions import SeveralCaptions, second_captions, with_
 from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.registry import LOADERS
-from entityclip.explanations.joining import explained, training_pairs
+from entityclip.explanations.joining import training_pairs
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.variants import Explanations, find_variant
 
@@ -111,13 +111,6 @@ class Splits:
         """
         source, policy = self.settings.explanation_source, self.settings.explanation_policy
         dataset, folder = self.settings.dataset, self.profile.runs / "explanations"
-        if (source, policy) == ("own", "use"):  # which judges no text, and keeps a table a table
-            left, lacking = explained(pairs)
-            if lacking:
-                log.warning("%s %s: %d of %d pairs have no explanation, %s", dataset, split,
-                            lacking, len(pairs), "and are left out" if len(left) < len(pairs)
-                            else "so only what reads none can train")  # fmt: skip
-            return left
         pairs, report = training_pairs(
             pairs, source, policy, dataset=dataset, split=split, folder=folder
         )

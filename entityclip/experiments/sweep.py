@@ -22,7 +22,6 @@ from entityclip.experiments.measure import (
 )
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
-from entityclip.statistics import BY_ARTICLE
 from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
     for kind in KINDS:
         rows = find_rows(experiment.profile, kind)
         if len(rows):
-            here = rows["split"].str.removesuffix(BY_ARTICLE).map(present)
+            here = rows["split"].map(present)
             rows = rows[here.isna() | (here == rows["data_fingerprint"])]
         write_shipped(experiment.profile, kind, rows)
         if len(rows):

@@ -210,8 +210,8 @@ def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pai
     return apply_policy(pairs, rows, policy)
 
 
-def explained(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], int]:
-    """The pairs that have an explanation, a table as a table, and how many have none.
+def _explained(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], PolicyReport]:
+    """The pairs that have an explanation, whatever it says: a table stays a table.
 
     Where none has one, all stay: a model that reads no explanation trains on them.
     """
@@ -220,7 +220,10 @@ def explained(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], int]:
         left = replace(pairs, rows=pairs.rows[there])
     else:
         left = [pair for pair in pairs if pair.explanation]
-    return (left if len(left) else pairs), len(pairs) - len(left)
+    kept, lacking = len(left), len(pairs) - len(left)
+    left = left if kept else pairs
+    checks = {MISSING: lacking} if lacking else {}
+    return left, PolicyReport("use", len(pairs), kept, len(pairs) - len(left), 0, checks)
 
 
 def training_pairs(
@@ -231,7 +234,7 @@ def training_pairs(
     dataset: str,
     split: str,
     folder: str | Path,
-) -> tuple[list[Pair], PolicyReport]:
+) -> tuple[Sequence[Pair], PolicyReport]:
     """The pairs of one `split` with the explanations of `source`, and what `policy` did to them.
 
     `source` is "own", what the data set brings; "knowledge-base", extracted here into
@@ -243,7 +246,7 @@ def training_pairs(
     malformed, holds several sources or explains none of the pairs.
     """
     if source == OWN:
-        return check_pairs(pairs, policy)
+        return _explained(pairs) if policy == "use" else check_pairs(pairs, policy)
     if source == KNOWLEDGE_BASE:
         rows = explain(pairs, KnowledgeBase(), Path(folder) / "knowledge.jsonl", progress=False)
         return apply_policy(pairs, rows, policy)

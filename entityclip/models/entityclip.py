@@ -161,7 +161,7 @@ class EntityCLIP(DualEncoder):
         if self.config.detach_explanation:
             explanation = explanation._replace(tokens=explanation.tokens.detach())
         if negatives is None and self.matching is not None:
-            draw = self.config.draw
+            draw = self.config.negatives
             negatives = draw_in_batch(
                 outputs.image, outputs.text, scale, captions, image_keys, draw, peers
             )

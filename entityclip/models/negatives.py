@@ -88,9 +88,10 @@ def draw_in_batch(
         image, text, captions = map(peers.gather, (image, text, captions))
         image_keys = None if image_keys is None else peers.gather(image_keys)
     local = peers is not None and peers.negatives == "local"
-    excluded = same_pairs(captions, image_keys)
     if draw == "floored":
-        excluded = torch.zeros_like(excluded)
+        excluded = torch.zeros(len(text), len(text), dtype=torch.bool, device=text.device)
+    else:
+        excluded = same_pairs(captions, image_keys)
     if local:
         excluded |= peers.apart(excluded.device)
     uniform = draw == "uniform"

@@ -14,6 +14,8 @@ from entityclip.checkpoints import CheckpointError, read_meta
 
 # of open_clip's PreprocessCfg, what belongs to weights
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+_HUGGING_FACES = "preprocessor_config.json"
+_RESAMPLINGS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
@@ -24,12 +26,12 @@ def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
     or from the open_clip_config.json or preprocessor_config.json beside it. Raises CheckpointError
     naming a file that cannot be read.
     """
-    import open_clip  # takes seconds
-
     if pretrained is None:
         return {}
     path = Path(pretrained)
     if not path.suffix:
+        import open_clip  # takes seconds
+
         return _known(open_clip.get_pretrained_cfg(name, pretrained))
     told = read_meta(path) if path.exists() else {}
     if found := told.get("facts", {}).get("preprocessing"):
@@ -47,10 +49,6 @@ def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in PREPROCESSING if config.get(key) is not None}
-
-
-_HUGGING_FACES = "preprocessor_config.json"
-_RESAMPLINGS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def _open_clips(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from entityclip.config import REPOSITORY, Profile
 from entityclip.reporting import charts, curves, differences, scores, style, tables
 from entityclip.reporting.markup import Sheet, save_sheet, sheet_markdown
 from entityclip.results import ResultsError, chapter_rows, find_rows
-from entityclip.statistics import BY_ARTICLE, difference_table
+from entityclip.statistics import difference_table
 from entityclip.variants import LEAK, SPLIT_LABELS, TABLES, VARIANT_LABELS, in_order, label
 
 _RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
@@ -66,8 +66,8 @@ def _of(kind: str, table: str) -> Rows:
 
     def choose(profile: Profile) -> pd.DataFrame:
         rows = find_rows(profile, kind, variants=TABLES[table])
-        splits = rows["split"].str.removesuffix(BY_ARTICLE)
-        return rows[splits.isin(profile.settings.test_splits)].reset_index(drop=True)
+        chosen = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
+        return tables.articles_beside(chosen)
 
     return choose
 

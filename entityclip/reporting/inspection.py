@@ -371,5 +371,5 @@ def plot_draws(table: pd.DataFrame) -> Figure:
         axis.set(title=f"VTC {vtc:g}", xlabel="rank of the negative", xscale="log", yscale="log")
         axis.set_ylim(1e-5, 1)
     axes[0].set_ylabel("probability")
-    axes[0].legend()
+    axes[-1].legend(loc="upper right")
     return figure

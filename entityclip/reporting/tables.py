@@ -12,7 +12,7 @@ import pandas as pd
 from entityclip.config import config_hash
 from entityclip.reporting.markup import Cell, Sheet, number_cell, standings
 from entityclip.results import ResultsError
-from entityclip.statistics import METRICS, PERCENT, over_seeds
+from entityclip.statistics import BY_ARTICLE, METRICS, PERCENT, over_seeds
 from entityclip.variants import (
     DIRECTION_LABELS,
     NOT_FINETUNED,
@@ -61,6 +61,15 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     # without the columns of where rows come from, which cost most to group
     return in_label_order(by_group(rows[_NEEDED], _GROUP, numbers))
+
+
+def articles_beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """Retrieval rows with those by article as a split of their own, "test, by article"."""
+    by_article = rows["metric"].str.endswith(BY_ARTICLE)
+    return rows.assign(
+        split=rows["split"].where(~by_article, rows["split"] + BY_ARTICLE),
+        metric=rows["metric"].str.removesuffix(BY_ARTICLE),
+    )
 
 
 def by_group(

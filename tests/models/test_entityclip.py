@@ -61,9 +61,9 @@ def make_case(batch, config, dtype, seed=0):
             parameter.data = torch.randn_like(parameter) * 0.3
     model.to(dtype)
     # what draws as the authors' code does may draw the pair itself
-    shift = torch.randint(0 if config.draw == "floored" else 1, batch, (2, batch))
+    shift = torch.randint(0 if config.negatives == "floored" else 1, batch, (2, batch))
     rows = (torch.arange(batch) + shift) % batch
-    if config.draw == "floored":
+    if config.negatives == "floored":
         rows[:, 0] = 0  # surely once
     negatives = Negatives(rows[0], rows[1], torch.rand(batch) > 0.2)
     return model, leaves, sides, negatives

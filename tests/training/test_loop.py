@@ -176,7 +176,7 @@ def test_validation_batches_cover_every_pair_once(n, size, least, sizes):
 
 @pytest.mark.parametrize("by", ["loss", "vtc"])
 def test_every_validation_pair_counts_and_the_best_is_what_was_asked_for(sets, tmp_path, by):
-    """Against a literal loop over the checkpoint's weights; losses weighted by their pairs."""
+    """Each batch's losses, as the model gave them, weigh as much as it has pairs."""
     model, seen = make_model(), []
     losses = model.losses
 
