@@ -22,6 +22,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from entityclip.files import parse_yaml, read_yaml
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
@@ -345,10 +347,7 @@ def load_profile(
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if name not in known:
         raise ProfileError(f"no profile {name!r}; there are {', '.join(known)} in {PROFILES.name}/")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ProfileError(f"{path.name} is not readable YAML: {error}") from error
+    raw = read_yaml(path, ProfileError)
     if not isinstance(raw, dict):
         raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
     if (given := raw.pop("profile", None)) != name:
@@ -414,10 +413,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         if not equals or not all(name.split(".")):
             raise ProfileError(f"--set {assignment}: write name=value, e.g. finetuning.epochs=3")
-        try:
-            value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ProfileError(f"--set {assignment}: the value is not YAML: {error}") from error
+        value, _ = parse_yaml(text, ProfileError, f"--set {assignment}", _Loader)
         *groups, last = name.split(".")
         place = settings
         for group in groups:

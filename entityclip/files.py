@@ -1,30 +1,186 @@
-"""Writing files that neither a kill, a full disk nor a second process spoils; commit and cores."""
+"""One door for files: read typed or refused in one line, written whole or not at all.
+
+What is read back is checked before use, and whoever asks names the exception of that kind of file;
+what is written neither a kill, a full disk nor a second process spoils. Also: commit and cores.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import yaml
 from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
+_YAML_NODES = 100_000  # a profile or manifest with its aliases written out has a few thousand
+_MODE = 0o666  # of new files, less the umask
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read_text(path: str | Path, error: type[Exception]) -> str:
+    """A file's UTF-8 text, newlines as they are.
+
+    Raises `error`, naming the file, where it may not be read or is no such text; FileNotFoundError.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise error(f"{path} may not be read: {problem.strerror or problem}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is no UTF-8 text (at byte {problem.start})") from problem
+
+
+def parse_json(text: str | bytes, error: type[Exception], where: str) -> Any:
+    """JSON as the standard has it, so without NaN. Raises `error`, which begins with `where`."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where} is not JSON ({problem})") from problem
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number there")
+
+
+def read_json(path: str | Path, error: type[Exception], kind: Any = dict[str, Any]) -> Any:
+    """A JSON file of a `kind`: a type as pydantic takes it. Raises as `read_text` and `checked`."""
+    value = parse_json(read_text(path, error), error, str(path))
+    return checked(kind, value, error, str(path))
+
+
+def json_lines(path: str | Path, error: type[Exception]) -> Iterator[tuple[int, Any]]:
+    """Each line's number, from 1, and value; lines end at newlines only.
+
+    A last line that a killed process left unfinished is passed over with a warning. Raises `error`,
+    naming file and line, for any other that is not JSON.
+    """
+    *lines, rest = read_text(path, error).split("\n")
+    for number, line in enumerate(lines, start=1):
+        yield number, parse_json(line, error, f"{path}, line {number}")
+    if rest:
+        try:
+            yield len(lines) + 1, json.loads(rest)
+        except (ValueError, RecursionError):
+            log.warning("%s: its last line is incomplete and left out", path)
+
+
+def checked(kind: Any, value: Any, error: type[Exception], where: str) -> Any:
+    """A JSON-ready value as a `kind`, strictly. Raises `error`: `where`, field, what is wrong."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as problem:
+        raise error(f"{where}: {told(problem)}") from problem
+
+
+def told(problem: Any) -> str:
+    """The first few of a pydantic ValidationError's findings in one line: field, what is wrong."""
+    lines = []
+    for item in problem.errors(include_url=False)[:3]:
+        field = ".".join(map(str, item["loc"]))
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] not in ("missing", "value_error"):
+            text += f" (got {shortened(repr(item['input']))})"
+        lines.append(f"{field}: {text}" if field else text)
+    more = problem.error_count() - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """The text with its middle left out where it is longer than `limit`."""
+    return text if len(text) <= limit else f"{text[: limit - 20]}…{text[-18:]}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters, a terminal's escape codes among them, written out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def read_yaml(path: str | Path, error: type[Exception]) -> Any:
+    """A YAML file's value. Raises as `read_text` and `parse_yaml`."""
+    return parse_yaml(read_text(path, error), error, str(path))[0]
+
+
+def parse_yaml(
+    text: str, error: type[Exception], where: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader
+) -> tuple[Any, yaml.Node | None]:
+    """A document's plain value and its node tree, which knows lines.
+
+    Raises `error` (`where`, the line) for what is not YAML, for tags that name code, a key that
+    stands twice in a mapping, and aliases that refer to themselves or make it a huge one.
+    """
+    reader = None
+    try:
+        reader = loader(text)
+        node = reader.get_single_node()
+        if node is not None:
+            _yaml_size(node, {})
+            return reader.construct_document(node), node
+        return None, None
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise error(f"{where}{line}: {problem.problem or problem.context}") from problem
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError,
+            AttributeError, RecursionError) as problem:  # fmt: skip
+        raise error(f"{where} is not YAML ({' '.join(str(problem).split())})") from problem
+    finally:
+        if reader is not None:
+            reader.dispose()
+
+
+def _yaml_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes it would be with every alias written out; refuses what `parse_yaml` does."""
+    if (known := sizes.get(id(node))) is not None:
+        if known < 0:
+            raise yaml.MarkedYAMLError(problem="refers to itself", problem_mark=node.start_mark)
+        return known
+    sizes[id(node)], children = -1, []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                problem = f"{key.value!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add((key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)))
+            children += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    size = 1 + sum(_yaml_size(child, sizes) for child in children)
+    if size > _YAML_NODES:
+        problem = f"its aliases make it more than {_YAML_NODES} values"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
+# ------------------------------------------------------------------------------------- writing
 
 
 def open_to_append(path: Path) -> int:
     """A file descriptor to read and append with; the file is made as needed."""
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, _MODE)
 
 
 @contextlib.contextmanager
@@ -55,7 +211,7 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
     With `wait`, waits until it is; else False where another process has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _MODE)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -85,13 +241,19 @@ def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) ->
         raise
 
 
-def mend_tail(descriptor: int, path: Path) -> None:
+def mend_tail(
+    descriptor: int, path: Path, ours: Callable[[bytes], bool], error: type[Exception]
+) -> None:
     """Make a locked JSONL file end in a whole line.
 
     A torn last line, left by a killed process, is moved to ``<name>.torn`` with a warning; a whole
-    row that only lacks its newline gets it.
+    row that only lacks its newline gets it. A file whose first line (with its newline, if it has
+    one) is not `ours` is left as it is: raises `error`.
     """
     size = os.fstat(descriptor).st_size
+    first, _, more = os.pread(descriptor, _BLOCK, 0).partition(b"\n")
+    if size and not ours(first + b"\n" if more or size > len(first) else first):
+        raise error(f"{path} holds something else: it is left as it is; name another file")
     if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
         return
     kept, tail = size, b""
@@ -115,24 +277,12 @@ def mend_tail(descriptor: int, path: Path) -> None:
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part; mode 0644.
+    """Write a file so that readers see the old content or the new, never a part.
 
     Raises OSError (e.g. a full disk) with the last good file untouched and no temporary left.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from other users
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as staged:
+        staged.write_bytes(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -144,18 +294,59 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path to write a large file to; it takes `path`'s place if all went well.
 
-    On an error (a full disk) what stood at `path` still does, and no temporary is left.
+    On an error (a full disk) what stood at `path` still does, and no temporary is left. What killed
+    processes of this machine left in the folder goes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_leftovers(path.parent)
+    staged = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_serial)}.partial")
     try:
         yield staged
-        with open(staged, "rb+") as file:
-            os.fsync(file.fileno())
+        descriptor = os.open(staged, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_serial = itertools.count()
+_swept: set[tuple[int, str]] = set()  # (process, folder): once each
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporaries of `replacing` whose process, on this machine, is no more."""
+    if (os.getpid(), str(folder)) in _swept:
+        return
+    _swept.add((os.getpid(), str(folder)))
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".*.{_HOST}-*.partial"):
+            pid = path.name.rsplit(".", 2)[-2].split("-")[1]
+            if pid.isdecimal() and not _alive(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def unwritable(folder: str | Path) -> str | None:
+    """Why nothing can be written below a folder, which need not exist yet; None where it can."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def cores() -> int:

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
-import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from entityclip.config import REPOSITORY, Profile, config_hash
-from entityclip.files import append, atomic_write_text, locked, mend_tail
+from entityclip.files import (
+    append,
+    atomic_write_text,
+    checked,
+    json_lines,
+    locked,
+    mend_tail,
+    shortened,
+    told,
+)
 from entityclip.identities import CHAPTERS, identity, reading_order
 from entityclip.statistics import DIRECTIONS
 from entityclip.variants import VARIANTS
-
-log = logging.getLogger(__name__)
 
 SHIPPED = REPOSITORY / "figures" / "rows"
 KINDS = ("curves", "leak", "matching", "pretraining", "ranks", "retrieval")
@@ -37,6 +43,19 @@ Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
 
 class ResultsError(ValueError):
     """A results file holds a line that is no measurement, or there are no results at all."""
+
+
+def _zoned(created: str) -> str:
+    try:
+        zone = datetime.fromisoformat(created).tzinfo
+    except ValueError:
+        raise ValueError(f"{created!r}; expected an ISO 8601 time") from None
+    if zone is None:
+        raise ValueError(f"{created!r} is without a time zone")
+    return created
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Provenance(TypedDict):
@@ -50,9 +69,9 @@ class Provenance(TypedDict):
     git_commit: str  # "-dirty" after it where the package differs from that commit
     versions: dict[str, str]
     device: str
-    wall_time_s: float
-    peak_memory_mb: float
-    created: str  # ISO 8601, UTC
+    wall_time_s: Finite
+    peak_memory_mb: Finite
+    created: Annotated[str, AfterValidator(_zoned)]  # ISO 8601, UTC
 
 
 class Row(Provenance):
@@ -63,11 +82,22 @@ class Row(Provenance):
     split: str
     direction: str
     metric: str
-    value: float
-    low: float | None  # 95 % interval; None where none was computed
-    high: float | None
+    value: Finite
+    low: Finite | None  # 95 % interval; None where none was computed
+    high: Finite | None
     n_queries: int
     n_candidates: int
+
+
+class _Whole(Row):
+    """What some kinds' rows hold beyond a Row."""
+
+    ranks: NotRequired[list[Finite]]
+    clusters: NotRequired[list[int] | None]
+    image_of: NotRequired[list[int] | None]
+    sections: NotRequired[list[str] | None]
+    confusion: NotRequired[list[list[int]] | None]
+    trained_on: NotRequired[str]
 
 
 class ClassificationRow(Provenance):
@@ -79,9 +109,9 @@ class ClassificationRow(Provenance):
     protocol: str  # how the embeddings were judged, e.g. "linear probe"
     label: str  # what was told: "text", "image" or "combined"
     metric: str
-    value: float
-    low: float | None  # 95 % interval; None where none was computed
-    high: float | None
+    value: Finite
+    low: Finite | None  # 95 % interval; None where none was computed
+    high: Finite | None
     n_train: int  # labelled pairs learned from; 0 where none were
     n_test: int
 
@@ -92,6 +122,7 @@ class Schema(NamedTuple):
     columns: tuple[str, ...]
     key: tuple[str, ...]
     made_by: str  # how to get rows where there are none
+    rows: TypeAdapter[Any]  # a row's types
 
 
 _RUN = ("seed", "config_hash", "data_fingerprint", "trained_fingerprint")
@@ -102,11 +133,13 @@ RETRIEVAL = Schema(
     tuple(Row.__annotations__),
     KEY,
     "run the evaluation first (notebooks/04_retrieval.ipynb, or `make reproduce`)",
+    TypeAdapter(_Whole),
 )
 CLASSIFICATION = Schema(
     tuple(ClassificationRow.__annotations__),
     ("variant", "dataset", "split", "protocol", "label", "metric", *_RUN),
     "run notebooks/08_itr.ipynb",
+    TypeAdapter(ClassificationRow),
 )
 
 
@@ -157,18 +190,26 @@ def append_rows(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path) as descriptor:
-        mend_tail(descriptor, path)
+        mend_tail(descriptor, path, _holds_rows, ResultsError)
         append(descriptor, payload, path)
 
 
+def _holds_rows(first: bytes) -> bool:
+    """Whether a file with this first line is one of rows; its only line may be torn."""
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return not first.endswith(b"\n") and first.startswith(b"{")
+    return isinstance(row, dict) and ("metric" in row or row.keys() == {_HEAD})
+
+
 def _encode(row: Mapping[str, Any], number: int, schema: Schema) -> bytes:
-    problem = _problem(row, schema)
-    if problem:
-        raise ResultsError(f"row {number} {problem}")
     try:
         text = json.dumps(row, allow_nan=False, ensure_ascii=False, default=_plain)
     except ValueError as error:
         raise ResultsError(f"row {number} holds a NaN or infinite number: {error}") from error
+    if problem := _problem(json.loads(text), schema):
+        raise ResultsError(f"row {number} {problem}")
     return (text + "\n").encode()
 
 
@@ -183,29 +224,21 @@ def _problem(row: Mapping[str, Any], schema: Schema) -> str | None:
     missing = [name for name in schema.columns if name not in row and name != LATER]
     if missing:
         return f"lacks {', '.join(missing)}"
-    for name in ("value", "low", "high"):
-        given = row[name]
-        if given is None and name != "value":
-            continue
-        if not isinstance(given, Real) or isinstance(given, bool) or not math.isfinite(given):
-            return (
-                f"has {given!r} as {name} of {row['metric']} ({row['variant']}, {row['split']}); "
-                "only finite numbers are measurements"
-            )
     try:
-        if datetime.fromisoformat(row["created"]).tzinfo is None:
-            return f"has created={row['created']!r} without a time zone"
-    except (TypeError, ValueError):
-        return f"has created={row['created']!r}; expected an ISO 8601 time"
+        schema.rows.validate_python({LATER: None, **row}, strict=True)
+    except ValidationError as error:
+        return (
+            f"is no measurement ({row['variant']}, {row['split']}, {row['metric']}): {told(error)}"
+        )
     return None
 
 
 def read_rows(*paths: str | Path, schema: Schema = RETRIEVAL) -> pd.DataFrame:
     """All measurements of JSONL files or of folders' ``*.jsonl``, one a row, of one schema.
 
-    Where a measurement (the schema's key) recurs, the row created last wins, and of equals the
-    later line. Raises ResultsError for a line that is no row (file, line number and text are named)
-    and where there is nothing to read.
+    Where a measurement (the schema's key) recurs, the last line wins, that of a later file before
+    an earlier's: clocks may run ahead. Raises ResultsError for a line that is no row (file, line
+    number and text are named) and where there is nothing to read.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -223,45 +256,33 @@ def _read_files(states: tuple[tuple[Any, ...], ...], schema: Schema) -> pd.DataF
     rows = [row for path, *_ in states for row in _read_file(path, schema)]
     if not rows:
         return pd.DataFrame()
-    frame = pd.DataFrame(rows)
-    created = pd.to_datetime(frame["created"], format="ISO8601", utc=True)
-    frame = frame.loc[created.sort_values(kind="stable").index]
-    return frame.drop_duplicates(list(schema.key), keep="last").reset_index(drop=True)
+    return pd.DataFrame(rows).drop_duplicates(list(schema.key), keep="last", ignore_index=True)
 
 
 def _read_file(path: Path, schema: Schema) -> list[dict[str, Any]]:
-    # bytes, cut at newlines only: str.splitlines also cuts at U+2028, which JSON leaves in strings
-    lines, rows, shared = path.read_bytes().split(b"\n"), [], {}
-    for number, line in enumerate(lines if lines[-1] else lines[:-1], start=1):
-        problem, advice = None, ""
-        try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-            if not isinstance(row, dict):
-                problem = "is not an object"
-            elif row.keys() == {_HEAD}:
-                shared = row[_HEAD]
-            else:
+    rows, shared = [], {}
+    for number, row in json_lines(path, ResultsError):
+        problem = None
+        if not isinstance(row, dict):
+            problem = "is not an object"
+        elif row.keys() == {_HEAD}:
+            shared = checked(_Shared, row[_HEAD], ResultsError, f"{path}, line {number}")
+        else:
+            try:
                 rows.append(row := _unpack(row, shared))
                 row.setdefault(LATER, None)
                 problem = _problem(row, schema)
-        except ValueError as error:
-            problem = f"is not JSON ({error})"
-            advice = "; delete the line (a torn last one is moved aside as results are appended)"
-        except KeyError as error:
-            problem = f"refers to {error}, which the file's first line no longer holds"
+            except KeyError as error:
+                problem = f"refers to {error}, which the file's first line no longer holds"
         if problem:
-            text = line.decode("utf-8", errors="replace")
-            shown = repr(text if len(text) <= 200 else text[:200] + "…")
-            raise ResultsError(f"{path}, line {number} {problem}: {shown}{advice}")
+            shown = shortened(json.dumps(row, ensure_ascii=False), 200)
+            raise ResultsError(f"{path}, line {number} {problem}: {shown!r}")
     return rows
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 # what rows share is written once, in a file's first line; they have its hashes
 _HEAD, _SHARED = "shared", ("config", "versions", "image_of")
+_Shared = dict[Literal["config", "versions", "image_of"], dict[str, Any]]
 
 
 def pack(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -360,11 +381,10 @@ def _all_rows(profile: Profile, kind: str, shipped: bool) -> pd.DataFrame:
 
 
 def _latest(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Of each measurement the row made last, on whatever data."""
+    """Of each measurement the row written last, on whatever data."""
     key = [name for name in schema_of(kind).key if not name.endswith("_fingerprint")]
-    created = pd.to_datetime(rows["created"], format="ISO8601", utc=True)
-    last = rows.loc[created.sort_values(kind="stable").index].drop_duplicates(key, keep="last")
-    return rows.loc[rows.index.isin(last.index)].reset_index(drop=True)
+    last = rows.sort_index().drop_duplicates(key, keep="last").index  # by line, not as ordered
+    return rows.loc[rows.index.isin(last)].reset_index(drop=True)
 
 
 def stored_rows(profile: Profile, kind: str = "retrieval", **choice: Any) -> pd.DataFrame:
@@ -406,13 +426,9 @@ def read_log(path: str | Path) -> Log:
     are passed over. The line a running or killed run was still writing is left out with a warning;
     any other line that is no log row raises ResultsError naming it.
     """
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines.pop():
-        log.warning("%s: its last line is incomplete and left out", path)
     found: dict[str, dict[int, Any]] = {"loss": {}, "val_loss": {}, "broken": {}}
-    for number, line in enumerate(lines, start=1):
-        kind, row = _log_row(line, f"{path}, line {number}")
+    for number, row in json_lines(path, ResultsError):
+        kind = _log_kind(row, f"{path}, line {number}")
         found[kind][row["step"]] = row
     steps, validations = (
         pd.DataFrame([rows[step] for step in sorted(rows)] or {"epoch": [], "step": [], kind: []})
@@ -438,13 +454,19 @@ def log_table(logs: Mapping[str, str | Path]) -> pd.DataFrame:
     return table[first + [column for column in table if column not in first]]
 
 
-def _log_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if isinstance(row, dict) and "step" in row:
+_Numbers = TypeAdapter(dict[str, Finite])
+_NO_NUMBERS = ("best_by", "split", "broken")
+
+
+def _log_kind(row: Any, where: str) -> str:
+    """What makes it a row of a log: a step's loss, a validation's, or broken pictures."""
+    if isinstance(row, dict) and type(row.get("step")) is int:
+        try:
+            _Numbers.validate_python({k: row[k] for k in row if k not in _NO_NUMBERS}, strict=True)
+        except ValidationError as error:
+            raise ResultsError(f"{where}: {told(error)}") from error
         for kind in ("loss", "val_loss", "broken"):
             if kind in row and ("epoch" in row or kind == "broken"):
-                return kind, row
-    raise ResultsError(f"{where} is neither a step nor a validation: {line[:200]!r}")
+                return kind
+    shown = shortened(json.dumps(row, ensure_ascii=False), 200)
+    raise ResultsError(f"{where} is neither a step nor a validation: {shown!r}")

@@ -27,6 +27,11 @@ _KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
 _SYNC_S = 5.0  # how much work, in seconds, a crash of the machine (not of a process) may cost
 
 
+def _is_row(line: bytes) -> bool:
+    """Whether a file that starts so is a cache; a torn line may be short."""
+    return line.startswith(_HEAD) or _HEAD.startswith(line)
+
+
 class CacheError(ValueError):
     """A cache holds a line that is no explanation; the message names file and line."""
 
@@ -103,7 +108,7 @@ class ExplanationCache(AbstractContextManager):
         self._file = self.path.open("rb")  # another: appending moves the place to read from
         try:
             with lock(self._descriptor):
-                mend_tail(self._descriptor, self.path)
+                mend_tail(self._descriptor, self.path, _is_row, CacheError)
             self.refresh()
         except BaseException:
             self.close()
@@ -155,7 +160,7 @@ class ExplanationCache(AbstractContextManager):
         encoded = {key: encode_row(key, row) for key, row in reversed(rows)}
         with lock(self._descriptor):
             if os.fstat(self._descriptor).st_size != self._end:  # others have appended
-                mend_tail(self._descriptor, self.path)
+                mend_tail(self._descriptor, self.path, _is_row, CacheError)
                 self.refresh()
             fresh = [line for key, line in reversed(encoded.items()) if key not in self._index]
             if fresh:

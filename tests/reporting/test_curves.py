@@ -33,7 +33,7 @@ def test_steps_done_again_count_once_and_the_line_being_written_is_left_out(tmp_
     assert steps["loss"].iloc[2] == 7.0
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1.0}', '{"step": 1, "epoch": 1}'])
+@pytest.mark.parametrize("line", ["[1]", '{"loss": 1.0}', '{"step": 1, "epoch": 1}'])
 def test_a_line_that_is_no_log_row_is_named(tmp_path, line):
     path = make_log(tmp_path / "log.jsonl", 1, 1)
     path.write_text(path.read_text() + line + "\n")
