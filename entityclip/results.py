@@ -92,7 +92,7 @@ class Row(Provenance):
 class _Whole(Row):
     """What some kinds' rows hold beyond a Row."""
 
-    ranks: NotRequired[list[Finite]]
+    ranks: NotRequired[list[Finite] | None]
     clusters: NotRequired[list[int] | None]
     image_of: NotRequired[list[int] | None]
     sections: NotRequired[list[str] | None]
@@ -316,7 +316,7 @@ def find_rows(
     variants: Iterable[str] | None = None,
     shipped: bool = True,
 ) -> pd.DataFrame:
-    """Rows of a kind for these very settings, of any seed; empty where there are none.
+    """Rows of a kind for these very settings, of any seed, in the variants' order; empty for none.
 
     `kind` is one of KINDS. Data are not asked about: of a measurement that was made on several
     data, the latest counts.
@@ -327,7 +327,8 @@ def find_rows(
     names = list(VARIANTS) if variants is None else list(variants)
     asked = itertools.product(names, rows["seed"].unique().tolist())
     hashes = {config_hash(identity(profile.settings, *one)) for one in asked}
-    return _latest(rows[rows["config_hash"].isin(hashes)], kind)
+    rows = _latest(rows[rows["config_hash"].isin(hashes)], kind)
+    return _placed(rows, {"variant": names, "direction": TASKS})
 
 
 def rows_of(
@@ -364,8 +365,11 @@ def chapter_rows(profile: Profile, kind: str) -> pd.DataFrame:
 def in_reading_order(profile: Profile, kind: str, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of a chapter in the order in which tables and figures show them."""
     order = reading_order(profile.settings, kind)
-    if rows.empty or not order:
-        return rows
+    return rows if rows.empty or not order else _placed(rows, order)
+
+
+def _placed(rows: pd.DataFrame, order: Mapping[str, Iterable[str]]) -> pd.DataFrame:
+    """The rows sorted by some columns, each in the order of its values."""
 
     def place(column: pd.Series) -> pd.Series:
         return column.map({value: at for at, value in enumerate(order[column.name])})
