@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +31,7 @@ from entityclip.results import (
     schema_of,
 )
 from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k, retrievals
-from entityclip.training.run_folder import RECORD
+from entityclip.training.run_folder import RECORD, read_record
 from entityclip.variants import (
     CONDITIONS,
     CURVE_SPLITS,
@@ -351,7 +350,7 @@ def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
 
 
 def _curve_rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
-    record = json.loads((log.parent / RECORD).read_text(encoding="utf-8"))
+    record = read_record(log.parent)
     tables: list[pd.DataFrame] = list(read_log(log))
     rows: list[Row] = []
     for (split, column), table in zip(CURVE_SPLITS.items(), tables, strict=True):

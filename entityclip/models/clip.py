@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entityclip.checkpoints import CheckpointError, read_tensors
+from entityclip.checkpoints import ONLY_SAFETENSORS, CheckpointError, read_tensors, refuse_misfit
 from entityclip.models.weights import PREPROCESSING, as_open_clip, check_config, preprocessing_of
 
 
@@ -251,10 +251,7 @@ def create_backbone(
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
     local = pretrained is not None and Path(pretrained).suffix != ""
     if local and Path(pretrained).suffix != ".safetensors":
-        raise BackboneError(
-            f"{pretrained}: only .safetensors weights are read, never pickles; convert once with "
-            "open_clip and safetensors.torch.save_file(model.state_dict(), path)"
-        )
+        raise BackboneError(f"{pretrained}: {ONLY_SAFETENSORS}")
     if pretrained is not None and not local:
         _check_tag(name, pretrained)
     options = {} if image_size is None else {"force_image_size": image_size}
@@ -292,9 +289,16 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
         if "text_model.final_layer_norm.weight" in state:  # a transformers CLIPModel's
             check_config(path, backbone.clip)
             state = as_open_clip(state)
-        backbone.clip.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+        wanted = backbone.clip.state_dict()
+        for key in state.keys() & wanted.keys():  # half precision will do, other types will not
+            if state[key].is_floating_point():
+                state[key] = state[key].to(wanted[key].dtype)
+        refuse_misfit(state, wanted, path, backbone.name)
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
+    except ValueError as error:
         raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
+    backbone.clip.load_state_dict(state)
 
 
 @cache

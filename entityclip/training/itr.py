@@ -98,13 +98,13 @@ class _Pretrainer:
         facts = {"preprocessing": backbone.preprocessing}
         identity = {**identity, "itr": as_dict(config)}
         self.folder = RunFolder(folder, identity, self.device, facts=facts)
+        self.per_iteration = min(config.subset, len(self.train_set)) // config.batch_size
         self.iteration = self.step = 0  # done
         self.best: dict[str, Any] = {"iteration": 0, "val_contrast": None}
 
     def run(self, progress: bool) -> TrainResult:
         resumed = self._resume()
-        per_iteration = min(self.config.subset, len(self.train_set)) // self.config.batch_size
-        total, done = (n * per_iteration for n in (self.config.iterations, self.iteration))
+        total, done = (n * self.per_iteration for n in (self.config.iterations, self.iteration))
         bar = progress_bar(total=total, initial=done, show=progress, desc="ITR", unit="step")
         with bar, repeatable(self.device):
             while self.iteration < self.config.iterations:
@@ -192,7 +192,8 @@ class _Pretrainer:
         return mean
 
     def _resume(self) -> int | None:
-        meta, _ = self.folder.resume(self.model, self.optimizer)
+        total = self.config.iterations * self.per_iteration
+        meta, _ = self.folder.resume(self.model, self.optimizer, total)
         if meta is None:
             return None
         self.step, self.iteration, self.best = meta["step"], meta["iteration"], meta["best"]

@@ -311,7 +311,7 @@ class _Trainer:
         self.folder.save(self.bare, self.optimizer, position, improved=improved)
 
     def _resume(self) -> int | None:
-        meta, rows = self.folder.resume(self.bare, self.optimizer)
+        meta, rows = self.folder.resume(self.bare, self.optimizer, self.total)
         if meta is None:
             return None
         self.step, self.best = meta["step"], meta["best"]
