@@ -22,7 +22,7 @@ from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import PARTNER, ITRModel, cluster, joint
-from entityclip.training.loop import repeatable
+from entityclip.training.loop import cut_texts, repeatable
 from entityclip.training.processes import SplitServer, TrainingError, covering_batches, full_batches
 from entityclip.training.run_folder import RunFolder, TrainResult
 
@@ -104,12 +104,13 @@ class _Pretrainer:
 
     def run(self, progress: bool) -> TrainResult:
         resumed = self._resume()
+        cut = cut_texts(self.model.backbone, {"train": self.train_set.dataset}, tell=True)
         total, done = (n * self.per_iteration for n in (self.config.iterations, self.iteration))
         bar = progress_bar(total=total, initial=done, show=progress, desc="ITR", unit="step")
         with bar, repeatable(self.device):
             while self.iteration < self.config.iterations:
                 self._iterate(bar)
-        return self.folder.finish(self.step, self.best, resumed)
+        return self.folder.finish(self.step, self.best, resumed, cut=cut)
 
     def _iterate(self, bar: tqdm) -> None:
         """Cluster one subset, reset the heads, train on it once, validate, save."""

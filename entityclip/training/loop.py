@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.files import progress_bar
-from entityclip.models.clip import DualEncoder
+from entityclip.models.clip import Backbone, DualEncoder
 from entityclip.training.processes import (
     SplitServer,
     TrainingError,
@@ -35,6 +35,8 @@ from entityclip.training.processes import (
 from entityclip.training.run_folder import RunFolder, TrainResult, run_facts
 
 log = logging.getLogger(__name__)
+
+_LOOKED_AT = 20_000  # texts of a split whose lengths are counted
 
 
 def train(
@@ -66,6 +68,32 @@ def train(
     """
     sets = {"train": train_set, "val": val_set}
     return _Trainer(model, sets, config, folder, identity or {}, progress).run()
+
+
+def cut_texts(
+    backbone: Backbone, sets: dict[str, PairDataset], *, tell: bool
+) -> dict[str, dict[str, int]]:
+    """How many of each split's texts the context length cuts, and a warning if it cuts any.
+
+    Of splits of more than 20,000 pairs, of so many, evenly spread.
+    """
+    limit, found = backbone.tokenize.context_length, {}
+    for split, served in sets.items():
+        pairs = getattr(served, "pairs", ())
+        pairs = pairs[:: -(-len(pairs) // _LOOKED_AT) or 1]
+        texts = {"captions": [pair.caption for pair in pairs]}
+        if getattr(served, "with_explanations", False):
+            texts["explanations"] = [str(pair.explanation) for pair in pairs]
+        counts = {name: len(backbone.too_long(of_pairs)) for name, of_pairs in texts.items()}
+        if any(counts.values()):
+            found[split] = {name: n for name, n in counts.items() if n}
+        for name, n in found.get(split, {}).items():
+            log.log(
+                logging.WARNING if tell else logging.DEBUG,
+                "%d of %d %s of %s are longer than %d tokens and were cut",
+                n, len(pairs), name, split, limit,
+            )  # fmt: skip
+    return found
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -169,6 +197,8 @@ class _Trainer:
 
     def run(self) -> TrainResult:
         resumed = self._resume()
+        datasets = {split: served.dataset for split, served in self.sets.items()}
+        cut = cut_texts(self.bare.backbone, datasets, tell=self.world.main)
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
         with bar, repeatable(self.device):
             for epoch in range(self.step // self.per_epoch, self.config.epochs):
@@ -192,7 +222,7 @@ class _Trainer:
                 self.folder.flush()
                 self._save(self._validated(epoch))
         broken = {split: served.broken.problems for split, served in self.sets.items()}
-        return self.folder.finish(self.step, self.best, resumed, broken=broken)
+        return self.folder.finish(self.step, self.best, resumed, broken=broken, cut=cut)
 
     def _step(self, batch: Batch) -> dict[str, Any]:
         """One forward and backward pass: its rate, the logit scale, the named terms.
