@@ -193,7 +193,7 @@ def told(capsys):
         (WHOLE, ["test_splits=[tset]"], "folder has no split 'tset'"),
         (WHOLE, ["pretrained=/nowhere.safetensors"], "no file /nowhere.safetensors"),
         (WHOLE, ["explanation_source=/nowhere.jsonl"], "/nowhere.jsonl"),
-        (WHOLE, ["explanation_policy=drop"], "explanation"),
+        (WHOLE, ["explanation_source=own", "explanation_policy=drop"], "explanation"),
     ],
 )
 def test_what_is_wrong_with_own_data_is_one_line_before_anything_is_written(
