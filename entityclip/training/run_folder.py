@@ -351,7 +351,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _earlier(folder: Path) -> list[Path]:
     """The checkpoints before the last that are still there, newest first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    found = folder.glob("step-*.safetensors")
+    return sorted((p for p in found if p.stem.removeprefix("step-").isdecimal()), reverse=True)
 
 
 def _set_aside(last: Path, kept: Path) -> None:
