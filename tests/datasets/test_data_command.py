@@ -50,6 +50,11 @@ def n24news_changed(path, old, new):
     return path
 
 
+BOMB = "venue: [&a0 [x, x, x, x, x, x, x, x, x]" + "".join(
+    f", &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)
+) + "]"  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -66,15 +71,26 @@ def n24news_changed(path, old, new):
         ("train: {pairs: null}", "train: {pairs: -1}", "n24news.splits.train.pairs"),
         ("train: {pairs: null}", "train: {}", "n24news.splits.train.pairs: Field required"),
         ("  n24news:", "  newsroom:", "'newsroom' stands twice"),
-        ("title: N24News", "title: [N24News", "not YAML"),
-        ("title: N24News", "title: !!python/object:os.system x", "not YAML"),
+        ("title: N24News", "title: [N24News", "expected ',' or ']'"),
+        ("title: N24News", "title: !!python/object:os.system x", "could not determine a construct"),
+        ("train: {pairs: null}", "train: !!timestamp x", "not YAML"),
+        ("title: N24News", f"title: {'1' * 5000}", "not YAML"),
+        ("venue: LREC", "venue: &a [*a]", "refers to itself"),
+        ("venue: LREC", BOMB, "its aliases make it more than"),
+        ('"imgs/*.jpg"', f'"{"{a,b}" * 40}"', "layout.1.path: .*more than 1000 patterns"),
     ],
 )
 def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
     path = n24news_changed(tmp_path / "data_manifest.yaml", old, new)
     with pytest.raises(ManifestError, match=message) as raised:
         load_manifest(path)
-    if "not YAML" not in message and "required" not in message:
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    if (
+        "not YAML" not in message
+        and "required" not in message
+        and new not in (BOMB, "title: [N24News")
+    ):
         line = int(str(raised.value).split("line ")[1].split(":")[0])
         assert new.split("{")[0].strip() in path.read_text().split("\n")[line - 1]
 
