@@ -9,6 +9,7 @@ import codecs
 import csv
 import difflib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -77,6 +78,12 @@ def text_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def optional(root: Path, name: str) -> Path | None:
