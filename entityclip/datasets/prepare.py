@@ -30,6 +30,7 @@ from entityclip.files import (
     atomic_write_text,
     checked,
     parse_json,
+    printable,
     read_json,
     read_text,
 )
@@ -92,13 +93,16 @@ class TarPicture:
     def load(self) -> Image.Image:
         """The picture in RGB. Raises ImageError naming shard and picture."""
         try:
-            with self.shard.open("rb", buffering=0) as file:
-                content = os.pread(file.fileno(), self.size, self.offset)
-            if self.checksum not in (-1, zlib.crc32(content)):
-                raise ImageError("its bytes have changed since; prepare again")
-            return decode(content)
+            return decode(self._content())
         except OSError as error:
             raise ImageError(f"cannot read {self.key} in {self.shard}: {error}") from error
+
+    def _content(self) -> bytes:
+        with self.shard.open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), self.size, self.offset)
+        if self.checksum not in (-1, zlib.crc32(content)):
+            raise ImageError("its bytes have changed since; prepare again")
+        return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +157,7 @@ def use_prepared(table: PairTable, folder: Path) -> PreparedTable:
         first = [names[row] for row in lacking[:3].tolist()]
         shown = "; ".join(f"{name}: {copy.broken.get(name, 'never prepared')}" for name in first)
         what = "pairs without a prepared picture left out"
-        _log.warning("%s: %d %s (%s)", folder, len(lacking), what, shown)
+        _log.warning("%s: %d %s (%s)", folder, len(lacking), what, printable(shown))
     return PreparedTable(table.root, table.columns, kept, shards, places, copy.fingerprint)
 
 
@@ -315,7 +319,7 @@ def _shard(
     if grown := [name for name, file, size in zip(pictures, files, sizes, strict=True)
                  if _size(file) != size]:  # fmt: skip
         what = "changed while they were prepared; prepare again"
-        _log.warning("%s: %d pictures (%s, …) %s", path, len(grown), grown[0], what)
+        _log.warning("%s: %d pictures (%s, …) %s", path, len(grown), printable(grown[0]), what)
     text = json.dumps(index.model_dump()) + "\n"
     atomic_write_bytes(path, content)  # the index last: where it stands, its shard is whole
     atomic_write_text(side_file, text)
