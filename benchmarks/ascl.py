@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.gradients import compare_gradients, noise
 from benchmarks.turns import options, timed
+from entityclip.evaluation.provenance import peak_memory_mb
 from entityclip.models.ascl import HierarchicalFusion
-from entityclip.provenance import peak_memory_mb
 from tests.literal_ascl import similarity as literal_similarity
 
 

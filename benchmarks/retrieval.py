@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.turns import medians, options, take_turns
+from entityclip.evaluation.provenance import peak_memory_mb
 from entityclip.evaluation.ranks import both_ranks
-from entityclip.provenance import peak_memory_mb
 from entityclip.statistics import retrieval_metrics
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.turns import options, timed
-from entityclip.provenance import peak_memory_mb
+from entityclip.evaluation.provenance import peak_memory_mb
 from entityclip.search.collection import nearest
 
 

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from benchmarks.turns import options as command_line
 from benchmarks.turns import timed
 from entityclip.config import EntityCLIPConfig, TrainConfig
+from entityclip.evaluation.provenance import environment, peak_memory_mb
 from entityclip.models.clip import Backbone, Tokens, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.losses import itm_loss, vtc_loss
 from entityclip.models.negatives import Negatives, draw_negatives, same_pairs
-from entityclip.provenance import environment, peak_memory_mb
 from entityclip.training.loop import make_optimizer
 from entityclip.variants import BRIDGE, NO_EXPERTS
 from tests.literal import LiteralEntityCLIP, Sides, mix

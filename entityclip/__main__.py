@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entityclip import __version__
+from entityclip.console import guarded
 
 # subcommand -> the function that is it, and what it does
 COMMANDS = {
@@ -29,7 +30,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit code, or 2 where there is none of that name."""
+    """Run a subcommand, `guarded`; its exit code, or 2 where there is none of that name."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())
@@ -44,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module, function = COMMANDS[name][0].split(":")
     options = {"draw": _draw_summary} if name == "data" else {}
-    return getattr(import_module(f"entityclip.{module}"), function)(rest, **options)
+
+    def command(rest: Sequence[str], **options: Any) -> int:
+        return getattr(import_module(f"entityclip.{module}"), function)(rest, **options)
+
+    return guarded(command, rest, **options)
 
 
 def _draw_summary(summaries: list[Any], folder: Path) -> list[Path]:
@@ -62,7 +67,8 @@ def help_text() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     head = "usage: entityclip COMMAND …    (entityclip COMMAND --help says more)\n\n"
-    return head + "\n".join([*lines, "", "  --version"])
+    more = ["", "  --debug     with any command: where an error came from", "  --version"]
+    return head + "\n".join([*lines, *more])
 
 
 if __name__ == "__main__":

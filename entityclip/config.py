@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from entityclip.console import Refused
 from entityclip.files import parse_yaml, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -331,7 +332,7 @@ class Profile:
         return Path(output_dir or self.runs) / "figures"
 
 
-class ProfileError(ValueError):
+class ProfileError(Refused):
     """A profile or an override names an unknown setting or gives it a value of the wrong type."""
 
 

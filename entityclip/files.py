@@ -48,10 +48,15 @@ def read_text(path: str | Path, error: type[Exception]) -> str:
         raise error(f"{path} is no UTF-8 text (at byte {problem.start})") from problem
 
 
-def parse_json(text: str | bytes, error: type[Exception], where: str) -> Any:
-    """JSON as the standard has it, so without NaN. Raises `error`, which begins with `where`."""
+def parse_json(
+    text: str | bytes, error: type[Exception], where: str, *, infinite: bool = False
+) -> Any:
+    """JSON as the standard has it, NaN and Infinity only if `infinite`.
+
+    Raises `error`, which begins with `where`.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=None if infinite else _refuse_constant)
     except (ValueError, RecursionError) as problem:
         raise error(f"{where} is not JSON ({problem})") from problem
 

@@ -12,8 +12,8 @@ import torch
 
 from entityclip import results
 from entityclip.config import REPOSITORY, EntityCLIPConfig, as_dict, config_hash
+from entityclip.evaluation.provenance import peak_memory_mb, provenance
 from entityclip.files import git_commit
-from entityclip.provenance import peak_memory_mb, provenance
 from entityclip.results import (
     RETRIEVAL,
     ResultsError,

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 
 from entityclip.datasets.dataset import PairDataset, whole_batch
 from entityclip.datasets.pair import Pair, data_fingerprint
+from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.provenance import provenance
 from entityclip.results import Row, measurement_rows
 from entityclip.statistics import BY_ARTICLE, ByArticle, Retrieval, bootstrap_interval
 

@@ -6,13 +6,13 @@ What imports torch is imported late: help, and the refusal of a misspelt name, n
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from entityclip.config import Profile, ProfileError, load_profile, parse_settings
+from entityclip.config import Profile, load_profile, parse_settings
+from entityclip.console import refusing
 from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS
 
 if TYPE_CHECKING:
@@ -29,14 +29,12 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="only train")
     parser.add_argument("--force", action="store_true", help="train and measure anew")
     options = parser.parse_args(argv)
-    if (profile := _profile(options)) is None:
-        return 2
+    profile = _profile(options)
     from accelerate import PartialState
 
-    from entityclip.checkpoints import CheckpointError
     from entityclip.experiments.train import train_variant
     from entityclip.training.processes import this_world
-    from entityclip.training.run_folder import RECORD, TrainingError
+    from entityclip.training.run_folder import read_record
 
     world = this_world()
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -46,14 +44,10 @@ def train(argv: Sequence[str] | None = None) -> int:
         folder = train_variant(
             profile, options.variant, measure=options.measure, force=options.force
         )
-    except (TrainingError, CheckpointError) as error:
-        return _refused(error, 1)
-    except OSError as error:  # data that are not where the settings say
-        return _refused(error, 2)
     finally:
         PartialState().destroy_process_group()
     if world.main:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_record(folder)
         print(
             f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
             f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
@@ -72,28 +66,27 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="train it first, if need be")
     parser.add_argument("--force", action="store_true", help="measure anew")
     options = parser.parse_args(argv)
-    if (profile := _profile(options)) is None:
-        return 2
+    profile = _profile(options)
     splits = options.splits or profile.settings.test_splits
     from entityclip.experiments.experiment import Experiment
     from entityclip.experiments.measure import measure, stored_ranks
+    from entityclip.experiments.preflight import refuse_impossible
     from entityclip.results import find_rows
 
     experiment, variant = Experiment(profile, progress=sys.stderr.isatty()), options.variant
-    try:
+    with refusing():
+        refuse_impossible(experiment, splits)
         stored = all(stored_ranks(experiment, variant, s, shipped=False) for s in splits)
-        if not (options.train or experiment.trained(variant) or (stored and not options.force)):
-            given = "".join(f" {text}" for text in options.set)
-            print(
-                f"{variant} is not trained under these settings; the command that trains it:\n"
-                f"entityclip train --profile {profile.name} --variant {variant} "
-                f"--seed {profile.seed}" + (f" --set{given}" if given else ""),
-                file=sys.stderr,
-            )
-            return 1
-        measure(experiment, [variant], splits, force=options.force)
-    except (ValueError, OSError) as error:
-        return _refused(error, 2)
+    if not (options.train or experiment.trained(variant) or (stored and not options.force)):
+        given = "".join(f" {text}" for text in options.set)
+        print(
+            f"{variant} is not trained under these settings; the command that trains it:\n"
+            f"entityclip train --profile {profile.name} --variant {variant} "
+            f"--seed {profile.seed}" + (f" --set{given}" if given else ""),
+            file=sys.stderr,
+        )
+        return 1
+    measure(experiment, [variant], splits, force=options.force)
     rows = find_rows(profile, "retrieval", variants=[variant], shipped=False)
     print(_metrics(rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]))
     return 0
@@ -129,10 +122,10 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     add("--ship", action="store_true", help="merge the rows into figures/rows")
     options = parser.parse_args(argv)
     options.seed, options.set = None, []
-    if (profile := _profile(options)) is None:
-        return 2
+    profile = _profile(options)
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment
+    from entityclip.experiments.preflight import refuse_impossible
     from entityclip.experiments.sweep import ship_rows, sweep
 
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -143,6 +136,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         work["main"] = (settings.main_seeds, TABLES["main"])
     work["chosen by name"] = (settings.ablation_seeds, options.variants)
     base = Experiment(profile, progress=False)
+    refuse_impossible(base, settings.test_splits, training=True)
     for seeds, names in work.values():
         experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
         sweep(experiments, names, shipped=not options.anew, keep=options.keep)
@@ -164,16 +158,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _profile(options: argparse.Namespace) -> Profile | None:
-    """The profile with what `--seed` and `--set` override; None if refused, which is said."""
-    try:
-        settings = parse_settings(options.set)
-        return load_profile(options.profile, seed=options.seed, settings=settings)
-    except ProfileError as error:
-        _refused(error, 2)
-        return None
-
-
-def _refused(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
+def _profile(options: argparse.Namespace) -> Profile:
+    """The profile with what `--seed` and `--set` override."""
+    settings = parse_settings(options.set)
+    return load_profile(options.profile, seed=options.seed, settings=settings)

@@ -7,7 +7,6 @@ interrupted one goes on.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -40,7 +39,7 @@ from entityclip.statistics import Retrieval
 from entityclip.training.itr import pretrain_itr
 from entityclip.training.loop import train
 from entityclip.training.processes import World, this_world
-from entityclip.training.run_folder import BEST, RECORD, claim, is_finished, load_model
+from entityclip.training.run_folder import BEST, claim, is_finished, load_model, read_record
 from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, Tasks, find_variant
 
 Model = EntityCLIP | AsCL
@@ -293,7 +292,7 @@ class Experiment(Splits):
 
     def run_record(self, folder: Path) -> dict[str, Any]:
         """A finished run in one line: steps, best epoch, validation loss and minutes."""
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_record(folder)
         return {
             "run": folder.name,
             "steps": record["steps"],
@@ -318,7 +317,7 @@ class Experiment(Splits):
 def load_best(folder: Path, build: Callable[[], Model]) -> Model:
     """What `build` gives, with the best weights of the finished run in `folder`."""
     model = build()
-    load_model(model, read_tensors(folder / BEST))
+    load_model(model, read_tensors(folder / BEST), folder / BEST)
     return model.eval()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import AbstractContextManager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from entityclip.config import config_hash
 from entityclip.evaluation.inspection import batches_of, mixed_embeddings
+from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.evaluation.retrieval import evaluate_retrieval
 from entityclip.evaluation.sections import classify_sections
 from entityclip.experiments.experiment import METHODS, Experiment, device
+from entityclip.files import claimed
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.provenance import provenance
 from entityclip.results import (
     Provenance,
     Row,
@@ -32,7 +34,7 @@ from entityclip.results import (
     schema_of,
 )
 from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k, retrievals
-from entityclip.training.run_folder import RECORD
+from entityclip.training.run_folder import RECORD, read_record
 from entityclip.variants import (
     CONDITIONS,
     CURVE_SPLITS,
@@ -74,9 +76,20 @@ def measured(
     if rows["trained_fingerprint"].notna().any():
         rows = find(trained=trained())
     if rows.empty and make is not None:
-        store(experiment, kind, make(), trained())
-        rows = find(trained=trained())
+        with alone(experiment, kind, identity, split):
+            rows = find(trained=trained())  # another process may have made them meanwhile
+            if rows.empty:
+                store(experiment, kind, make(), trained())
+                rows = find(trained=trained())
     return rows
+
+
+def alone(
+    experiment: Experiment, kind: str, identity: Mapping[str, Any], split: str, *, wait: bool = True
+) -> AbstractContextManager[bool]:
+    """The claim to make a measurement: other processes wait, and find its rows."""
+    name = config_hash([kind, identity, split])
+    return claimed(experiment.results / ".claims" / f"{name}.lock", wait=wait)
 
 
 def store(experiment: Experiment, kind: str, rows: Iterable[Row], trained: str | None) -> list[Row]:
@@ -253,18 +266,32 @@ def measure(
         if reason := experiment.lacks(variant):
             log.warning("%s is left out: %s", variant, reason)
             continue
-        missing = []
+        model = cache(partial(experiment.load, variant))
         for split in splits:
-            found = None if force else stored_ranks(experiment, variant, split, shipped=shipped)
-            if found is None:
-                missing.append(split)
-            else:
-                ranks[variant, split] = found
-        if missing:
-            model = experiment.load(variant)
-            for split in missing:
-                ranks[variant, split] = evaluate(experiment, model, variant, split)
+            ranks[variant, split] = measured_ranks(
+                experiment, model, variant, split, shipped=shipped, force=force
+            )
     return ranks
+
+
+def measured_ranks(
+    experiment: Experiment,
+    model: Callable[[], EntityCLIP],
+    variant: str,
+    split: str,
+    *,
+    shipped: bool,
+    force: bool = False,
+) -> Retrieval:
+    """The stored ranks of a variant on a split, else those of the model that `model` gives."""
+
+    def stored() -> Retrieval | None:
+        return None if force else stored_ranks(experiment, variant, split, shipped=shipped)
+
+    if (found := stored()) is not None:
+        return found
+    with alone(experiment, "retrieval", experiment.identity(variant), split):
+        return stored() or evaluate(experiment, model(), variant, split)
 
 
 def stored_ranks(
@@ -351,7 +378,7 @@ def store_curves(experiment: Experiment, variants: Iterable[str]) -> int:
 
 
 def _curve_rows(experiment: Experiment, variant: str, log: Path) -> list[Row]:
-    record = json.loads((log.parent / RECORD).read_text(encoding="utf-8"))
+    record = read_record(log.parent)
     tables: list[pd.DataFrame] = list(read_log(log))
     rows: list[Row] = []
     for (split, column), table in zip(CURVE_SPLITS.items(), tables, strict=True):

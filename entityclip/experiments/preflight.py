@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from entityclip.config import Profile, Settings
-from entityclip.datasets import LOADERS
+from entityclip.console import Refused, refusing
+from entityclip.datasets import DATASETS, LOADERS
 from entityclip.datasets.manifest import missing_files
+from entityclip.datasets.pair import ImageError, Pair
 from entityclip.datasets.prepare import MANIFEST
+from entityclip.datasets.table import PairTable
+from entityclip.experiments.splits import Splits
+from entityclip.files import cores, unwritable
 
 PACKAGES = ("matplotlib", "seaborn", "ipywidgets", "IPython")  # of the extra `notebooks`
 
 _GIB = 2**30
-_ROOM = {True: 1, False: 5}  # GiB that a run's checkpoints take, pretrained here or CLIP's own size
+_LOOKED_AT = 2000  # pictures of a split to measure on, decoded before a training starts
+
+
+def refuse_impossible(splits: Splits, measured: Iterable[str], *, training: bool = False) -> None:
+    """Say before the first step what would end the work later; `measured` are splits to test on.
+
+    Looks for data, weights, room and leave to write, loads the texts of every split that will be
+    read and, before a `training`, decodes pictures of those measured (evenly spread, of a large
+    split). Raises Refused, in one line.
+    """
+    profile, measured = splits.profile, list(measured)
+    problems = data_problems(profile.settings, measured) + writing_problems(profile)
+    if problems:
+        raise Refused("; ".join(problems))
+    with refusing():
+        if training and (problems := disk_problems(splits)):
+            raise Refused("; ".join(problems))
+        for split in [*(("train", "val") if training else ()), *measured]:
+            if not len(splits.pairs(split)):
+                policy = profile.settings.explanation_policy
+                raise Refused(f"{split}: explanation_policy {policy!r} leaves no pair of it")
+        for split in measured if training else ():
+            _refuse_broken(splits.pairs(split), split)
+
+
+def _refuse_broken(pairs: Sequence[Pair], split: str) -> None:
+    if not isinstance(pairs, PairTable):
+        return  # drawn
+    step = -(-len(pairs) // _LOOKED_AT)
+    with ThreadPoolExecutor(cores()) as pool:
+        for problem in pool.map(_why_broken, pairs[::step]):
+            if problem:
+                raise Refused(
+                    f"{split}: {problem}; all of its pictures are needed after the training: fetch "
+                    "it again, or leave its pair out of the data"
+                )
+
+
+def _why_broken(pair: Pair) -> str | None:
+    try:
+        pair.load_image()
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def find_problems(profile: Profile, *, training: bool = True) -> list[str]:
     """What this machine lacks for a profile, each with what to do; empty if nothing is known.
 
-    Without `training`, GPU and disk are not asked about.
+    Without `training`, GPU and folders are not asked about.
     """
     problems = [*missing_packages(PACKAGES), *data_problems(profile.settings)]
     if training:
-        problems += [*gpu_problems(profile.settings), *disk_problems(profile)]
+        problems += [*gpu_problems(profile.settings), *writing_problems(profile)]
     return problems
 
 
@@ -39,9 +89,16 @@ def missing_packages(packages: Sequence[str]) -> list[str]:
     return [f"{', '.join(missing)} not installed; pip install 'entityclip[notebooks]'"]
 
 
-def data_problems(settings: Settings) -> list[str]:
-    """What is wrong with where the data and the weights should lie."""
+def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]:
+    """What is wrong with where the data and the weights should lie, and with splits' names."""
     problems = []
+    there = DATASETS.get(settings.dataset)
+    if there is None:
+        close = ", ".join(difflib.get_close_matches(settings.dataset, DATASETS)) or "none like it"
+        return [f"settings.dataset: there is no {settings.dataset!r}; {close}"]
+    for split in [*settings.test_splits, *measured]:
+        if split not in there:
+            problems.append(f"{settings.dataset} has no split {split!r}; it has {', '.join(there)}")
     weights = settings.pretrained
     if weights and Path(weights).suffix and not Path(weights).expanduser().is_file():
         problems.append(f"settings.pretrained: there is no file {weights}")
@@ -73,13 +130,26 @@ def gpu_problems(settings: Settings) -> list[str]:
     ]
 
 
-def disk_problems(profile: Profile) -> list[str]:
-    """Whether the runs' disk has room for the checkpoints of a run with their optimizer's state."""
-    there = next(path for path in (profile.runs, *profile.runs.absolute().parents) if path.exists())
-    free, needed = shutil.disk_usage(there).free, _ROOM[bool(profile.settings.pretraining)] * _GIB
+def writing_problems(profile: Profile) -> list[str]:
+    """Whether runs can be written at all."""
+    reason = unwritable(profile.runs)
+    return [f"{reason}: set ENTITYCLIP_RUNS to a folder that is"] if reason else []
+
+
+def disk_problems(splits: Splits) -> list[str]:
+    """Whether the runs' disk has room for a run's checkpoints.
+
+    Of weights and optimizer's state, the best, the last, those kept and one that is being written:
+    four bytes a number, three numbers a weight.
+    """
+    runs, keep = splits.profile.runs.absolute(), splits.settings.finetuning.keep
+    weights = sum(parameter.numel() for parameter in splits.backbone.parameters())
+    needed = weights * 4 * (1 + 3 * (keep + 1))
+    there = next(path for path in (runs, *runs.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if free >= needed:
         return []
     return [
-        f"{free / _GIB:.1f} GiB free for runs, and a run's checkpoints take up to "
-        f"{needed / _GIB:.0f}; free some, or set ENTITYCLIP_RUNS to another disk"
+        f"{free / _GIB:.1f} GiB free for runs, and a run's checkpoints take {needed / _GIB:.1f}; "
+        "free some, or set ENTITYCLIP_RUNS to another disk"
     ]

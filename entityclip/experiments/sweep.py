@@ -13,10 +13,11 @@ import pandas as pd
 
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
-    evaluate,
+    alone,
     measure,
     measure_leak,
     measure_matching,
+    measured_ranks,
     store_curves,
     stored_ranks,
 )
@@ -59,24 +60,32 @@ def measure_variant(
     if reason:
         log.warning("%s is left out: %s", name, reason)
         return False
-    missing = [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
-    if not missing:
+    if not _unmeasured(experiment, name, splits, shipped):
         hint = " (rows that are shipped count; --anew ignores them)" if shipped else ""
         log.info("seed %d: %s is measured already%s", experiment.seed, name, hint)
         return False
     if spec.finetuned and experiment.busy(name):
         return False
-    log.info("seed %d: %s", experiment.seed, name)
-    model = experiment.load(name)
-    if spec.finetuned:
-        _probe(experiment, model, name)
-    for split in missing:
-        evaluate(experiment, model, name, split)
-    if spec.finetuned:
-        store_curves(experiment, [name])
-        if not keep:
-            experiment.discard(name)
-    return True
+    with alone(experiment, "sweep", experiment.identity(name), "", wait=False) as ours:
+        # another process may have done it since
+        missing = _unmeasured(experiment, name, splits, shipped) if ours else []
+        if not missing:
+            return False
+        log.info("seed %d: %s", experiment.seed, name)
+        model = experiment.load(name)
+        if spec.finetuned:
+            _probe(experiment, model, name)
+        for split in missing:
+            measured_ranks(experiment, lambda: model, name, split, shipped=shipped)
+        if spec.finetuned:
+            store_curves(experiment, [name])
+            if not keep:
+                experiment.discard(name)
+        return True
+
+
+def _unmeasured(experiment: Experiment, name: str, splits: list[str], shipped: bool) -> list[str]:
+    return [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
 
 
 def splits_of(experiment: Experiment, name: str) -> list[str]:

@@ -13,8 +13,10 @@ from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 
 from entityclip.config import Profile, load_profile
+from entityclip.console import refusing
 from entityclip.experiments.experiment import Experiment
-from entityclip.experiments.measure import evaluate, stored_ranks
+from entityclip.experiments.measure import measured_ranks
+from entityclip.experiments.preflight import refuse_impossible
 from entityclip.training.processes import this_world
 from entityclip.training.run_folder import TrainingError
 
@@ -32,17 +34,22 @@ def train_variant(
     """Train `variant` under `profile`, and measure it on the profile's test splits; its folder.
 
     All processes that were started together call this alike; the first one measures and writes. A
-    finished run is not trained again unless `force`, an interrupted one goes on.
+    finished run is not trained again unless `force`, an interrupted one goes on. What would end it
+    later raises Refused before the first step.
     """
     world = this_world()  # before anything asks for "the" GPU: this process has its own
     experiment = Experiment(profile, progress=progress and world.main)
+    splits = profile.settings.test_splits if measure else []
+    refuse_impossible(experiment, splits)
+    with refusing():
+        finished = not force and experiment.trained(variant)
+    if not finished:
+        refuse_impossible(experiment, splits, training=True)
     folder = experiment.finetune(variant, force=force)
-    if measure:
-        model = experiment.load(variant)
-        splits = profile.settings.test_splits if world.main else []
-        for split in splits:
-            if force or stored_ranks(experiment, variant, split) is None:
-                evaluate(experiment, model, variant, split)
+    if splits:
+        model = experiment.load(variant)  # all processes ask together whether it is finished
+        for split in splits if world.main else ():
+            measured_ranks(experiment, lambda: model, variant, split, shipped=True, force=force)
     return folder
 
 

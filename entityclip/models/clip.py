@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entityclip.checkpoints import CheckpointError, read_tensors
+from entityclip.checkpoints import ONLY_SAFETENSORS, CheckpointError, read_tensors, refuse_misfit
 from entityclip.models.weights import PREPROCESSING, as_open_clip, check_config, preprocessing_of
 
 
@@ -167,9 +167,16 @@ class Backbone(nn.Module):
         parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
         return [Tokens(*side) for side in parts]
 
-    def lengths(self, texts: list[str]) -> list[int]:
+    def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text needs, start and end included, uncut by the context length."""
         return [len(self.tokenize.encode(text)) + 2 for text in texts]
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Rows of the texts that have more tokens than the context length, and so are cut."""
+        limit = self.tokenize.context_length
+        long = [row for row, text in enumerate(texts) if len(text) + 2 > limit]  # a letter a token
+        lengths = self.lengths([texts[row] for row in long])
+        return [row for row, length in zip(long, lengths, strict=True) if length > limit]
 
     def longest(self, text: Tensor) -> int:
         """Tokens of the longest real sequence in `text` [B, context_length], EOT included."""
@@ -251,10 +258,7 @@ def create_backbone(
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
     local = pretrained is not None and Path(pretrained).suffix != ""
     if local and Path(pretrained).suffix != ".safetensors":
-        raise BackboneError(
-            f"{pretrained}: only .safetensors weights are read, never pickles; convert once with "
-            "open_clip and safetensors.torch.save_file(model.state_dict(), path)"
-        )
+        raise BackboneError(f"{pretrained}: {ONLY_SAFETENSORS}")
     if pretrained is not None and not local:
         _check_tag(name, pretrained)
     options = {} if image_size is None else {"force_image_size": image_size}
@@ -292,9 +296,16 @@ def load_clip_weights(backbone: Backbone, path: Path) -> None:
         if "text_model.final_layer_norm.weight" in state:  # a transformers CLIPModel's
             check_config(path, backbone.clip)
             state = as_open_clip(state)
-        backbone.clip.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+        wanted = backbone.clip.state_dict()
+        for key in state.keys() & wanted.keys():  # half precision will do, other types will not
+            if state[key].is_floating_point():
+                state[key] = state[key].to(wanted[key].dtype)
+        refuse_misfit(state, wanted, path, backbone.name)
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
+    except ValueError as error:
         raise BackboneError(f"{path} does not fit {backbone.name}: {error}") from error
+    backbone.clip.load_state_dict(state)
 
 
 @cache

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from entityclip.checkpoints import CheckpointError, read_meta
+from entityclip.files import read_json
 
 # of open_clip's PreprocessCfg, what belongs to weights
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-_HUGGING_FACES = "preprocessor_config.json"
+_Three = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class _PreprocessCfg(TypedDict, total=False):
+    mean: _Three
+    std: _Three
+    interpolation: str
+    resize_mode: str
+
+
+class _OpenCLIPConfig(TypedDict, total=False):
+    preprocess_cfg: _PreprocessCfg | None
+
+
+class _ImageProcessor(TypedDict, total=False):
+    """What of a CLIPImageProcessor's settings is looked at."""
+
+    size: Any
+    image_mean: _Three | None
+    image_std: _Three | None
+    resample: int | None
+
+
 _RESAMPLINGS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -36,13 +60,13 @@ def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
     told = read_meta(path) if path.exists() else {}
     if found := told.get("facts", {}).get("preprocessing"):
         return _known(found)
-    for beside, read in (("open_clip_config.json", _open_clips), (_HUGGING_FACES, _transformers)):
+    for beside, kind, read in (
+        ("open_clip_config.json", _OpenCLIPConfig, lambda config: config.get("preprocess_cfg")),
+        ("preprocessor_config.json", _ImageProcessor, _transformers),
+    ):
         config = path.with_name(beside)
         if config.exists():
-            try:
-                return _known(read(json.loads(config.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, AttributeError) as error:
-                raise CheckpointError(f"{config} cannot be read: {error}") from error
+            return _known(read(read_json(config, CheckpointError, kind)) or {})
     start = told.get("identity", {}).get("start")  # checkpoints from before they noted it
     return preprocessing_of(name, start) if isinstance(start, str) and start != pretrained else {}
 
@@ -51,11 +75,7 @@ def _known(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in PREPROCESSING if config.get(key) is not None}
 
 
-def _open_clips(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("preprocess_cfg") or {}
-
-
-def _transformers(config: dict[str, Any]) -> dict[str, Any]:
+def _transformers(config: _ImageProcessor) -> dict[str, Any]:
     """A CLIPImageProcessor's settings under open_clip's names."""
     side = config.get("size")
     squash = isinstance(side, dict) and "shortest_edge" not in side
@@ -114,24 +134,38 @@ def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+class _CLIPConfig(TypedDict, total=False):
+    """What of a CLIPConfig is looked at."""
+
+    text_config: dict[str, Any] | None
+    text_config_dict: dict[str, Any] | None
+    vision_config: dict[str, Any] | None
+    vision_config_dict: dict[str, Any] | None
+
+
+def _side(config: _CLIPConfig, side: str) -> dict[str, Any]:
+    """A tower's settings, as transformers takes them: those of the older name win."""
+    return (config.get(f"{side}_config") or {}) | (config.get(f"{side}_config_dict") or {})
+
+
 def check_config(path: Path, clip: nn.Module) -> None:
     """Refuse weights whose config.json describes another model than `clip`.
 
     Activation and number of heads leave no trace in the weights, but change every number. Raises
     ValueError naming what differs, and where there is no config.json beside `path`.
     """
-    try:
-        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    beside = path.with_name("config.json")
+    if not beside.exists():
         raise ValueError(
-            f"transformers weights need their config.json beside them ({error}): the activation "
-            "and the number of heads cannot be seen in the weights"
-        ) from error
+            "transformers weights need their config.json beside them: the activation and the "
+            "number of heads cannot be seen in the weights"
+        )
+    config = read_json(beside, ValueError, _CLIPConfig)
     sides = (("vision", 12, clip.visual.transformer), ("text", 8, clip.transformer))
     for side, heads, transformer in sides:
         # what transformers assumes where config.json says nothing; older files leave these out
         usual = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": heads}
-        theirs = usual | config.get(f"{side}_config", {})
+        theirs = usual | _side(config, side)
         block = transformer.resblocks[0]
         gelu = isinstance(block.mlp.gelu, nn.GELU)
         ours = {"hidden_act": "gelu" if gelu else "quick_gelu",
@@ -144,6 +178,6 @@ def check_config(path: Path, clip: nn.Module) -> None:
                     f"its {side}_config has {name} {theirs[name]!r}, the model {value!r}{hint}"
                 )
     # 2 is what older files say, and means the largest token, as in open_clip
-    eos = config.get("text_config", {}).get("eos_token_id", 49407)
+    eos = _side(config, "text").get("eos_token_id", 49407)
     if eos not in (2, clip.vocab_size - 1):
         raise ValueError(f"its texts end with token {eos}, the model's with {clip.vocab_size - 1}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entityclip.config import REPOSITORY, SHIPPED_PROFILE, ProfileError, load_profile
+from entityclip.console import guarded
 from entityclip.files import cores
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -91,4 +92,4 @@ def figures(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -22,8 +22,8 @@ from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import PARTNER, ITRModel, cluster, joint
-from entityclip.training.loop import repeatable
-from entityclip.training.processes import SplitServer, TrainingError, covering_batches, full_batches
+from entityclip.training.loop import cut_texts, repeatable
+from entityclip.training.processes import CannotTrain, SplitServer, covering_batches, full_batches
 from entityclip.training.run_folder import RunFolder, TrainResult
 
 _EMBED_BATCH = 256
@@ -98,18 +98,19 @@ class _Pretrainer:
         facts = {"preprocessing": backbone.preprocessing}
         identity = {**identity, "itr": as_dict(config)}
         self.folder = RunFolder(folder, identity, self.device, facts=facts)
+        self.per_iteration = min(config.subset, len(self.train_set)) // config.batch_size
         self.iteration = self.step = 0  # done
         self.best: dict[str, Any] = {"iteration": 0, "val_contrast": None}
 
     def run(self, progress: bool) -> TrainResult:
         resumed = self._resume()
-        per_iteration = min(self.config.subset, len(self.train_set)) // self.config.batch_size
-        total, done = (n * per_iteration for n in (self.config.iterations, self.iteration))
+        cut = cut_texts(self.model.backbone, {"train": self.train_set.dataset}, tell=True)
+        total, done = (n * self.per_iteration for n in (self.config.iterations, self.iteration))
         bar = progress_bar(total=total, initial=done, show=progress, desc="ITR", unit="step")
         with bar, repeatable(self.device):
             while self.iteration < self.config.iterations:
                 self._iterate(bar)
-        return self.folder.finish(self.step, self.best, resumed)
+        return self.folder.finish(self.step, self.best, resumed, cut=cut)
 
     def _iterate(self, bar: tqdm) -> None:
         """Cluster one subset, reset the heads, train on it once, validate, save."""
@@ -192,7 +193,8 @@ class _Pretrainer:
         return mean
 
     def _resume(self) -> int | None:
-        meta, _ = self.folder.resume(self.model, self.optimizer)
+        total = self.config.iterations * self.per_iteration
+        meta, _ = self.folder.resume(self.model, self.optimizer, total)
         if meta is None:
             return None
         self.step, self.iteration, self.best = meta["step"], meta["iteration"], meta["best"]
@@ -202,12 +204,12 @@ class _Pretrainer:
 def _check_sets(train_set: PairDataset, val_set: PairDataset | None, config: ITRConfig) -> None:
     least = max(config.batch_size, config.clusters if config.clustering else 0)
     if len(train_set) < least:
-        raise TrainingError(
+        raise CannotTrain(
             f"{len(train_set)} pairs to pretrain on are fewer than a batch of {config.batch_size} "
             f"or {config.clusters} clusters; lower batch_size and clusters or give more pairs"
         )
     if val_set is not None and len(val_set) < config.batch_size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{len(val_set)} held-out pairs don't fill one batch of {config.batch_size}"
         )
     if config.needs_generated and train_set.explanations is None:

@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.files import progress_bar
-from entityclip.models.clip import DualEncoder
+from entityclip.models.clip import Backbone, DualEncoder
 from entityclip.training.processes import (
+    CannotTrain,
     SplitServer,
-    TrainingError,
     World,
     covering_batches,
     full_batches,
@@ -35,6 +35,8 @@ from entityclip.training.processes import (
 from entityclip.training.run_folder import RunFolder, TrainResult, run_facts
 
 log = logging.getLogger(__name__)
+
+_LOOKED_AT = 20_000  # texts of a split whose lengths are counted
 
 
 def train(
@@ -66,6 +68,32 @@ def train(
     """
     sets = {"train": train_set, "val": val_set}
     return _Trainer(model, sets, config, folder, identity or {}, progress).run()
+
+
+def cut_texts(
+    backbone: Backbone, sets: dict[str, PairDataset], *, tell: bool
+) -> dict[str, dict[str, int]]:
+    """How many of each split's texts the context length cuts, and a warning if it cuts any.
+
+    Of splits of more than 20,000 pairs, of so many, evenly spread.
+    """
+    limit, found = backbone.tokenize.context_length, {}
+    for split, served in sets.items():
+        pairs = getattr(served, "pairs", ())
+        pairs = pairs[:: -(-len(pairs) // _LOOKED_AT) or 1]
+        texts = {"captions": [pair.caption for pair in pairs]}
+        if getattr(served, "with_explanations", False):
+            texts["explanations"] = [str(pair.explanation) for pair in pairs]
+        counts = {name: len(backbone.too_long(of_pairs)) for name, of_pairs in texts.items()}
+        if any(counts.values()):
+            found[split] = {name: n for name, n in counts.items() if n}
+        for name, n in found.get(split, {}).items():
+            log.log(
+                logging.WARNING if tell else logging.DEBUG,
+                "%d of %d %s of %s are longer than %d tokens and were cut",
+                n, len(pairs), name, split, limit,
+            )  # fmt: skip
+    return found
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -169,6 +197,8 @@ class _Trainer:
 
     def run(self) -> TrainResult:
         resumed = self._resume()
+        datasets = {split: served.dataset for split, served in self.sets.items()}
+        cut = cut_texts(self.bare.backbone, datasets, tell=self.world.main)
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
         with bar, repeatable(self.device):
             for epoch in range(self.step // self.per_epoch, self.config.epochs):
@@ -192,7 +222,7 @@ class _Trainer:
                 self.folder.flush()
                 self._save(self._validated(epoch))
         broken = {split: served.broken.problems for split, served in self.sets.items()}
-        return self.folder.finish(self.step, self.best, resumed, broken=broken)
+        return self.folder.finish(self.step, self.best, resumed, broken=broken, cut=cut)
 
     def _step(self, batch: Batch) -> dict[str, Any]:
         """One forward and backward pass: its rate, the logit scale, the named terms.
@@ -311,7 +341,7 @@ class _Trainer:
         self.folder.save(self.bare, self.optimizer, position, improved=improved)
 
     def _resume(self) -> int | None:
-        meta, rows = self.folder.resume(self.bare, self.optimizer)
+        meta, rows = self.folder.resume(self.bare, self.optimizer, self.total)
         if meta is None:
             return None
         self.step, self.best = meta["step"], meta["best"]
@@ -331,25 +361,25 @@ def _refuse_impossible(
     """
     train_size, val_size = (len(pairs) for pairs in sets.values())
     if train_size < config.batch_size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{train_size} training pairs don't fill one batch of {config.batch_size}; "
             "lower batch_size or give more pairs"
         )
     if val_size < 2:
-        raise TrainingError(f"{val_size} validation pairs; contrastive losses need at least 2")
+        raise CannotTrain(f"{val_size} validation pairs; contrastive losses need at least 2")
     if min(config.batch_size, val_size) < world.size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{world.size} processes share batches of {config.batch_size} training and at most "
             f"{val_size} validation pairs; each needs at least 1"
         )
     if config.best_by == "vtc" and not model.has_vtc:
-        raise TrainingError(
+        raise CannotTrain(
             f"best_by=vtc: {type(model).__name__}'s loss has no VTC to choose by; set best_by=loss"
         )
     asked = [f"{world.size} processes"] if world.size > 1 else []
     asked += [f"chunk={config.chunk}"] if config.chunk is not None else []
     if asked and not model.splits_batches:
-        raise TrainingError(
+        raise CannotTrain(
             f"{type(model).__name__} compares all rows in its forward pass and can't be trained "
             f"with {' and '.join(asked)}; use one process without chunk"
         )

@@ -21,27 +21,67 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from entityclip.checkpoints import (
     CheckpointError,
     pack_optimizer,
     read_meta,
     read_tensors,
+    refuse_misfit,
     refuse_other_run,
     unpack_optimizer,
     write_checkpoint,
 )
-from entityclip.config import as_dict
-from entityclip.files import atomic_write_text, claimed
+from entityclip.config import AtLeast0, Weight, as_dict
+from entityclip.files import atomic_write_text, checked, claimed, json_lines, read_json
 from entityclip.training.processes import TrainingError, World
 
 log = logging.getLogger(__name__)
 
 LAST, BEST, RECORD = "last.safetensors", "best.safetensors", "run.json"
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Meta(TypedDict):
+    """What stands beside the tensors of a checkpoint that a run goes on from."""
+
+    identity: dict[str, Any]
+    facts: NotRequired[dict[str, Any]]
+    step: AtLeast0
+    iteration: NotRequired[AtLeast0]  # of ITR
+    best: dict[str, str | float | None]
+    elapsed: Weight
+    groups: list[dict[str, Any]]
+    optimized: NotRequired[list[AtLeast0]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _LogRow(TypedDict):
+    step: AtLeast0
+    split: NotRequired[str]
+    broken: NotRequired[dict[str, str]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Record(TypedDict):
+    """What ``run.json`` says of a finished run."""
+
+    identity: dict[str, Any]
+    steps: AtLeast0
+    wall_time_s: Weight
+    epoch: NotRequired[AtLeast0]  # the best
+    val_loss: NotRequired[float]
+
+
+def read_record(folder: Path) -> Record:
+    """A finished run's ``run.json``. Raises CheckpointError naming file and field."""
+    return read_json(folder / RECORD, CheckpointError, Record)
 
 
 @dataclass(frozen=True)
@@ -71,9 +111,10 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).exists() for name in (RECORD, BEST))
 
 
-def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore the weights of a checkpoint."""
+def load_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Restore the weights of the checkpoint at `path`; CheckpointError where they do not fit."""
     found = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    refuse_misfit(found, model.state_dict(), path)
     model.load_state_dict(found)
 
 
@@ -123,12 +164,13 @@ class RunFolder:
         self._elapsed, self._start = 0.0, time.perf_counter()
 
     def resume(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """Load the newest checkpoint into model, optimizer and generators: its meta and log.
 
         The log loses what came after it. None and no rows where there is no checkpoint. Raises
-        CheckpointError, listing the fields, for one of another run.
+        CheckpointError, listing the fields, for one of another run, and for one that lacks what the
+        run needs to go on to the bit or is beyond its `total` steps.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.world.main:
@@ -147,12 +189,11 @@ class RunFolder:
             theirs, ours = ({k: side[k] for k in theirs.keys() & ours} for side in (theirs, ours))
             told = {"identity": meta.get("identity", {}) | theirs}
             refuse_other_run(path, told, self.identity | ours)
-            load_model(model, tensors)
-            unpack_optimizer(optimizer, tensors, meta["groups"])
-            if "rng.cpu" in tensors:
-                torch.set_rng_state(tensors["rng.cpu"])
-            if "rng.cuda" in tensors and self.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["rng.cuda"])
+            if meta["step"] > total:
+                raise CheckpointError(f"{path}: step {meta['step']} of a run of {total}")
+            load_model(model, tensors, path)
+            unpack_optimizer(optimizer, tensors, meta, path)
+            _restore_generators(tensors, self.device, path)
             self._elapsed = meta["elapsed"]
         self._start = time.perf_counter()
         # the first process cuts the file, all know what it holds
@@ -182,12 +223,12 @@ class RunFolder:
                 os.fsync(file.fileno())
         if improved:
             write_checkpoint(self.path / BEST, weights, meta)
-        state, groups = pack_optimizer(optimizer)
+        state, about = pack_optimizer(optimizer)
         if generators:
             state["rng.cpu"] = torch.get_rng_state()
             if self.device.type == "cuda":
                 state["rng.cuda"] = torch.cuda.get_rng_state()
-        meta |= {"groups": groups, "elapsed": self.spent()}
+        meta |= about | {"elapsed": self.spent()}
         save_last(self.path, weights | state, meta, self.keep)
 
     def finish(
@@ -244,10 +285,10 @@ class RunFolder:
         """Forget rows after `step`, which a stopped run does again; the rows that stay."""
         if not self.log.exists():
             return []
-        rows = []
-        with contextlib.suppress(ValueError):  # the line a killed run was writing
-            for line in self.log.read_text(encoding="utf-8").splitlines():
-                rows.append(json.loads(line))
+        rows = [
+            checked(_LogRow, row, CheckpointError, f"{self.log}, line {number}")
+            for number, row in json_lines(self.log, CheckpointError)
+        ]
         rows = [row for row in rows if row["step"] <= step]
         atomic_write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
@@ -275,13 +316,22 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | 
     damage = None
     for path in (path for path in (folder / LAST, *_earlier(folder)) if path.exists()):
         try:
-            return path, read_meta(path), read_tensors(path)
+            return path, read_meta(path, _Meta), read_tensors(path)
         except CheckpointError as error:
             damage = damage or error
             log.warning("%s", error)
     if damage is not None:
         raise damage
     return None
+
+
+def _restore_generators(tensors: dict[str, Tensor], device: torch.device, path: Path) -> None:
+    """Set the random generators as they were, where a checkpoint keeps them."""
+    cuda = device.type == "cuda"
+    for name, generator in (("rng.cpu", torch), ("rng.cuda", torch.cuda if cuda else None)):
+        if name in tensors and generator is not None:
+            refuse_misfit({name: tensors[name]}, {name: generator.get_rng_state()}, path)
+            generator.set_rng_state(tensors[name])
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from entityclip import results
 from entityclip.config import load_profile
 from entityclip.datasets.pair import data_fingerprint
+from entityclip.evaluation.provenance import provenance
 from entityclip.experiments import sweep
 from entityclip.experiments.experiment import Experiment
-from entityclip.provenance import provenance
 from entityclip.reporting import catalogue, charts, differences, scores, tables
 from entityclip.results import ResultsError, append_rows, measurement_rows
 from entityclip.variants import CONDITIONS, MATCHING, TABLES, VARIANTS

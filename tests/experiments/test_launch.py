@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
-from entityclip.config import REPOSITORY, parse_settings
-from entityclip.experiments.commands import evaluate, train
+from entityclip.__main__ import main as command_line
+from entityclip.config import REPOSITORY, ProfileError, load_profile, parse_settings
+from entityclip.experiments.experiment import Experiment
+from entityclip.experiments.measure import measure
 from entityclip.experiments.train import train_on_all_gpus
+from entityclip.models.clip import create_backbone
 from entityclip.results import read_rows
 from entityclip.training.run_folder import TrainingError
 from tests import NARROW, SHIPPED
@@ -25,6 +32,14 @@ SETTINGS = [
     *("finetuning.epochs=2", "finetuning.batch_size=7", "finetuning.precision=fp32"),
     *("explanation_source=own", "bootstrap=20"),
 ]
+
+
+def train(arguments):
+    return command_line(["train", *arguments])
+
+
+def evaluate(arguments):
+    return command_line(["evaluate", *arguments])
 
 
 @pytest.fixture
@@ -105,7 +120,7 @@ def test_only_variants_that_are_trained_are_offered(capsys):
 def test_training_that_cannot_start_ends_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     large = [s for s in SETTINGS if "finetuning.batch_size" not in s] + ["finetuning.batch_size=99"]
-    assert train(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 1
+    assert train(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: 24 training pairs don't fill one batch of 99")
 
@@ -128,3 +143,107 @@ def test_evaluating_trains_nothing_unless_asked(tmp_path, monkeypatch, capsys):
     assert evaluate([*command, "--splits", "nowhere"]) == 2
     assert "error: " in capsys.readouterr().err
     assert len(read_rows(tmp_path / "smoke/results/retrieval.jsonl")) == len(measured)
+
+
+# ------------------------------------------------------------------------------------- own data
+
+OWN = [
+    *("dataset=folder", "image_size=64", "test_splits=[test]", "explanation_policy=caption"),
+    *("train_pairs=null", "val_pairs=null", "test_pairs=null", "finetuning.epochs=1"),
+    *("pretraining=null", "finetuning.batch_size=4", "finetuning.warmup_steps=0", "bootstrap=20"),
+]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """How to train on a folder of pictures of which some splits or files are amiss."""
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    weights = tmp_path / "start.safetensors"
+    save_file(create_backbone("newsroom-tiny").clip.state_dict(), weights)
+    root = tmp_path / "data"
+    root.mkdir()
+    for n in range(12):
+        Image.new("RGB", (70, 70), (20 * n, 0, 99)).save(root / f"{n}.png")
+
+    def run(splits, *more, caption="Mayor Ada Torv in Oslo, {n}"):
+        rows = [f'{n}.png,"{caption.format(n=n)}",{split}' for n, split in enumerate(splits)]
+        (root / "captions.csv").write_text("\n".join(["image,caption,split", *rows, ""]))
+        settings = [*OWN, f"data_root={root}", f"pretrained={weights}", *more]
+        settings = {one.partition("=")[0]: one for one in settings}  # the last of a name
+        return train(["--profile", "smoke", "--variant", "clip", "--set", *settings.values()])
+
+    return run, root
+
+
+WHOLE = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+
+
+def told(capsys):
+    """The one line that a refused command prints, its log apart."""
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("splits", "more", "says"),
+    [
+        (WHOLE, ["data_root=/nowhere"], "settings.data_root: /nowhere is no folder"),
+        (["train"] * 6 + ["test"] * 3, [], "val"),
+        (WHOLE[:9], [], "test"),
+        (WHOLE, ["test_splits=[tset]"], "folder has no split 'tset'"),
+        (WHOLE, ["pretrained=/nowhere.safetensors"], "no file /nowhere.safetensors"),
+        (WHOLE, ["explanation_source=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (WHOLE, ["explanation_source=own", "explanation_policy=drop"], "leaves no pair"),
+    ],
+)
+def test_what_is_wrong_with_own_data_is_one_line_before_anything_is_written(
+    own, capsys, splits, more, says
+):
+    run, root = own
+    assert run(splits, *more) == 2
+    assert says in told(capsys)
+    assert not list((root.parent / "runs").rglob("*.safetensors"))
+
+
+def test_broken_pictures_refuse_a_training_or_are_counted(own, capsys):
+    run, root = own
+    (root / "11.png").write_bytes(b"no picture")
+    assert run(WHOLE) == 2
+    assert "error: test: " in (line := told(capsys))
+    assert "11.png" in line
+    Image.new("RGB", (70, 70)).save(root / "11.png")
+    (root / "0.png").write_bytes(b"no picture")
+    assert run(WHOLE) == 1
+    assert "1 of 6 pairs have a broken picture, more than the share 0.01" in told(capsys)
+
+
+def test_texts_longer_than_the_model_reads_are_told_and_recorded(own, caplog):
+    run, root = own
+    assert run(WHOLE, caption="Torv " * 70 + "{n}") == 0
+    assert "6 of 6 captions of train are longer than 64 tokens and were cut" in caplog.text
+    (record,) = (root.parent / "runs").rglob("run.json")
+    cut = json.loads(record.read_text())["cut"]
+    assert cut == {"train": {"captions": 6}, "val": {"captions": 3}}
+
+
+def test_debug_shows_where_an_error_came_from(capsys):
+    with pytest.raises(ProfileError):
+        train(["--debug", "--profile", "none"])
+
+
+def test_a_second_process_that_measures_finds_the_rows_of_the_first(tmp_path, monkeypatch):
+    """Both found none before; the second waits for the claim and looks again."""
+    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
+    profile = load_profile("smoke", settings=parse_settings(SETTINGS))
+    threads = [
+        threading.Thread(
+            target=lambda: measure(Experiment(profile, progress=False), ["zero-shot"], ["test"])
+        )
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (tmp_path / "smoke/results/ranks.jsonl").read_text().splitlines()
+    assert len(lines) == 2  # one a direction

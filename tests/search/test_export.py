@@ -11,10 +11,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import EntityCLIPConfig, as_dict
+from entityclip.evaluation.provenance import provenance
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.weights import as_open_clip
-from entityclip.provenance import provenance
 from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
 from entityclip.search.commands import export as main

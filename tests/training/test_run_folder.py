@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import shutil
 import signal
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, write_checkpoint
 from entityclip.training.loop import train
-from entityclip.training.run_folder import _set_aside
+from entityclip.training.run_folder import _set_aside, read_record
 from tests import SHIPPED
 from tests.killing import ANY, BETWEEN, WRITING, Killer, differences_between
 from tests.processes import start
@@ -63,6 +64,107 @@ def test_a_corrupt_checkpoint_is_named_and_left_alone(sets, tmp_path, damage):
     with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
         train(make_model(), *sets, CONFIG, tmp_path, progress=False)
     assert path.read_bytes() == before
+
+
+def tampered(path, change):
+    """Write a checkpoint anew, its tensors and meta changed in place."""
+    tensors, meta = {k: v.clone() for k, v in read_tensors(path).items()}, read_meta(path)
+    path.unlink()
+    change(tensors, meta)
+    write_checkpoint(path, tensors, meta)
+
+
+def without(part):
+    return lambda t, _: [t.pop(name) for name in list(t) if part in name]
+
+
+def every_second(tensors, _):
+    for name in [name for name in tensors if name.startswith("optimizer.")][::2]:
+        del tensors[name]
+
+
+def with_nan(tensors, _):
+    tensors["model.backbone.clip.logit_scale"] *= float("nan")
+
+
+def as_int8(tensors, _):
+    name = "model.backbone.clip.text_projection"
+    tensors[name] = tensors[name].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("optimizer."), r"does not fit: it lacks optimizer\.0\.exp_avg, .* and \d+ more"),
+        (every_second, r"does not fit: it lacks optimizer\."),
+        (
+            lambda t, _: t.update({"optimizer.9999.step": torch.zeros(())}),
+            "has optimizer.9999.step",
+        ),
+        (lambda t, m: m.update(step=10**6), r"step 1000000 of a run of 6$"),
+        (lambda t, m: m.update(step="2"), "its metadata: step: "),
+        (lambda t, m: m.update(step=-1), "its metadata: step: "),
+        (lambda t, m: m.pop("groups"), "its metadata: groups: Field required"),
+        (lambda t, m: m.update(groups=[]), "groups: its optimizer is not that of this model"),
+        (lambda t, m: m["groups"][0].pop("betas"), "groups: its optimizer"),
+        (lambda t, m: m.update(optimized=[-1]), "its metadata: optimized.0"),
+        (lambda t, m: m.update(optimized=[10**7]), "does not fit: it lacks optimizer.10000000."),
+        (lambda t, m: m.update(best=None), "its metadata: best"),
+        (lambda t, m: m.update(elapsed=None), "its metadata: elapsed"),
+        (lambda t, m: m.update(identity=[1]), "its metadata: identity"),
+        (lambda t, m: m.update(facts="x"), "its metadata: facts"),
+        (with_nan, "model.backbone.clip.logit_scale holds NaN"),
+        (as_int8, r"text_projection is int8 \[\d+, \d+\], not float32"),
+        (
+            without("model.backbone.clip.visual.proj"),
+            "lacks model.backbone.clip.visual.proj|lacks ",
+        ),
+        (
+            lambda t, _: t.update({"rng.cpu": torch.zeros(3)}),
+            r"rng.cpu is float32 \[3\], not uint8",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(sets, tmp_path, change, message):
+    train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    last = tmp_path / "last.safetensors"
+    tampered(last, change)
+    before = last.read_bytes()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train(make_model(), *sets, CONFIG, tmp_path, progress=False)
+    assert str(last) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert last.read_bytes() == before
+
+
+def test_a_checkpoint_of_before_the_list_of_states_is_gone_on_from(sets, tmp_path):
+    train(make_model(), *sets, CONFIG, tmp_path / "a", progress=False)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    tampered(tmp_path / "b" / "last.safetensors", lambda t, m: m.pop("optimized"))
+    longer = train(make_model(), *sets, CONFIG, tmp_path / "b", progress=False)
+    assert longer.resumed_from == 6
+
+
+@pytest.mark.parametrize(
+    "line", ['{"loss": 3', "null", '{"loss": 3.1}', '{"step": "1"}', '{"step": 1, "broken": [1]}']
+)
+def test_a_log_with_a_broken_line_is_refused_and_kept(sets, tmp_path, line):
+    train(make_model(**NO_EXPERTS), *sets, CONFIG, tmp_path, progress=False)
+    log = tmp_path / "log.jsonl"
+    first, *rest = log.read_text().splitlines()
+    log.write_text("\n".join([first, line, *rest, ""]))
+    before = log.read_bytes()
+    with pytest.raises(CheckpointError, match=r"log\.jsonl, line 2"):
+        train(make_model(**NO_EXPERTS), *sets, CONFIG, tmp_path, progress=False)
+    assert log.read_bytes() == before
+
+
+def test_a_record_of_another_shape_is_named(sets, tmp_path):
+    folder = train(make_model(**NO_EXPERTS), *sets, CONFIG, tmp_path, progress=False).folder
+    assert read_record(folder)["steps"] == 6
+    (folder / "run.json").write_text('{"identity": {}, "steps": "six", "wall_time_s": 1}')
+    with pytest.raises(CheckpointError, match=r"run\.json: steps: "):
+        read_record(folder)
 
 
 def test_the_last_k_checkpoints_stay_and_a_damaged_one_is_passed_over(sets, tmp_path, caplog):

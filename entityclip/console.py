@@ -1,0 +1,57 @@
+"""Commands end in one line: what is wrong, and by the exit code how far they came."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from entityclip.files import printable
+
+STOPPED = 130  # the exit code after Ctrl-C, 128 + SIGINT
+
+
+class Refused(ValueError):
+    """What was given, or found beforehand, is wrong: nothing was begun. A command exits with 2."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What is wrong before the work begins, of whatever kind, becomes Refused."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise Refused(in_one_line(error)) from error
+
+
+def guarded(command: Callable[..., int], arguments: Sequence[str], **options: Any) -> int:
+    """Run a command; its exit code, or that of its error, which ends in a line on stderr.
+
+    2 for `Refused`, 1 for all others, 130 for Ctrl-C. With ``--debug`` anywhere among the arguments
+    the traceback is shown instead.
+    """
+    debug = "--debug" in arguments
+    try:
+        return command([one for one in arguments if one != "--debug"], **options)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, Refused) else 1
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, in one line that may go to a terminal."""
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{printable(str(error.filename))}: {error.strerror}"
+    ours = type(error).__module__.startswith("entityclip")
+    if ours or isinstance(error, OSError | ValueError):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text} (--debug shows where)"
