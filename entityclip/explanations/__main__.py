@@ -19,30 +19,28 @@ from typing import TYPE_CHECKING
 # both load their names on use: help and misspelt options wait for none of them
 import entityclip.datasets as data
 import entityclip.explanations as ex
+from entityclip.console import guarded, refusing
 
 if TYPE_CHECKING:
     from entityclip.datasets.pair import Pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command; its exit code. Raises Refused for what cannot be started."""
     parser = _parser()
     options = parser.parse_args(argv)
     if options.knowledge_base == bool(options.model):
         parser.error("give --knowledge-base, or --model and, if it is served, --server URL")
     logging.basicConfig(format="%(message)s")
-    code = 2
-    try:
+    with refusing():
         prompt = ex.PROMPTS.get(options.prompt) or ex.Prompt.read(options.prompt)
         llm, pairs = _llm(options), _pairs(options)
-        code = 1
-        return _explain(pairs, llm, prompt, options.out)
-    except (ex.LLMError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return code
+    return _explain(pairs, llm, prompt, options.out)
 
 
 def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> int:
+    from entityclip.explanations.extraction import told_notes
+
     captions = {pair.caption for pair in pairs if pair.caption.strip()}
     source = ex.Source(llm.model, prompt.version, ex.Sampling())
     with ex.ExplanationCache(out) as cache:
@@ -53,7 +51,7 @@ def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> in
     marked = [f"{name} {n}" for name, n in list(counts.items())[2:] if n]
     print(
         f"{len(pairs)} pairs, {len(captions)} captions: {asked} asked, {len(captions) - asked} "
-        f"reused; marked: {', '.join(marked) or 'none'}; failed: {failed}"
+        f"reused; marked: {', '.join(marked) or 'none'}; failed: {failed}{told_notes(rows)}"
     )
     return 1 if failed else 0
 
@@ -91,4 +89,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, sys.argv[1:]))

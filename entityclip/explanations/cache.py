@@ -14,26 +14,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from entityclip.explanations.llm import Sampling
-from entityclip.files import append, lock, mend_tail, open_to_append
+from entityclip.files import append, lock, mend_tail, open_to_append, told
 
 _HEAD = b'{"key": "'
 _KEY = slice(len(_HEAD), len(_HEAD) + 32)  # the key's 32 hex digits
+_NO_KEY = "starts with no key of 32 hex digits"
 _SYNC_S = 5.0  # how much work, in seconds, a crash of the machine (not of a process) may cost
 
 
 def _is_row(line: bytes) -> bool:
     """Whether a file that starts so is a cache; a torn line may be short."""
-    return line.startswith(_HEAD) or _HEAD.startswith(line)
+    head, digits = line[: len(_HEAD)], line[_KEY]
+    return _HEAD.startswith(head) and not digits.strip(b"0123456789abcdef")
 
 
 class CacheError(ValueError):
-    """A cache holds a line that is no explanation; the message names file and line."""
+    """A file is no cache, or a line of it no explanation; names file, line and field."""
 
 
 class Source(NamedTuple):
@@ -58,6 +61,7 @@ class Explanation:
     checks: tuple[str, ...]  # names of the checks it failed
     attempts: int  # 2 if the first answer failed a check
     created: str  # ISO 8601, UTC
+    note: str = ""  # why there is no answer; such rows are not stored
 
     @classmethod
     def made_now(
@@ -95,21 +99,25 @@ class ExplanationCache(AbstractContextManager):
     """One JSONL file of explanations, made on first use. Close it, or use it in a ``with``.
 
     Opening indexes the whole file (about 2 s a million rows) and mends a last line torn by a killed
-    process, which is moved to ``<name>.torn``. Raises CacheError naming file and line for content
-    that is no explanation, OSError where the file cannot be made or written.
+    process, which is moved to ``<name>.torn``. With ``write=False`` it is only read, also from a
+    disk that cannot be written, and a torn last line is passed over. Raises CacheError for content
+    that is no explanation, and leaves such a file as it is; OSError where it cannot be opened.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, write: bool = True):
         self.path = Path(path)
         self._index: dict[bytes, int] = {}  # key -> where its line starts
         self._end, self._synced = 0, time.monotonic()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = open_to_append(self.path)
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = open_to_append(self.path) if write else None
         self._file = self.path.open("rb")  # another: appending moves the place to read from
         try:
-            with lock(self._descriptor):
-                mend_tail(self._descriptor, self.path, _is_row, CacheError)
-            self.refresh()
+            self.refresh()  # before anything is mended: is it a cache?
+            if write:
+                with lock(self._descriptor):
+                    mend_tail(self._descriptor, self.path, _is_row, CacheError)
+                self.refresh()
         except BaseException:
             self.close()
             raise
@@ -127,23 +135,32 @@ class ExplanationCache(AbstractContextManager):
         """Flush to disk and close; appending afterwards is an error."""
         if not self._file.closed:
             self._file.close()
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
+            if self._descriptor is not None:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
 
     def refresh(self) -> None:
         """Index the whole lines that were appended since, by whichever process."""
+        self._file.seek(0)
+        if self._end == 0 and not _is_row(self._file.read(_KEY.stop)):
+            raise self._error(_NO_KEY, 0)  # a foreign file may be one line of gigabytes
         self._file.seek(self._end)
         for line in self._file:
             if not line.endswith(b"\n"):
-                return  # another process is at it: next time
-            try:
-                if not (line.startswith(_HEAD) and line.endswith(b"}\n")):
-                    raise ValueError
-                key = bytes.fromhex(line[_KEY].decode("ascii"))
-            except ValueError:
-                raise self._error("starts with no key of 32 hex digits", self._end) from None
-            self._index.setdefault(key, self._end)
+                if self._descriptor is None and line.endswith(b"}"):  # a whole row, never mended
+                    self._index.setdefault(self._key(line), self._end)
+                return  # else another process is at it: next time
+            self._index.setdefault(self._key(line), self._end)
             self._end += len(line)
+
+    def _key(self, line: bytes) -> bytes:
+        try:
+            key = bytes.fromhex(line[_KEY].decode("ascii"))
+        except ValueError:
+            key = b""
+        if len(key) != 16 or not (line.startswith(_HEAD) and line.rstrip().endswith(b"}")):
+            raise self._error(_NO_KEY, self._end)
+        return key
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The keys without a row, each once, in order of their first place."""
@@ -181,27 +198,32 @@ class ExplanationCache(AbstractContextManager):
             yield key, self._parse(start)
 
     def _parse(self, start: int) -> Explanation:
+        from pydantic import ValidationError
+
         self._file.seek(start)
         try:
-            record = json.loads(self._file.readline())
-            del record["key"]
-            record["sampling"] = record["sampling"] and Sampling(**record["sampling"])
-            row = Explanation(**{**record, "checks": tuple(record["checks"])})
-            sha = text_sha(row.text)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._error(f"is no explanation ({error})", start) from error
-        if sha != row.text_sha:
-            raise self._error("holds another text than its text_sha says", start)
+            row = _reader().validate_json(self._file.readline(), strict=True)
+        except ValidationError as error:
+            raise self._error(f"is no explanation ({told(error)})", start) from None
+        if text_sha(row.text) != row.text_sha:
+            raise self._error("holds another text than its field text_sha says", start)
         return row
 
     def _error(self, problem: str, start: int) -> CacheError:
         self._file.seek(0)
         number = self._file.read(start).count(b"\n") + 1
-        shown = self._file.readline()[:60].decode("utf-8", "replace")
+        shown = self._file.readline(60).decode("utf-8", "replace")
         return CacheError(
-            f"{self.path}, line {number} {problem}: {shown!r}…; delete that line and run again: "
-            "only its caption is asked anew"
+            f"{self.path}, line {number} {problem}: {shown!r}…; the file is left as it is; if it "
+            "is a cache, restore that line or move it elsewhere: only its caption is asked anew"
         )
+
+
+@lru_cache(maxsize=1)
+def _reader() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Explanation)
 
 
 def encode_row(key: bytes, row: Explanation) -> bytes:
@@ -209,14 +231,16 @@ def encode_row(key: bytes, row: Explanation) -> bytes:
     # vars, not asdict: the deep copy would cost more than all else here
     record: dict[str, Any] = {"key": key.hex(), **vars(row)}
     record["sampling"] = vars(row.sampling) if row.sampling else None
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    del record["note"]
+    # an id may be a file's name that is no UTF-8
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, int]:
     """Bring the rows of several caches, e.g. of an extraction's shards, into one.
 
     A key that is in `target` or an earlier part keeps that row. Returns how many rows were
-    ``added`` and how many ``already_there``. The parts stay as they are but for a torn last line.
+    ``added`` and how many ``already_there``. The parts are only read.
     Raises FileNotFoundError for a part that does not exist, before anything is written.
     """
     for part in parts:
@@ -225,7 +249,7 @@ def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, i
     counts = {"added": 0, "already_there": 0}
     with ExplanationCache(target) as whole:
         for part in parts:
-            with ExplanationCache(part) as cache:
+            with ExplanationCache(part, write=False) as cache:
                 rows = cache.rows()
                 while block := list(islice(rows, 1000)):
                     added = whole.append(block)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import calendar
 import json
 import re
+import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +19,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from entityclip.explanations.llm import DEFAULT_PROMPT, Prompt, known_countries, neutralise
+from entityclip.explanations.answers import ENDED, STOPPED, has_markup
+from entityclip.explanations.llm import (
+    DEFAULT_PROMPT,
+    Prompt,
+    known_countries,
+    neutralise,
+    unescaped,
+)
 
 # name -> what it means; a row lists the names of those it failed
 CHECKS = {
@@ -26,9 +35,10 @@ CHECKS = {
     "prompt_echo": "eight words in a row of the prompt's own wording, or its delimiters",
     "opener": "starts by speaking of the caption or of the task, e.g. 'The caption is', 'A:'",
     "repetition": "a run of five words comes three times, or repeats make up 30 % of the text",
-    "cut": "stopped by the token limit (imported texts: ends without a sentence's end)",
+    "cut": "stopped by the token limit or a filter (reason not known: no sentence's end)",
     "copied": "80 % or more of its words stand in runs of three copied from the caption",
     "no_entity": "mentions none of the names in the caption",
+    "markup": "holds thinking (raise max_tokens or switch it off), or chat tokens amid the text",
 }
 _ECHO_WORDS, _RUN, _COPY_RUN = 8, 5, 3
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -81,14 +91,17 @@ def entity_words(caption: str) -> set[str]:
     ]
     if names[:1] == [0] and len(names) > 1 and names[1] > 1:
         del names[0]
-    return {words[n].lower().removesuffix("'s").removesuffix("’s") for n in names}
+    return {words[n].lower().replace("’", "'").removesuffix("'s") for n in names}
 
 
 def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -> tuple[str, ...]:
     """The names, in the order of `CHECKS`, of the checks that an explanation fails.
 
-    An empty text fails only "empty". `finish_reason` "unknown" (imported) judges "cut" by the end.
+    An empty text fails only "empty". "cut" goes by the `finish_reason` or, where that does not say
+    whether the model came to its end ("unknown" of imported texts), by the text's.
     """
+    markup, reason = has_markup(text), finish_reason.lower()
+    text, caption = _as_trained(text), _as_trained(caption)
     lowered = text.lower().replace("’", "'")
     words = _WORD.findall(lowered)
     if not any(any(map(str.isalpha, word)) for word in words):
@@ -99,12 +112,17 @@ def failed_checks(text: str, caption: str, prompt: Prompt, finish_reason: str) -
         or not _prompt_runs(prompt.template).isdisjoint(_runs(words, _ECHO_WORDS)),
         "opener": bool(_OPENER.match(lowered.lstrip(" \t\n\"'“”*#-"))),
         "repetition": _repeats(words),
-        "cut": finish_reason == "length"
-        or (finish_reason == "unknown" and not _ENDS.search(text.rstrip())),
+        "cut": reason in STOPPED or (reason not in ENDED and not _ENDS.search(text.rstrip())),
         "copied": _copied(words, caption) >= 0.8,
         "no_entity": not _mentions(words, text, caption),
+        "markup": markup,
     }
     return tuple(name for name in CHECKS if failed.get(name))
+
+
+def _as_trained(text: str) -> str:
+    """As CLIP's tokenizer reads it: entities as characters, one way to write an accent."""
+    return unicodedata.normalize("NFC", unescaped(text))
 
 
 def _runs(words: list[str], length: int) -> list[tuple[str, ...]]:
@@ -141,11 +159,16 @@ def _mentions(words: list[str], text: str, caption: str) -> bool:
         return True
     bare = {word.removesuffix("'s") for word in words}
     countries = ({country.name for _, country in known_countries(t)} for t in (text, caption))
-    return bool(set.intersection(*countries)) or any(
-        len(short) >= 4 and long.startswith(short)
-        for name in names
-        for word in bare
-        for short, long in (sorted((name, word), key=len),)
+    return bool(set.intersection(*countries)) or _begins(names, bare) or _begins(bare, names)
+
+
+def _begins(shorts: set[str], longs: set[str]) -> bool:
+    """Whether one of the first, of four letters or more, begins one of the second."""
+    ordered = sorted(longs)
+    return any(
+        ordered[place].startswith(short)
+        for short in shorts
+        if len(short) >= 4 and (place := bisect_left(ordered, short)) < len(ordered)
     )
 
 

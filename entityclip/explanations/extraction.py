@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from entityclip.datasets.pair import Pair
+from entityclip.explanations.answers import SPENT, STOPPED, clean_answer
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import check_counts, failed_checks
 from entityclip.explanations.llm import (
@@ -56,7 +58,8 @@ def explain(
     other sources (e.g. an imported file) whose rows also do, in order of preference.
 
     A pair without a caption is not asked: "skipped". A caption that gets no answer although others
-    do comes as "error". Both are empty, marked, counted in a warning, and not cached.
+    do comes as "error". Both are empty, marked, counted in a warning, and not cached; why there is
+    no answer stands in `Explanation.note` and, for the first of each kind, in a warning at once.
 
     Raises LLMError when the model cannot be used at all, CacheError for a damaged cache and OSError
     for a full disk; whatever was answered by then is in the cache.
@@ -81,8 +84,15 @@ def explain(
             rows.append(replace(row, id=pair.id))
     counts = {name: n for name, n in check_counts(row.checks for row in rows).items() if n}
     level = logging.WARNING if counts.get("failed") else logging.INFO
-    log.log(level, "explanations: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
+    told = ", ".join(f"{name} {n}" for name, n in counts.items()) + told_notes(rows)
+    log.log(level, "explanations: %s", told)
     return rows
+
+
+def told_notes(rows: Iterable[Explanation]) -> str:
+    """Why there is no answer, for the end of a sentence: the three commonest reasons and counts."""
+    common = Counter(row.note for row in rows if row.note).most_common(3)
+    return "; no answer: " * bool(common) + ", ".join(f"{n} x {note}" for note, n in common)
 
 
 def shard(pairs: Sequence[Pair], index: int, count: int) -> list[Pair]:
@@ -108,6 +118,7 @@ class _Extraction:
         self.llm, self.prompt, self.cache = llm, prompt, cache
         self.source = Source(llm.model, prompt.version, sampling)
         self.errors: dict[bytes, Explanation] = {}
+        self._told: set[str] = set()  # kinds of reasons that a warning has named
 
     def run(self, wanted: dict[bytes, Pair], progress: bool) -> None:
         """Ask for every key."""
@@ -163,12 +174,18 @@ class _Extraction:
             raise LLMError(f"{name} left {len(due)} of {len(keys)} prompts unanswered")
 
     def _row(self, pair: Pair, completion: Completion, source: Source) -> Explanation:
-        # a lone surrogate, which JSON allows in an answer, cannot be written as UTF-8
-        text = completion.text.strip().encode("utf-8", "replace").decode()
-        reason, checks = completion.finish_reason, ("no_answer",)
+        text, reason, note = completion.text, completion.finish_reason, completion.note
+        answer = clean_answer(text)
+        if text.strip() and not answer and reason.lower() in STOPPED:
+            reason, note = "error", SPENT
+        checks = ("no_answer",)
         if reason != "error":
-            checks = failed_checks(text, pair.caption, self.prompt, reason)
-        return Explanation.made_now(pair.id, text, source, reason, checks)
+            checks = failed_checks(answer, pair.caption, self.prompt, reason)
+        row = Explanation.made_now(pair.id, answer, source, reason, checks)
+        if reason == "error" and (kind := note.split(":")[0]) not in self._told:
+            self._told.add(kind)
+            log.warning("a caption has no answer: %s", note or "no reason was given")
+        return replace(row, note=note)
 
 
 def _better(first: Explanation, second: Explanation) -> Explanation:

@@ -17,9 +17,10 @@ from entityclip.datasets.sources.goodnews import image_id_of
 from entityclip.datasets.sources.n24news import file_name
 from entityclip.datasets.sources.visualnews import from_source
 from entityclip.datasets.table import PairTable
+from entityclip.explanations.answers import clean_answer, has_markup
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
 from entityclip.explanations.checks import failed_checks
-from entityclip.explanations.extraction import explain
+from entityclip.explanations.extraction import explain, told_notes
 from entityclip.explanations.llm import DEFAULT_PROMPT, KnowledgeBase, Sampling
 from entityclip.files import atomic_write_bytes, atomic_write_text
 
@@ -120,7 +121,7 @@ def _picture_names(pairs: Sequence[Pair], layout: str) -> list[str]:
 
 
 def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
-    """An explanations file of the authors: the picture's name → text, stripped.
+    """An explanations file of the authors: the picture's name → text, as `clean_answer` leaves it.
 
     Raises FileNotFoundError, and ValueError naming the file and the key for malformed content.
     """
@@ -129,7 +130,8 @@ def read_authors(path: str | Path, layout: Layout) -> dict[str, str]:
         where = f"{path}, key {key!r}"
         if not isinstance(text, str):
             raise ValueError(f"{where}: an explanation must be str, got {type(text).__name__}")
-        if texts.setdefault(_picture_name(key, layout), text.strip()) != text.strip():
+        text = clean_answer(text)
+        if texts.setdefault(_picture_name(key, layout), text) != text:
             raise ValueError(f"{where}: another key names the same picture with another text")
     return texts
 
@@ -160,12 +162,14 @@ class PolicyReport:
     dropped: int  # pairs left out
     captions: int  # pairs whose caption stands in for their explanation
     checks: dict[str, int]  # failures by name, also "missing"; a row may have several
+    notes: str = ""  # why there were no answers
 
     def __str__(self) -> str:
         failed = ", ".join(f"{name} {n}" for name, n in self.checks.items()) or "none"
         return (
             f"policy {self.policy!r} on {self.pairs} pairs: {self.kept} keep their explanation, "
             f"{self.captions} take their caption, {self.dropped} dropped; failed checks: {failed}"
+            f"{self.notes}"
         )
 
 
@@ -185,6 +189,7 @@ def apply_policy(
     if policy not in get_args(Policy):
         raise ValueError(f"explanation policy {policy!r}; there are {', '.join(get_args(Policy))}")
     _same_pairs(pairs, explanations)
+    explanations = [_marked(row) for row in explanations]
     result, captions = [], 0
     for pair, row in zip(pairs, explanations, strict=True):
         if (row.checks and policy == "drop") or (policy == "use" and MISSING in row.checks):
@@ -194,7 +199,15 @@ def apply_policy(
         result.append(replace(pair, explanation=pair.caption if fallback else row.text))
     counts = dict(Counter(name for row in explanations for name in row.checks))
     kept, dropped = len(result) - captions, len(pairs) - len(result)
-    return result, PolicyReport(policy, len(pairs), kept, dropped, captions, counts)
+    notes = told_notes(explanations)
+    return result, PolicyReport(policy, len(pairs), kept, dropped, captions, counts, notes)
+
+
+def _marked(row: Explanation) -> Explanation:
+    """The row, marked if its text holds what is no answer: older rows were not checked for it."""
+    if "markup" in row.checks or not has_markup(row.text):
+        return row
+    return replace(row, checks=(*row.checks, "markup"))
 
 
 def check_pairs(pairs: Sequence[Pair], policy: Policy = "use") -> tuple[list[Pair], PolicyReport]:
@@ -221,8 +234,12 @@ def _explained(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], PolicyReport]:
     else:
         left = [pair for pair in pairs if pair.explanation]
     kept, lacking = len(left), len(pairs) - len(left)
+    texts = [pair.explanation for pair in left] if not isinstance(left, PairTable) else ()
+    if isinstance(left, PairTable):
+        texts = map(left.columns["explanation"].__getitem__, left.rows)
+    counts = {MISSING: lacking, "markup": sum(map(has_markup, texts))}
+    checks = {name: n for name, n in counts.items() if n}
     left = left if kept else pairs
-    checks = {MISSING: lacking} if lacking else {}
     return left, PolicyReport("use", len(pairs), kept, len(pairs) - len(left), 0, checks)
 
 
@@ -272,7 +289,7 @@ def training_pairs(
 def _cached(path: Path, pairs: Sequence[Pair]) -> list[Explanation | None]:
     """What a cache of one model, prompt and sampling holds for each pair."""
     sources = set()
-    with ExplanationCache(path) as cache:
+    with ExplanationCache(path, write=False) as cache:
         for _, row in cache.rows():
             sampling = row.sampling
             if sampling and row.attempts == 2:
@@ -303,6 +320,7 @@ def _authors(path: Path, pairs: Sequence[Pair], dataset: str) -> list[Explanatio
 
 def _judged(pair: Pair, text: str, source: Source) -> Explanation:
     """The row of a text whose prompt and end are not known."""
+    text = clean_answer(text)
     checks = failed_checks(text, pair.caption, DEFAULT_PROMPT, "unknown")
     return Explanation.made_now(pair.id, text, source, "unknown", checks)
 

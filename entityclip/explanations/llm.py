@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
+from entityclip.files import read_text
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
 
@@ -64,8 +66,9 @@ class Completion:
     """A model's answer to one prompt."""
 
     text: str
-    finish_reason: str  # "stop", "length" (cut by max_tokens), "content_filter", or "error"
+    finish_reason: str  # "stop", "length" (cut by max_tokens), another server's, or "error"
     model: str  # as the server names it
+    note: str = ""  # of an "error": why, with neither key nor caption in it
 
 
 class LLM(Protocol):
@@ -123,7 +126,7 @@ class Prompt:
     @classmethod
     def read(cls, path: str | Path) -> Prompt:
         """A template of one's own from a file, whose version changes with its text."""
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, ValueError).replace("\r\n", "\n").replace("\r", "\n")
         return cls(f"{Path(path).stem}-{sha256(text.encode()).hexdigest()[:16]}", text)
 
     def render(self, caption: str) -> str:
@@ -141,13 +144,19 @@ _BRACKETED = re.compile(r"\[\s*(/?\s*\w+)\s*\]")  # [INST], [/INST], [TOOL_CALLS
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
+def unescaped(text: str) -> str:
+    """A text with its HTML entities read, as CLIP's tokenizer does it: twice."""
+    return html.unescape(html.unescape(text)) if "&" in text else text
+
+
 def neutralise(caption: str) -> str:
     """The caption on one line, readable as before, with nothing that acts as markup.
 
-    Angle brackets become ‹ ›, a bracketed word such as [INST] becomes (INST), control and invisible
-    characters go, white space and line ends become one space, lone surrogates U+FFFD.
+    HTML entities are read, angle brackets become ‹ ›, a bracketed word such as [INST] becomes
+    (INST), control and invisible characters go, white space and line ends become one space, lone
+    surrogates U+FFFD.
     """
-    text = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = unescaped(caption).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = _SPACE.sub(" ", text.translate(_MARKUP)).strip()
     return _BRACKETED.sub(r"(\1)", text)
 

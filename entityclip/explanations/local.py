@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from entityclip.explanations.answers import has_thinking
 from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class LocalLLM:
             ready = []
             for index, ids in zip(window, self._encode(prompts[first : first + step]), strict=True):
                 if self._context and len(ids) + sampling.max_tokens > self._context:
-                    yield index, Completion("", "error", self.model)
+                    note = f"prompt and max_tokens exceed the model's context of {self._context}"
+                    yield index, Completion("", "error", self.model, note)
                 else:
                     ready.append((index, ids, _stream(prompts[index], sampling.seed)))
             # longest first: what does not fit the memory fails at once, not after hours
@@ -194,8 +196,10 @@ class LocalLLM:
     def _completion(self, ids: list[int]) -> Completion:
         """Cut at the first stop token; without one the answer was cut by `max_tokens`."""
         end = next((i for i, token in enumerate(ids) if token in self._stops), None)
-        text = self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-        return Completion(text, "length" if end is None else "stop", self.model)
+        text = self._tokenizer.decode(ids[:end])
+        if not has_thinking(text):  # whose marks may be special tokens; without them it would stay
+            text = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return Completion(text.strip(), "length" if end is None else "stop", self.model)
 
 
 class GumbelDraw:

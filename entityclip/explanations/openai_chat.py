@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import json
+import math
 import os
 import queue
 import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from entityclip.explanations.answers import Broken, Unusable, read_completion, told_reason
 from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 _KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
@@ -28,7 +30,8 @@ _CONFIGURATION = {  # answers that repeating cannot change and that no caption i
     404: "it knows no such model or path: base_url usually ends in /v1",
 }
 _REFUSED_IN_A_ROW = 50  # then it is not the captions
-_LONGEST_PAUSE_S, _LONGEST_RETRY_AFTER_S = 60.0, 300.0
+_LONGEST_PAUSE_S = 60.0
+_LARGEST_ANSWER = 1 << 20  # bytes; an explanation has some hundred
 # What the client tells of this machine and request: no server needs it, and it is 9 of 17 headers,
 # each of which is copied and encoded several times a request.
 _UNSENT = (
@@ -68,14 +71,16 @@ class OpenAIChat:
             one goes to the next server. None: ``OPENAI_BASE_URL``, else OpenAI's own.
         concurrency: prompts in flight, over all servers.
         timeout_s: seconds until an answer counts as lost and is asked for again.
-        patience_s: seconds for which a prompt is tried again after 408, 409, 429, 5xx, broken
-            answers and lost connections, with exponential back-off or as Retry-After says. Let it
-            outlast a restart of the server.
+        patience_s: seconds for which a prompt is tried again after 408, 409, 425, 429, 5xx, broken
+            answers and lost connections, with exponential back-off or as Retry-After says, but no
+            longer. Let it outlast a restart of the server.
         backoff_s: the first pause in seconds; it doubles, with jitter, up to 60 s.
 
     When a prompt's patience is over it comes as "error" if others were answered meanwhile, else the
-    server is down and LLMError is raised; likewise for 50 refused prompts (400, 413, 422) in a row,
-    and at once for 401, 403, 404.
+    server is down and LLMError is raised. A prompt that is refused (400, 413, 422, …), or whose
+    answer holds none and never will, is not asked again and comes as "error" at once, with the
+    reason; after 50 of them in a row LLMError is raised, and at once for 401, 403, 404 and a
+    certificate that does not hold.
     """
 
     def __init__(
@@ -161,12 +166,10 @@ class OpenAIChat:
             await servers.close()
 
 
-class _Passing(Exception):
+class _Passing(Broken):
     """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
 
-    def __init__(self, what: str, retry_after: float | None = None):
-        super().__init__(what)
-        self.retry_after = retry_after
+    retry_after: float | None = None
 
 
 class _Servers:
@@ -178,13 +181,16 @@ class _Servers:
 
         self._chat, self._openai, self._response = chat, openai, httpx2.Response
         self._last_answer, self._refused = time.monotonic(), 0  # refused: since the last answer
+        self._key = os.environ.get("OPENAI_API_KEY", "")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise LLMError("OPENAI_API_KEY holds what no key does, e.g. a line end; set it anew")
         self._clients = [
             openai.AsyncOpenAI(
                 base_url=url,
-                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                api_key=self._key or "none",
                 max_retries=0,  # complete's task
                 timeout=None,  # _ask's task
-                http_client=openai.DefaultAioHttpClient(timeout=None),  # half the default's CPU
+                http_client=_client(),
             )
             for url in chat.urls
         ]
@@ -198,26 +204,32 @@ class _Servers:
             await client.close()
 
     async def complete(self, index: int, prompt: str, sampling: Sampling) -> Completion:
-        began = time.monotonic()
+        began, broken = time.monotonic(), 0
         for attempt in itertools.count():
             client = self._clients[(index + attempt) % len(self._clients)]
             try:
                 return await self._ask(client, prompt, sampling)
-            except _Passing as error:
+            except Unusable as error:
+                return self._given_up(str(error))
+            except Broken as error:
                 failure = error
-            if time.monotonic() - began >= self._chat.patience_s:
+            broken += failure.attempts is not None
+            if failure.attempts is not None and broken >= failure.attempts:
+                return self._given_up(str(failure))
+            left = began + self._chat.patience_s - time.monotonic()
+            if left <= 0:
                 break
             longest = min(self._chat.backoff_s * 2.0 ** min(attempt, 99), _LONGEST_PAUSE_S)
             pause = random.uniform(0, longest)
-            if failure.retry_after is not None:  # jitter on top: all the workers were told the same
-                pause = failure.retry_after + pause / 10
-            await asyncio.sleep(pause)
+            if (told := getattr(failure, "retry_after", None)) is not None:
+                pause = told + pause / 10  # jitter on top: all the workers were told the same
+            await asyncio.sleep(min(pause, left))
         if self._last_answer < began:
             raise LLMError(
-                f"{self._chat.model}: no server answered for {self._chat.patience_s:.0f} s (last: "
+                f"{self._chat.model}: no server answered for {self._chat.patience_s:g} s (last: "
                 f"{failure}); what was answered is kept, run again to go on"
             )
-        return Completion("", "error", self._chat.model)
+        return Completion("", "error", self._chat.model, str(failure))
 
     async def _ask(self, client: Any, prompt: str, sampling: Sampling) -> Completion:
         try:
@@ -233,40 +245,90 @@ class _Servers:
                     cast_to=self._response,
                     options=self._options,
                 )
-            completion = _read(response.content)
         except TimeoutError:
             raise _Passing(f"no answer within {self._chat.timeout_s:g} s") from None
         except self._openai.APIStatusError as error:
-            return self._refusal(error.status_code, error.response.headers)
-        except self._openai.APIConnectionError as error:  # also its own timeout
-            raise _Passing(type(error).__name__) from None
+            raise self._refusal(error.response, prompt) from None
+        except Unusable:
+            raise
+        # whatever a library of the transport raises for what a server may send
+        except Exception as error:
+            raise self._lost(error) from None
+        try:
+            completion = read_completion(response.content)
+        except Broken as error:
+            reason = self._reason(str(error), response.content, prompt)
+            raise Broken(reason, error.attempts) from None
         self._last_answer, self._refused = time.monotonic(), 0
         return completion
 
-    def _refusal(self, status: int, headers: Mapping[str, str]) -> Completion:
-        # the body is left alone: servers repeat the prompt in it
-        if status in (408, 409, 429) or status >= 500:
-            raise _Passing(f"HTTP {status}", _retry_after(headers))
+    def _refusal(self, response: Any, prompt: str) -> Exception:
+        status = response.status_code
+        reason = self._reason(f"HTTP {status}", response.content, prompt)
+        if status in (408, 409, 425, 429) or status >= 500:
+            passing = _Passing(reason)
+            passing.retry_after = _retry_after(response.headers)
+            return passing
         if status in _CONFIGURATION:
-            raise LLMError(f"{self._chat.model}: HTTP {status}; {_CONFIGURATION[status]}")
+            return LLMError(f"{self._chat.model}: {reason}; {_CONFIGURATION[status]}")
+        return Unusable(reason)
+
+    def _reason(self, problem: str, body: bytes, prompt: str) -> str:
+        told = told_reason(body, f"{prompt} {self._key}")
+        return f"{problem}: {told}" if told else problem
+
+    def _lost(self, error: BaseException) -> Exception:
+        """What a connection's failure means. Libraries put what was sent into their messages."""
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause  # the first that went wrong; aiohttp's own TLS errors hold no reason
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return LLMError(
+                f"{self._chat.model}: TLS: the server's certificate does not hold "
+                f"({getattr(error, 'verify_message', 'unverified')}); name its authority's file "
+                "in SSL_CERT_FILE"
+            )
+        if isinstance(error, ssl.SSLError):
+            return _Passing(f"TLS: {error.reason}")
+        told = error.strerror if isinstance(error, OSError) else None
+        return _Passing(f"{type(error).__name__}: {told}" if told else type(error).__name__)
+
+    def _given_up(self, note: str) -> Completion:
+        """A prompt that gets no answer. Raises LLMError if none before it got one for long."""
         self._refused += 1
         if self._refused >= _REFUSED_IN_A_ROW:
             raise LLMError(
-                f"{self._chat.model}: HTTP {status} for {self._refused} prompts in a row; does the "
+                f"{self._chat.model}: {note}, for {self._refused} prompts in a row; does the "
                 "server know this model and take temperature, top_p, max_tokens and seed?"
             )
-        return Completion("", "error", self._chat.model)
+        return Completion("", "error", self._chat.model, note)
 
 
-def _read(content: bytes) -> Completion:
-    """The body of an answer with status 200. Raises _Passing if it is no chat completion."""
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        text, reason = choice["message"]["content"] or "", choice["finish_reason"] or "stop"
-        return Completion(text.strip(), str(reason), str(body.get("model", "")))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _Passing("an answer that is no chat completion") from None
+def _client() -> Any:
+    """An HTTP client on aiohttp, half the CPU of the default, that reads answers up to a bound."""
+    import httpx2
+    import openai
+
+    class Bounded(openai.DefaultAioHttpClient):
+        async def send(self, request: Any, **options: Any) -> httpx2.Response:
+            response = await super().send(request, **options | {"stream": True})
+            content = bytearray()
+            try:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > _LARGEST_ANSWER:
+                        raise Unusable(f"an answer of more than {_LARGEST_ANSWER >> 20} MB")
+            finally:
+                await response.aclose()
+            headers = [
+                (name, value)
+                for name, value in response.headers.multi_items()
+                if name not in ("content-encoding", "content-length", "transfer-encoding")
+            ]
+            return httpx2.Response(
+                response.status_code, headers=headers, content=bytes(content), request=request
+            )
+
+    return Bounded(timeout=None)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -277,9 +339,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _at_hand(answers: queue.SimpleQueue) -> list[tuple[int, Completion]]:

@@ -115,13 +115,19 @@ def test_a_line_torn_by_another_process_while_open(path):
     ("damage", "match"),
     [
         (lambda line: b"\0" * len(line), r"cache\.jsonl, line 2 starts with no key"),
-        (lambda line: b"not JSON", r"line 2 starts with no key.*delete that line"),
+        (lambda line: b"not JSON", r"line 2 starts with no key.*restore that line"),
         (lambda line: line[:9] + b"z" * 32 + line[41:], r"line 2 starts with no key of 32"),
         (lambda line: line.replace(b'"text": "', b'"text": "x'), r"line 2 holds another text"),
-        (lambda line: line.replace(b'"attempts"', b'"tries"'), r"line 2 is no expl.*'tries'"),
-        (lambda line: line.replace(b'"seed": 0', b'"seed": -1'), r"line 2 .*seed is -1"),
-        (lambda line: line.replace(b'"id": ', b'"id": x'), r"line 2 is no expl.*Expecting value"),
-        (lambda line: line.replace(b'"checks": []', b'"checks": 1'), r"line 2 is no expl.*'int'"),
+        (
+            lambda line: line.replace(b'"attempts"', b'"tries"'),
+            r"line 2 is no explanation \(attempts: Field required",
+        ),
+        (lambda line: line.replace(b'"seed": 0', b'"seed": -1'), r"line 2 .*sampling: seed is -1"),
+        (lambda line: line.replace(b'"id": ', b'"id": x'), r"line 2 is no expl.*JSON"),
+        (
+            lambda line: line.replace(b'"checks": []', b'"checks": 1'),
+            r"line 2 is no expl.*checks: .*got 1",
+        ),
     ],
 )
 def test_a_damaged_line_is_named(path, damage, match):
@@ -231,3 +237,86 @@ def test_text_may_hold_any_character(path):
     lone = explain([pair], StubLLM(lambda p, s: "a\ud83d", model="2"), path, progress=False)
     assert lone[0].text == "a?"
     assert encode_row(b"\0" * 16, rows[0]).count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image,caption\na.jpg,Oslo\nb.jpg,Ber",
+        b'{"id": 1}\n{"id": 2',
+        b'{"key": "value"}\n{"ke',
+        b"\x89PNG\r\n\x1a\n" * 9,
+        b"no line end",
+        b'{"key": "' + b"z" * 32 + b'", ',
+    ],
+)
+@pytest.mark.parametrize("write", [True, False])
+def test_a_file_that_is_no_cache_is_refused_and_left_as_it_is(path, content, write):
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match=r"cache\.jsonl, line 1 starts with no key.*is left as it"):
+        ExplanationCache(path, write=write)
+    assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [
+        (path.name, content)
+    ]
+
+
+def test_a_foreign_line_amid_a_cache_keeps_its_torn_end_too(path):
+    filled(path, PAIRS[:3])
+    content = path.read_bytes() + b'a line\n{"key": "00'
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match="line 4 starts with no key"):
+        ExplanationCache(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("cut", "left"), [(0, 3), (1, 3), (5, 2), (250, 2)])
+def test_reading_never_writes(path, cut, left, monkeypatch):
+    filled(path, PAIRS[:3])
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    before = path.read_bytes()
+    for name in ("open_to_append", "lock", "mend_tail", "append"):
+        monkeypatch.setattr(f"entityclip.explanations.cache.{name}", None)
+    with ExplanationCache(path, write=False) as cache:
+        assert len(list(cache.rows())) == len(cache) == left
+        cache.refresh()
+        assert len(cache) == left
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        ExplanationCache(path.with_name("none"), write=False)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("model", ["x"], "model: "),
+        ("text", None, "text: "),
+        ("checks", [["cut"]], r"checks\.0: "),
+        ("attempts", "2", "attempts: "),
+        ("sampling", {"seed": True}, r"sampling\.seed: "),
+        ("id", 7, "id: "),
+        ("created", 0, "created: "),
+    ],
+)
+def test_a_field_of_another_type_is_named(path, field, value, match):
+    filled(path, PAIRS[:2])
+    content = [json.loads(line) for line in lines(path)]
+    content[1][field] = value
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    with pytest.raises(CacheError, match=rf"line 2 is no explanation \({match}"):
+        filled(path, PAIRS[:2])
+
+
+@pytest.mark.parametrize("text", [rb"a\ud800", b"[" * 50_000, b"\xff"])
+def test_text_that_no_file_can_hold_is_named_by_line(path, text):
+    filled(path, PAIRS[:2])
+    path.write_bytes(path.read_bytes().replace(b'"text": "', b'"text": "' + text))
+    with pytest.raises(CacheError, match="line 1 "):
+        filled(path, PAIRS[:2])
+
+
+def test_an_id_that_is_no_utf_8_is_kept_in_the_row_and_spelt_in_the_file(path):
+    pair = replace(PAIRS[0], id="a\udc80")
+    for _ in range(2):
+        assert [row.id for row in filled(path, [pair])] == [pair.id]

@@ -52,11 +52,20 @@ def test_an_ordinary_caption_is_sent_as_it_is(caption):
     assert f"<caption>\n{caption}\n</caption>" in DEFAULT_PROMPT.render(caption)
 
 
-def test_prompts_are_checked_and_released_ones_are_never_edited():
+def test_prompts_are_checked_and_released_ones_are_never_edited(tmp_path):
     with pytest.raises(ValueError, match="exactly once"):
         ex.Prompt("x", "no place")
     with pytest.raises(ValueError, match="needs a version"):
         ex.Prompt(" ", "{caption}")
+    (tmp_path / "mine.txt").write_bytes(b"Who is in {caption}?\r\n")
+    mine = ex.Prompt.read(tmp_path / "mine.txt")
+    assert mine.template == "Who is in {caption}?\n"
+    assert mine.version == f"mine-{text_sha(mine.template)}"
+    (tmp_path / "mine.txt").write_bytes(b"\xff{caption}")
+    with pytest.raises(ValueError, match=r"mine\.txt is no UTF-8 text"):
+        ex.Prompt.read(tmp_path / "mine.txt")
+    with pytest.raises(ValueError, match="may not be read"):
+        ex.Prompt.read(tmp_path)
     released = {"entities-v1": "d6ea09bd5a91d470", "appearance-v1": "ed023ae0da60a798"}
     assert {v: text_sha(p.template) for v, p in ex.PROMPTS.items()} == released
 

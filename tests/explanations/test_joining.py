@@ -16,6 +16,7 @@ from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
 from entityclip.datasets.pair import Pair
 from entityclip.experiments.experiment import Experiment
 from entityclip.explanations import KnowledgeBase, Sampling, StubLLM, explain, training_pairs
+from entityclip.explanations.cache import Source, cache_keys
 from entityclip.explanations.checks import entity_words
 
 PAIRS = newsroom_pairs("train", 12)
@@ -239,12 +240,55 @@ def test_authors_files_come_in_and_go_out(layout, image, key, tmp_path):
         ("{", r"authors\.json"),
         ('{"a.jpg": 1}', r"authors\.json, key 'a\.jpg': an explanation must be str, got int"),
         ('{"x/a.jpg": "b", "y/a.jpg": "c"}', "same picture with another text"),
+        ('{"a.jpg": "b", "a.jpg": "c"}', r"authors\.json: key 'a\.jpg' stands twice"),
+        ('{"a.jpg": ' + "[" * 100_000, r"authors\.json is not JSON"),
     ],
 )
 def test_malformed_authors_files_are_named(content, match, tmp_path):
     (tmp_path / "authors.json").write_text(content)
     with pytest.raises(ValueError, match=match):
         joined(PAIRS, tmp_path / "authors.json", dataset="n24news")
+
+
+def test_what_is_no_answer_in_a_file_of_the_authors_is_taken_off_or_marked(tmp_path):
+    pairs = [replace(pair, image=Path(f"{n}.jpg")) for n, pair in enumerate(PAIRS[:4])]
+    good = [pair.explanation for pair in pairs]
+    lone = good[3].replace(" ", " \ud800", 1)
+    texts = [good[0], f"<think>A flag.</think>{good[1]}", f"<think>{good[2]}", lone]
+    path = tmp_path / "authors.json"
+    path.write_text(json.dumps({f"{n}.jpg": text for n, text in enumerate(texts)}))
+    got, report = joined(pairs, path, "drop", dataset="n24news")
+    assert [pair.explanation for pair in got] == [*good[:2], good[3].replace(" ", " ?", 1)]
+    assert report.checks == {"markup": 1}
+    with ex.ExplanationCache(tmp_path / "c.jsonl") as cache:
+        assert ex.import_authors(path, pairs, cache, layout="n24news").added == 4
+        again = ex.import_authors(path, pairs, cache, layout="n24news")
+        assert (again.already_there, again.conflicting) == (4, 0)
+
+
+def test_thinking_is_never_trained_on_unmarked(path):
+    thought = f"<think>Hm.</think>{TEXT}"
+    pairs = [replace(PAIRS[0], explanation=thought), PAIRS[1]]
+    for policy, kept in (("use", 2), ("drop", 1)):
+        got, report = joined(pairs, "own", policy)
+        assert len(got) == kept
+        assert report.checks == ({"markup": 1} if policy == "use" else {"no_entity": 1})
+    # a row of before there was such a check
+    row = ex.Explanation.made_now(PAIRS[0].id, thought, Source("m", "p", Sampling()), "stop", ())
+    with ex.ExplanationCache(path) as cache:
+        cache.append([(cache_keys([PAIRS[0].caption], Source("m", "p", Sampling()))[0], row)])
+    _, report = joined(PAIRS[:1], path, "use")
+    assert report.checks == {"markup": 1}
+
+
+def test_a_cache_that_cannot_be_written_is_read(path, monkeypatch):
+    rows = explain(PAIRS[:3], KnowledgeBase(), path, progress=False)
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    monkeypatch.setattr("entityclip.explanations.cache.open_to_append", None)  # root may write
+    pairs, _ = joined(PAIRS[:3], path)
+    path.parent.chmod(0o755)
+    assert [pair.explanation for pair in pairs] == [row.text for row in rows]
 
 
 def test_parquet_keeps_everything(marked, tmp_path):

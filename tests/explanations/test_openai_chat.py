@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import socket
+import ssl
 import threading
 import time
 import traceback
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +24,7 @@ from entityclip.explanations import (
     LLMError,
     OpenAIChat,
     Sampling,
+    apply_policy,
     explain,
     neutralise,
     refuse_keys,
@@ -282,3 +288,150 @@ def test_a_second_extraction_beside_the_first_adds_no_row_twice(path):
         for thread in threads:
             thread.join()
     assert_one_row_a_caption(path)
+
+
+class RawServer:
+    """Answers each request with the next of some bytes, the last one for ever, then closes."""
+
+    def __init__(self, *replies: bytes):
+        self.replies, self.asked = list(replies), 0
+
+    def __enter__(self) -> RawServer:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self._socket.accept()[0]
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            self.request = connection.recv(1 << 16)
+            while (
+                self.request[:1] == b"P"
+                and b'"seed"' not in self.request
+                and (more := connection.recv(1 << 16))
+            ):
+                self.request += more
+            self.asked += 1
+            reply = self.replies[min(self.asked, len(self.replies)) - 1]
+            connection.sendall(reply.replace(b"ECHO", self.request))
+
+
+def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def said(content) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+
+GOOD = http(said(answer(BAD)))
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"nonsense ECHO\r\n\r\n",
+        b"HTTP/1.1 999999 ECHO\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n{}",
+        CHUNKED + b"zz\r\nECHO\r\n0\r\n\r\n",
+        CHUNKED + b"5\r\nECHO",
+        http(b"[" * 100_000),
+        http(b"\xff\xfe"),
+        http(b"not gzip", "200 OK", "Content-Encoding: gzip"),
+        http(said("x"))[:-9],
+        b"HTTP/1.1 302 Found\r\nLocation: http://[ECHO\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_whatever_breaks_in_the_transport_is_asked_again_or_ends_in_our_error(broken, path):
+    with RawServer(broken, GOOD) as server:
+        (row,) = explain(PAIRS[3:4], chat(server.url), path, progress=False)
+        assert (row.text, server.asked) == (answer(BAD), 2)
+    with RawServer(broken) as server, pytest.raises(LLMError, match="no server answered") as caught:
+        list(chat(server.url, patience_s=0.1).complete(PROMPTS[:1], Sampling()))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "<caption>" not in shown
+    assert "Bearer" not in shown
+
+
+def test_a_lone_surrogate_in_an_answer_is_no_end(path):
+    with RawServer(http(rb'{"choices": [{"message": {"content": "Nairobi \ud800."}}]}')) as server:
+        (row,) = explain(PAIRS[3:4], chat(server.url), path, progress=False)
+    assert row.text == "Nairobi ?."
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        http(said("x" * (3 << 20))),
+        http(zlib.compress(said("x" * (9 << 20))), "200 OK", "Content-Encoding: deflate"),
+    ],
+)
+def test_the_size_of_an_answer_is_bounded(reply, path):
+    with RawServer(reply) as server:
+        (row,) = explain(PAIRS[3:4], chat(server.url), path, progress=False)
+    assert (row.note, server.asked) == ("an answer of more than 1 MB", 1)
+
+
+def test_a_retry_after_beyond_the_patience_is_not_waited_for():
+    reply = http(b"{}", "429 Too Many", "Retry-After: 300")
+    began = time.monotonic()
+    with RawServer(reply) as server, pytest.raises(LLMError, match=r"last: HTTP 429"):
+        list(chat(server.url, patience_s=0.3).complete(PROMPTS[:1], Sampling()))
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("body", [b'{"choices": []}', b'{"error": "busy"}', b'{"x": 1}'])
+def test_an_odd_body_is_asked_for_three_times_only(body, path):
+    with RawServer(http(body)) as server:
+        (row,) = explain(PAIRS[3:4], chat(server.url), path, progress=False)
+    assert (row.checks, server.asked) == (("no_answer",), 3)
+    assert row.note.startswith("an ")
+
+
+def test_why_captions_were_refused_stands_in_rows_and_the_warning(path, caplog):
+    body = json.dumps({"error": {"message": f"max_tokens unsupported. {BAD}\nmore"}}).encode()
+    pairs = [PAIRS[3], replace(PAIRS[3], id="again")]
+    with RawServer(http(body, "400 Bad")) as server:
+        rows = explain(pairs, chat(server.url), path, progress=False)
+    assert [row.note for row in rows] == ["HTTP 400: max_tokens unsupported. …"] * 2
+    assert server.asked == 1
+    assert caplog.text.count("a caption has no answer: HTTP 400: max_tokens unsupported") == 1
+    assert "2 x HTTP 400" in caplog.text
+    _, report = apply_policy(pairs, rows, "caption")
+    assert "HTTP 400: max_tokens unsupported" in str(report)
+
+
+def test_tls_is_told_as_tls():
+    with RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
+        llm = chat(server.url.replace("http:", "https:"), patience_s=0.1)
+        with pytest.raises(LLMError, match=r"last: TLS: [A-Z_]+\)"):
+            list(llm.complete(PROMPTS[:1], Sampling()))
+
+
+def test_a_certificate_that_does_not_hold_ends_it_at_once(monkeypatch):
+    async def refuse(*_: object, **__: object):
+        raise ConnectionError(KEY) from ssl.SSLCertVerificationError(1, "certificate verify failed")
+
+    monkeypatch.setattr("aiohttp.TCPConnector.connect", refuse)
+    with pytest.raises(LLMError, match=r"TLS: the server's certificate .*SSL_CERT_FILE") as caught:
+        list(chat("https://127.0.0.1:9/v1").complete(PROMPTS[:1], Sampling()))
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_key_with_a_line_end_is_named_and_not_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    with pytest.raises(LLMError, match="OPENAI_API_KEY holds") as caught:
+        list(chat("http://127.0.0.1:9/v1").complete(PROMPTS[:1], Sampling()))
+    assert KEY not in "".join(traceback.format_exception(caught.value))
