@@ -58,8 +58,12 @@ class _Budget:
         with self._queue, self._room:
             self._room.wait_for(lambda: not self._used or self._used + size <= self.share)
             self._used += size
-        if size > self.share and self._turns is not None:
-            fcntl.lockf(self._turns, fcntl.LOCK_EX)
+        try:
+            if size > self.share and self._turns is not None:
+                fcntl.lockf(self._turns, fcntl.LOCK_EX)
+        except BaseException:  # Ctrl-C
+            self.give(size)
+            raise
         if size > _ORDINARY:
             with contextlib.suppress(AttributeError):  # another C library than glibc
                 # which keeps what threads have freed, a large picture each

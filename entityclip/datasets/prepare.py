@@ -176,12 +176,7 @@ def _read_copy(folder: Path) -> _Copy:
 def _read_index(shard: Path, known: _Shard) -> _Index:
     """A shard's index, checked; where it has no checksums of pictures, the shard's is compared."""
     path = shard.with_suffix(".json")
-    try:
-        text = read_text(path, PreparedError)
-    except FileNotFoundError:
-        raise PreparedError(f"{path} is missing; prepare again") from None
-    kind = _Index if known.index else _OldIndex
-    index = checked(kind, parse_json(text, PreparedError, str(path)), PreparedError, str(path))
+    index, text = _parse_index(path, _Index if known.index else _OldIndex)
     if known.index not in (None, _sha256(text)):
         raise PreparedError(f"{path} was changed or damaged; prepare again")
     if not known.index and _sha256_once(shard, shard.stat().st_mtime_ns) != known.sha256:
@@ -189,9 +184,17 @@ def _read_index(shard: Path, known: _Shard) -> _Index:
     return index
 
 
+def _parse_index(path: Path, kind: type[_Index]) -> tuple[_Index, str]:
+    try:
+        text = read_text(path, PreparedError)
+    except FileNotFoundError:
+        raise PreparedError(f"{path} is missing; prepare again") from None
+    value = parse_json(text, PreparedError, str(path))
+    return checked(kind, value, PreparedError, str(path)), text
+
+
 @cache
 def _sha256_once(path: Path, _changed: int) -> str:
-    _log.info("%s: checked as a whole, since it was prepared without checksums of pictures", path)
     return sha256_of(path)
 
 
@@ -294,8 +297,7 @@ def _shard(
     sizes = [_size(file) for file in files]
     plan = _sha256(json.dumps([options, list(pictures), sizes]))
     with contextlib.suppress(FileNotFoundError, PreparedError):
-        text = read_text(side_file, PreparedError)
-        index = checked(_Index, parse_json(text, PreparedError, ""), PreparedError, "")
+        index, text = _parse_index(side_file, _Index)
         if index.plan == plan and _describes(index, pictures, path.read_bytes()):
             return _described(index, text)
     buffer, places, broken = io.BytesIO(), [], []

@@ -90,11 +90,8 @@ def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
         load_manifest(path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
-    if (
-        "not YAML" not in message
-        and "required" not in message
-        and new not in (BOMB, "title: [N24News")
-    ):
+    vague = ("not YAML", "required", "expected ','", "aliases make it")
+    if not any(text in message for text in vague):
         line = int(str(raised.value).split("line ")[1].split(":")[0])
         assert new.split("{")[0].strip() in path.read_text().split("\n")[line - 1]
 
