@@ -18,6 +18,7 @@ from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.weights import as_open_clip
 from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
+from entityclip.search.encoder import fingerprint, load_encoder
 from entityclip.search.export import ExportError, export
 
 IDENTITY = {
@@ -290,9 +291,10 @@ def test_other_formats_are_told_how_to_convert(name, tmp_path, capsys):
     else:
         path.write_text('{"weight_map": {}}')
     before = path.read_bytes()
-    for command in (["export", str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"],
-                    ["embed", str(path), "--model", "newsroom-tiny", "--images", str(tmp_path),
-                     "--out", str(tmp_path / "o.npy"), "--cache", str(tmp_path / "cache")]):  # fmt: skip
+    exporting = ["export", str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]
+    embedding = ["embed", str(path), "--model", "newsroom-tiny", "--images", str(tmp_path)]
+    embedding += ["--out", str(tmp_path / "o.npy"), "--cache", str(tmp_path / "cache")]
+    for command in (exporting, embedding):
         assert command_line(command) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "only .safetensors weights are read, never pickles; convert once" in line
