@@ -7,6 +7,7 @@ one line, and the files stay as they were.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -27,11 +28,21 @@ from safetensors.torch import save_file
 from entityclip import config, results
 from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, write_checkpoint
 from entityclip.config import ProfileError, load_profile, parse_settings
-from entityclip.datasets.pair import ImageError, decode
-from entityclip.datasets.registry import LOADERS
+from entityclip.datasets.manifest import MANIFEST, ManifestError, load_manifest
+from entityclip.datasets.pair import ImageError, Pair, decode
+from entityclip.datasets.prepare import PreparedError, prepare, use_prepared
+from entityclip.datasets.registry import DATASETS, LOADERS
+from entityclip.explanations.answers import Broken, Unusable, read_completion
+from entityclip.explanations.cache import CacheError, ExplanationCache
+from entityclip.explanations.extraction import explain
+from entityclip.explanations.joining import read_authors
+from entityclip.explanations.llm import KnowledgeBase
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.results import ResultsError, append_rows, read_log, read_rows
+from entityclip.search.embedding import Vectors, VectorsError
+from entityclip.search.encoder import VectorCache
 from entityclip.training.run_folder import read_last, read_record
+from tests.fixtures import layouts
 from tests.test_results import row
 
 LONGEST_S = 10.0  # for one damaged file of some kilobytes
@@ -105,7 +116,7 @@ class Reader:
     read: Callable[[Path], Any]
     refusals: tuple[type[Exception], ...]  # these very types
     sealed: bool = False  # whether what is accepted must be what was written
-    beside: bool = False  # whether reading may make other files, e.g. locks
+    refuses: bool = True  # else what is damaged is passed over
 
 
 def campaign(name: str, folder: Path, *, inputs: int, number: int = 0) -> Counter:
@@ -145,8 +156,7 @@ def campaign(name: str, folder: Path, *, inputs: int, number: int = 0) -> Counte
         counts["accepted" if refusal is None else "refused"] += 1
         assert time.monotonic() - start < LONGEST_S, f"{name}: a hang"
         after = _files(here)
-        assert kind.beside or set(after) == set(before), f"{name}: reading made files"
-        assert after[str(place)] == before[str(place)], f"{name}: reading changed the file"
+        assert after == before, f"{name}: reading wrote"
         counts["inputs"] += 1
 
     once()
@@ -260,6 +270,109 @@ def _loaded(dataset: str, split: str, levels: int = 0) -> Callable[[Path], Any]:
     return read
 
 
+def _annotation(dataset: str) -> Callable[[Path], Path]:
+    """A layout's largest file of texts that its loader reads."""
+
+    def is_read(path: Path) -> bool:
+        content = path.read_bytes()
+        before = _loads(dataset)(path)
+        path.write_bytes(b"{")
+        try:
+            return _loads(dataset)(path) != before
+        except ValueError:
+            return True
+        finally:
+            path.write_bytes(content)
+
+    def make(folder: Path) -> Path:
+        layouts.BUILDERS[dataset](folder)
+        texts = [path for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".txt")]
+        texts.sort(key=lambda path: (-path.stat().st_size, str(path)))
+        return next(path for path in texts if is_read(path))
+
+    return make
+
+
+def _loads(dataset: str) -> Callable[[Path], Any]:
+    """Every split's pairs that can be loaded from the layout around a file."""
+
+    def read(path: Path) -> Any:
+        root = next(p for p in path.parents if p.name in ("whole", "damaged"))
+        found = {}
+        for split in DATASETS[dataset]:
+            with contextlib.suppress(FileNotFoundError):
+                table, report = LOADERS[dataset](root, split)
+                found[split] = [(pair.id, pair.caption, pair.explanation) for pair in table], report
+        return found
+
+    return read
+
+
+def _prepared(name: str) -> Callable[[Path], Path]:
+    """A prepared copy's file, by its ending."""
+
+    def make(folder: Path) -> Path:
+        layouts.whole_n24news(folder / "root", train=5)
+        table, _ = LOADERS["n24news"](folder / "root", "train")
+        prepare("n24news", [table], folder / "copy", workers=1, progress=False)
+        return next((folder / "copy").glob(name))
+
+    return make
+
+
+def _from_prepared(path: Path) -> Any:
+    table, _ = LOADERS["n24news"](path.parents[1] / "root", "train")
+    pairs = use_prepared(table, path.parent)
+    return [(pair.id, pair.load_image().tobytes()) for pair in pairs]
+
+
+# ------------------------------------------------------------------------------- of explanations
+
+_PAIRS = [Pair(str(n), Path("x.jpg"), f"Talks in Lima, Peru, day {n}.") for n in range(4)]
+
+
+def _cache(folder: Path) -> Path:
+    explain(_PAIRS, KnowledgeBase(), folder / "c.jsonl", progress=False)
+    return folder / "c.jsonl"
+
+
+def _cached(path: Path) -> Any:
+    """What the cache tells of each pair; None where its row is gone, which is asked for anew."""
+    with ExplanationCache(path, write=False) as cache:
+        return [(key, row.text) for key, row in cache.rows()]
+
+
+def _authors(folder: Path) -> Path:
+    texts = {f"{n:03}.jpg": f"Explanation {n}." for n in range(9)}
+    (folder / "a.json").write_text(json.dumps(texts))
+    return folder / "a.json"
+
+
+def _answer(folder: Path) -> Path:
+    message = {"role": "assistant", "content": "Ada Torv wears a coat in Oslo."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    (folder / "a.json").write_text(json.dumps({"model": "m", "choices": [choice]}))
+    return folder / "a.json"
+
+
+# ---------------------------------------------------------------------------------- of vectors
+
+
+def _vectors(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        written = name.replace(".ids.json", ".npy")
+        Vectors(["a", "b", "c"], np.eye(3, 5, dtype=np.float32)).save(folder / written)
+        return folder / name
+
+    return make
+
+
+def _chunk(folder: Path) -> Path:
+    keys = ["a" * 32, "b" * 32]
+    VectorCache(folder, 5).add(keys, np.eye(2, 5, dtype=np.float32), {"s": keys[0]})
+    return folder / f"{keys[0]}.safetensors"
+
+
 def _picture(ending: str, mode: str = "RGB", **options: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         noise = np.random.default_rng(0).integers(0, 255, (24, 31, 4), dtype=np.uint8)
@@ -291,6 +404,34 @@ READERS: dict[str, Reader] = {
     "open_clip config": Reader(
         _beside_weights("open_clip_config.json", {"preprocess_cfg": {"mean": [0.5] * 3}}),
         _backbone_of, (BackboneError,),
+    ),
+    "manifest": Reader(
+        lambda folder: Path(shutil.copy(MANIFEST, folder)), load_manifest, (ManifestError,)
+    ),
+    **{
+        f"{dataset} texts": Reader(_annotation(dataset), _loads(dataset), (ValueError,))
+        for dataset in LOADERS
+    },
+    **{
+        f"prepared copy's {name}": Reader(
+            _prepared(name), _from_prepared, (PreparedError, ImageError), sealed=True
+        )
+        for name in ("prepared.json", "*-000000.json", "*.tar")
+    },
+    "explanation cache": Reader(_cache, _cached, (CacheError,)),
+    "authors' explanations": Reader(
+        _authors, lambda path: read_authors(path, "n24news"), (ValueError,)
+    ),
+    "a server's answer": Reader(
+        _answer, lambda path: read_completion(path.read_bytes()), (Broken, Unusable)
+    ),
+    "vectors (.npy)": Reader(_vectors("v.npy"), Vectors.load, (VectorsError,)),
+    "ids of vectors": Reader(
+        _vectors("v.ids.json"), lambda path: Vectors.load(path.with_name("v.npy")), (VectorsError,)
+    ),
+    "vectors (.parquet)": Reader(_vectors("v.parquet"), Vectors.load, (VectorsError,)),
+    "vector cache": Reader(
+        _chunk, lambda path: {*VectorCache(path.parent, 5).vectors}, (), refuses=False
     ),
     **{
         f"{ending} picture{' ' + mode if mode != 'RGB' else ''}": Reader(

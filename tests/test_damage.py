@@ -7,6 +7,6 @@ from tests.damage import READERS, campaign
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused(name, tmp_path):
-    counts = campaign(name, tmp_path, inputs=12)
-    assert counts["inputs"] >= 12
-    assert counts["refused"] > 0
+    counts = campaign(name, tmp_path, inputs=8)
+    assert counts["inputs"] >= 8
+    assert not READERS[name].refuses or counts["refused"]
