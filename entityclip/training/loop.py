@@ -70,30 +70,25 @@ def train(
     return _Trainer(model, sets, config, folder, identity or {}, progress).run()
 
 
-def cut_texts(
-    backbone: Backbone, sets: dict[str, PairDataset], *, tell: bool
-) -> dict[str, dict[str, int]]:
-    """How many of each split's texts the context length cuts, and a warning if it cuts any.
+def cut_texts(backbone: Backbone, sets: dict[str, PairDataset], *, tell: bool) -> list[str]:
+    """A line, also logged, for each split's texts of which the context length cuts any.
 
-    Of splits of more than 20,000 pairs, of so many, evenly spread.
+    Of splits of more than 20,000 pairs, so many are looked at, evenly spread.
     """
-    limit, found = backbone.tokenize.context_length, {}
+    limit, lines = backbone.tokenize.context_length, []
     for split, served in sets.items():
         pairs = getattr(served, "pairs", ())
         pairs = pairs[:: -(-len(pairs) // _LOOKED_AT) or 1]
         texts = {"captions": [pair.caption for pair in pairs]}
         if getattr(served, "with_explanations", False):
             texts["explanations"] = [str(pair.explanation) for pair in pairs]
-        counts = {name: len(backbone.too_long(of_pairs)) for name, of_pairs in texts.items()}
-        if any(counts.values()):
-            found[split] = {name: n for name, n in counts.items() if n}
-        for name, n in found.get(split, {}).items():
-            log.log(
-                logging.WARNING if tell else logging.DEBUG,
-                "%d of %d %s of %s are longer than %d tokens and were cut",
-                n, len(pairs), name, split, limit,
-            )  # fmt: skip
-    return found
+        for name, of_pairs in texts.items():
+            if count := len(backbone.too_long(of_pairs)):
+                of = f"{count} of {len(pairs)} {name} of {split}"
+                lines.append(f"{of} are longer than {limit} tokens and were cut")
+    for line in lines:
+        log.log(logging.WARNING if tell else logging.DEBUG, line)
+    return lines
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
