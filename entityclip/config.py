@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from entityclip.console import Refused
-from entityclip.files import parse_yaml, read_yaml
+from entityclip.files import parse_yaml, printable, read_yaml, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "notebooks" / "profiles"
@@ -412,17 +412,18 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        where = f"--set {shortened(printable(assignment))}"
         if not equals or not all(name.split(".")):
-            raise ProfileError(f"--set {assignment}: write name=value, e.g. finetuning.epochs=3")
-        value, _ = parse_yaml(text, ProfileError, f"--set {assignment}", _Loader)
+            raise ProfileError(f"{where}: write name=value, e.g. finetuning.epochs=3")
+        value, _ = parse_yaml(text, ProfileError, where, _Loader)
         *groups, last = name.split(".")
         place = settings
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise ProfileError(f"--set {assignment}: {group} is already set to {place!r}")
+                raise ProfileError(f"{where}: {group!r} is already set to {place!r}")
         if last in place:
-            raise ProfileError(f"--set {assignment}: {name} is already set to {place[last]!r}")
+            raise ProfileError(f"{where}: {name!r} is already set to {place[last]!r}")
         place[last] = value
     return settings
 

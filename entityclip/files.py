@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 _YAML_NODES = 100_000  # a profile or manifest with its aliases written out has a few thousand
+_YAML_SIZE, _YAML_DEPTH = 1 << 18, 50  # characters, and brackets in brackets
 _MODE = 0o666  # of new files, less the umask
 
 # ------------------------------------------------------------------------------------- reading
@@ -136,6 +137,8 @@ def parse_yaml(
     stands twice in a mapping, and aliases that refer to themselves or make it a huge one.
     """
     reader = None
+    if len(text) > _YAML_SIZE or _brackets(text) > _YAML_DEPTH:
+        raise error(f"{where} is larger or nested deeper than any that people write")
     try:
         reader = loader(text)
         node = reader.get_single_node()
@@ -153,6 +156,12 @@ def parse_yaml(
     finally:
         if reader is not None:
             reader.dispose()
+
+
+def _brackets(text: str) -> int:
+    """The deepest nesting of brackets; with many of them the library takes minutes."""
+    opened = itertools.accumulate({"[": 1, "{": 1, "]": -1, "}": -1}.get(c, 0) for c in text)
+    return max(opened, default=0)
 
 
 def _yaml_size(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -8,10 +8,10 @@ import nbformat
 import pytest
 import torch
 
+from entityclip.__main__ import main as command_line
 from entityclip.checkpoints import CheckpointError, read_meta, read_tensors
 from entityclip.config import REPOSITORY
 from entityclip.models.clip import BackboneError, create_backbone, load_clip_weights
-from entityclip.search.commands import export as export_main
 
 # what unpickles or builds objects, in any source; stricter than need be, so that it stays short
 UNSAFE = [
@@ -122,7 +122,10 @@ def test_a_pickle_is_refused_whatever_its_name(bomb, tmp_path, name):
         create_backbone("newsroom-tiny", str(path))
     with pytest.raises(BackboneError, match=r"safetensors"):
         load_clip_weights(create_backbone("newsroom-tiny"), path)
-    assert export_main([str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]) == 1
+    assert (
+        command_line(["export", str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"])
+        == 1
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -17,8 +17,9 @@ from entityclip.config import runs_folder
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
 from entityclip.datasets.reading import known
-from entityclip.files import atomic_write_text, cores
+from entityclip.files import atomic_write_text, cores, printable
 
+_SHOWN = 5  # broken pictures
 # (summaries of the splits, folder) -> the files of the figure drawn there
 Draw = Callable[[list, Path], list[Path]]
 
@@ -34,12 +35,12 @@ def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
         if options.root is None and options.dataset not in DRAWN:
             raise ValueError(f"{options.dataset} lies in files: give --root PATH")
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     try:
         return options.run(options, _entry(options))
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
 
 
@@ -82,7 +83,7 @@ def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     tables, required = [], options.splits is not None
     found = found_splits(options.dataset, options.root, splits, required=required)
     for split, table, report in found:
-        print(f"{split}: {report}")
+        print(printable(f"{split}: {report}"))
         tables.append(table)
     chosen = PrepareOptions(options.side, options.quality, options.lossless, options.shard_pictures)
     out = options.out / "prepared"
@@ -90,6 +91,8 @@ def _prepare(options: argparse.Namespace, entry: Entry) -> int:
         options.dataset, tables, out, chosen, workers=options.workers,
         max_broken=options.max_broken, progress=not options.quiet,
     )  # fmt: skip
+    for name, problem in list(manifest["broken"].items())[:_SHOWN]:
+        print(printable(f"left out: {name}: {problem}"))
     print(
         f"{manifest['pictures']} pictures in {len(manifest['shards'])} shards below {out}, "
         f"{len(manifest['broken'])} broken left out, fingerprint {manifest['fingerprint']}"

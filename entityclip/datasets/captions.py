@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from entityclip.datasets.dataset import Batch, Broken, Item, PairDataset
 from entityclip.datasets.newsroom.outlet_a import NewsroomPicture, generated_caption, second_caption
 from entityclip.datasets.pair import Pair
+from entityclip.files import read_json
 
 FILE = "generated.json"
 ONE_CAPTION = (
@@ -135,14 +135,11 @@ def with_generated(pairs: Sequence[Pair], root: Path | None = None) -> list[Pair
 def _read(path: Path) -> dict[str, str]:
     wanted = "an object of pair id → caption"
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, ValueError, dict[str, str])
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no {path}: write {wanted} there, made by a captioning model, or leave the task "
             "cluster_generated out"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); write {wanted}") from error
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"{path} must hold {wanted}")
-    return texts
+        raise ValueError(f"{error}; it must hold {wanted}") from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b, file_digest, sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,9 @@ from tqdm import tqdm
 from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.manifest import Entry, LayoutEntry, expand
 from entityclip.datasets.pair import ImageError, Pair, decode
-from entityclip.datasets.reading import inside
+from entityclip.datasets.reading import inside, sha256_of
 from entityclip.datasets.table import PairTable, Report
-from entityclip.files import atomic_write_text
+from entityclip.files import atomic_write_text, printable, read_json
 
 _WINDOW = 512  # pictures in flight: bounds memory on a million
 _CAPTIONS = 20_000  # of a split that a summary looks at
@@ -84,6 +86,7 @@ class Verification:
     checksums: list[dict[str, str]] = field(default_factory=list)  # recorded, same or changed
     pictures: int = 0  # distinct pictures decoded
     broken: dict[str, str] = field(default_factory=dict)  # path below the root -> what is wrong
+    unreadable: dict[str, str] = field(default_factory=dict)  # likewise, for want of permission
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth knowing, no fault
 
@@ -98,11 +101,14 @@ class Verification:
 
     def __str__(self) -> str:
         tables = {"Layout": self.layout, "Splits": self.splits, "Checksums": self.checksums}
-        parts = [f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
-                 for title, rows in tables.items() if rows]  # fmt: skip
-        parts.append(f"{self.pictures} pictures decoded, {len(self.broken)} broken")
-        parts += [f"note: {note}" for note in self.notes]
-        parts += [f"PROBLEM: {problem}" for problem in self.problems]
+        parts = []
+        for title, rows in tables.items():
+            shown = [{key: printable(str(value)) for key, value in row.items()} for row in rows]
+            parts += [f"{title}\n{pd.DataFrame(shown).to_string(index=False)}"] if rows else []
+        counts = f"{len(self.broken)} broken, {len(self.unreadable)} not readable"
+        parts.append(f"{self.pictures - len(self.unreadable)} pictures decoded, {counts}")
+        parts += [printable(f"note: {note}") for note in self.notes]
+        parts += [printable(f"PROBLEM: {problem}") for problem in self.problems]
         parts.append(f"{self.dataset}: " + ("whole" if self.ok else "NOT whole, see above"))
         return "\n\n".join(parts)
 
@@ -143,9 +149,15 @@ def verify(
     annotations = [path for line in entry.layout for path in _check_layout(result, root, line)]
     tables = _check_splits(result, entry, root, splits)
     result.notes += [str(overlap) for overlap in _shared(tables, entry)]
-    sums = {path.relative_to(root).as_posix(): _sha256(path) for path in annotations}
+    sums = {}
+    for path in annotations:
+        try:
+            sums[path.relative_to(root).as_posix()] = sha256_of(path)
+        except OSError as error:
+            result.problems.append(f"{path} may not be read: {error.strerror}")
     if pictures and tables:
-        sums["all pictures"] = _check_pictures(result, tables.values(), workers, progress)
+        same, sums["all pictures"] = _check_pictures(result, tables, workers, progress)
+        _note_repeated(result, entry, tables, same)
     if record is not None:
         _check_sums(result, sums, record)
     return result
@@ -154,6 +166,7 @@ def verify(
 def _check_layout(result: Verification, root: Path, line: LayoutEntry) -> list[Path]:
     """Count a pattern's files; the annotation files among them that may be read."""
     found, size = [], 0
+    result.problems += _closed_folders(root, line)
     for plain in expand(line.path):
         folders = plain.split("/")[:-1]
         fixed = root.joinpath(*itertools.takewhile(lambda part: "*" not in part, folders))
@@ -176,6 +189,22 @@ def _check_layout(result: Verification, root: Path, line: LayoutEntry) -> list[P
     return [] if line.pictures else found
 
 
+def _closed_folders(root: Path, line: LayoutEntry) -> list[str]:
+    """What is wrong with folders on a pattern's way that cannot be listed: `glob` says nothing."""
+    closed: dict[str, None] = {}
+    for pattern in dict.fromkeys(plain.rpartition("/")[0] for plain in expand(line.path)):
+        parts = pattern.split("/") if pattern else []
+        ways = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+        for folder in itertools.chain([root], *(root.glob(way) for way in ways)):
+            try:
+                os.scandir(folder).close()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                closed[f"{folder} may not be listed: {error.strerror}; make it readable"] = None
+    return list(closed)
+
+
 def _check_splits(
     result: Verification, entry: Entry, root: Path, splits: Sequence[str] | None
 ) -> dict[str, PairTable]:
@@ -188,8 +217,8 @@ def _check_splits(
             absent = isinstance(error, FileNotFoundError) and not splits
             (result.notes if absent else result.problems).append(f"{split}: {error}")
             continue
-        _compare(result, entry, split, {"pairs": len(table), **asdict(report)})
-        if report.left_out:
+        _compare(result, entry, split, {"pairs": len(table), **report.counts})
+        if report.left_out or report.notes:
             result.notes.append(f"{split}: {report}")
         if not len(table):
             result.problems.append(f"{split} holds no usable pair: {report}")
@@ -209,48 +238,69 @@ def _compare(result: Verification, entry: Entry, split: str, counts: dict[str, i
 
 
 def _check_pictures(
-    result: Verification, tables: Iterable[PairTable], workers: int, progress: bool
-) -> str:
-    """Decode every distinct picture; one sha256 of all their names and contents."""
-    places = {name: table.root for table in tables for name in table.image_names}
-    names, digest = sorted(places), sha256()
+    result: Verification, tables: Mapping[str, PairTable], workers: int, progress: bool
+) -> tuple[dict[str, list[str]], str]:
+    """Decode every distinct picture: names by sha256, and one sha256 of all names and contents."""
+    places = {name: table.root for table in tables.values() for name in table.image_names}
+    names, digest, same = sorted(places), sha256(), defaultdict(list)
     bar = tqdm(total=len(names), desc="pictures", unit="picture", disable=not progress)
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
         for start in range(0, len(names), _WINDOW):
             window = names[start : start + _WINDOW]
             found = pool.map(_check_picture, [places[name] / name for name in window])
-            for name, (checksum, problem) in zip(window, found, strict=True):
+            for name, (checksum, error) in zip(window, found, strict=True):
                 digest.update(f"{name} {checksum}\n".encode())
-                if problem:
-                    result.broken[name] = problem
+                if error is None:
+                    same[checksum].append(name)
+                elif isinstance(error.__cause__ or error, PermissionError):
+                    result.unreadable[name] = str(error)
+                else:
+                    result.broken[name] = str(error)
             bar.update(len(window))
     result.pictures = len(names)
-    if result.broken:
-        shown = "; ".join(f"{name}: {why}" for name, why in list(result.broken.items())[:5])
-        result.problems.append(f"{len(result.broken)} of {len(names)} pictures broken: {shown}")
-    return digest.hexdigest()
+    for what, wrong in (("broken", result.broken), ("not readable", result.unreadable)):
+        if wrong:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(wrong.items())[:5])
+            result.problems.append(f"{len(wrong)} of {len(names)} pictures {what}: {shown}")
+    return same, digest.hexdigest()
 
 
-def _check_picture(path: Path) -> tuple[str, str | None]:
+def _check_picture(path: Path) -> tuple[str, OSError | None]:
     try:
         decode(path)
-        return _sha256(path), None
+        return sha256_of(path), None
     except OSError as error:  # ImageError is one
-        return "", str(error)
+        return "", error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+def _note_repeated(
+    result: Verification, entry: Entry, tables: Mapping[str, PairTable], same: dict[str, list[str]]
+) -> None:
+    """Note pictures that are others byte for byte, and those of them that two splits share."""
+    groups = [names for names in same.values() if len(names) > 1]
+    if not groups:
+        return
+    repeats, example = sum(map(len, groups)) - len(groups), " = ".join(groups[0][:2])
+    result.notes.append(f"{repeats} pictures repeat others byte for byte (e.g. {example})")
+    among = {name for names in groups for name in names}
+    found = {
+        split: among.intersection(table.image_names)
+        for split, table in tables.items()
+        if not entry.splits[split].contains_others
+    }
+    for first, second in itertools.combinations(found, 2):
+        shared = [two for names in groups for two in itertools.permutations(names, 2)
+                  if two[0] in found[first] and two[1] in found[second]]  # fmt: skip
+        if shared:
+            what = f"byte-equal pictures under other names (e.g. {' = '.join(shared[0])})"
+            result.notes.append(f"{first} and {second} share {len(shared)} {what}")
 
 
 def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> None:
     try:
-        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        if not all(isinstance(value, str) for value in known.values()):
-            raise ValueError("it must map file names to sha256 sums")
-    except (ValueError, AttributeError) as error:
-        result.problems.append(f"{record} is damaged ({error}); delete it to record anew")
+        known = read_json(record, ValueError, dict[str, str]) if record.exists() else {}
+    except ValueError as error:
+        result.problems.append(f"{error}; mend it, or name another folder by --out")
         return
     for name, checksum in sums.items():
         status = "recorded" if name not in known else "same"
@@ -259,7 +309,7 @@ def _check_sums(result: Verification, sums: dict[str, str], record: Path) -> Non
             what = "is not the file that was first verified"
             result.problems.append(f"{name} {what} (sha256 in {record})")
         result.checksums.append({"file": name, "sha256": checksum, "status": status})
-    if not result.broken and set(sums) - set(known):
+    if not result.broken and not result.unreadable and set(sums) - set(known):
         # what was recorded first stays: a changed file must not become the standard
         atomic_write_text(record, json.dumps({**sums, **known}, indent=1) + "\n")
 
@@ -332,7 +382,7 @@ def summary_table(summaries: Sequence[SplitSummary]) -> pd.DataFrame:
         low, median, high = np.percentile(part.words, [5, 50, 95])
         width, height = np.median(part.sizes, axis=0) if len(part.sizes) else (np.nan, np.nan)
         rows.append({
-            "split": part.split, "pairs": len(part.loaded), **asdict(part.report),
+            "split": part.split, "pairs": len(part.loaded), **part.report.counts,
             "words_p5": low, "words_median": median, "words_p95": high,
             "names_mean": float(part.names.mean()),
             "pictures_sampled": len(part.sizes) + part.broken, "pictures_broken": part.broken,

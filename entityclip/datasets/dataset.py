@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from entityclip.datasets.pair import ImageError, Pair
+from entityclip.datasets.pair import ImageError, Pair, decoding, share_pixels
 from entityclip.datasets.table import PairTable
 
 _SHOWN = 10  # pairs an error names
@@ -54,11 +54,11 @@ class BrokenPairs:
         new = {item.id: item.problem for item in broken if item.id not in self.problems}
         self.problems |= new
         if len(self) > self.max_broken * self.total:
-            shown = "\n  ".join(list(self.problems.values())[:_SHOWN])
+            shown = "; ".join(list(self.problems.values())[:_SHOWN])
             raise TooManyBroken(
                 f"{len(self)} of {self.total} pairs have a broken picture, more than the share "
-                f"{self.max_broken:g} that is allowed; fetch them again, or raise max_broken. "
-                f"The first:\n  {shown}"
+                f"{self.max_broken:g} that is allowed; mend them, or raise max_broken. "
+                f"The first: {shown}"
             )
         return new
 
@@ -184,13 +184,16 @@ class PairDataset(Dataset):
         pair = self.pairs[index]
         if self._pictures is not None and pair.image_key in self._pictures:
             return Item(index, self._pictures[pair.image_key])
+        if (worker := get_worker_info()) is not None:
+            share_pixels(worker.num_workers)
         try:
-            picture = pair.load_image(draft_to=self._draft_to)
+            with decoding():
+                picture = self._geometry(pair.load_image(draft_to=self._draft_to))
         except ImageError as error:
             if self.max_broken is None:
                 raise
             return Broken(pair.id, str(error))
-        image = picture_tensor(self._geometry(picture), self._normalize)
+        image = picture_tensor(picture, self._normalize)
         if self._pictures is not None:
             self._pictures[pair.image_key] = image
         return Item(index, image)
@@ -242,8 +245,8 @@ def whole_batch(batch: Batch | list[Broken]) -> Batch:
     broken = batch.broken if isinstance(batch, Batch) else batch
     if broken:
         raise ImageError(
-            f"{broken[0].problem}; evaluation needs every picture of the split: fetch it again, or "
-            "leave its pair out of the data"
+            f"{broken[0].problem}; evaluation needs every picture of the split: mend it, or leave "
+            "its pair out of the data"
         )
     return batch
 

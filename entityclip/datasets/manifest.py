@@ -10,8 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from entityclip.config import REPOSITORY
+from entityclip.files import parse_yaml, read_text, shortened
 
 MANIFEST = REPOSITORY / "data_manifest.yaml"
+_EXPANDED = 1000  # patterns that one with braces may stand for
 
 
 class ManifestError(ValueError):
@@ -82,33 +84,38 @@ class Manifest(_Strict):
 def load_manifest(path: Path = MANIFEST) -> Manifest:
     """Read and check a manifest. Raises ManifestError naming file, line and field."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ManifestError(f"{path.name}{line}: not YAML: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ManifestError(f"{path.name} cannot be read: {error}") from error
+        text = read_text(path, ManifestError)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path} cannot be read: there is no such file") from error
+    values, node = parse_yaml(text, ManifestError, path.name)
     if node is None:
         raise ManifestError(f"{path.name} is empty; it must hold `datasets`")
     try:
-        _refuse_repeated(node, path.name)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Manifest.model_validate(values)
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
-        raise ManifestError(f"{path.name}: not YAML: {error}") from error
     except ValidationError as error:
         raise ManifestError(_explain(error, node, path.name)) from error
 
 
 def expand(pattern: str) -> list[str]:
-    """A pattern with every ``{a,b}`` written out, from the innermost braces on."""
+    """A pattern with every ``{a,b}`` written out, from the innermost braces on.
+
+    Raises ValueError for one that stands for more than 1,000.
+    """
+    names = [pattern]
+    while (more := list(dict.fromkeys(n for name in names for n in _spread(name)))) != names:
+        names = more
+        if len(names) > _EXPANDED:
+            raise ValueError(f"{pattern[:40]!r}… stands for more than {_EXPANDED} patterns")
+    return names
+
+
+def _spread(pattern: str) -> list[str]:
     end = pattern.find("}")
     start = pattern.rfind("{", 0, end) if end >= 0 else -1
     if start < 0:
         return [pattern]
     choices = pattern[start + 1 : end].split(",")
-    plain = (pattern[:start] + choice + pattern[end + 1 :] for choice in choices)
-    return list(dict.fromkeys(name for part in plain for name in expand(part)))
+    return [pattern[:start] + choice + pattern[end + 1 :] for choice in choices]
 
 
 def missing_files(dataset: str, root: Path) -> list[str]:
@@ -122,16 +129,17 @@ def missing_files(dataset: str, root: Path) -> list[str]:
 
 
 def _explain(error: ValidationError, node: yaml.Node, name: str) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
+    told = []
+    for item in error.errors(include_url=False)[:3]:
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "there is no such field"
         elif item["type"] not in ("missing", "value_error"):
-            message += f" (got {item['input']!r})"
-        lines.append(f"{name}, line {_line(node, item['loc'])}: {where}: {message}")
-    return "\n".join(lines)
+            message += f" (got {shortened(repr(item['input']))})"
+        told.append(f"line {_line(node, item['loc'])}: {where}: {message}")
+    more = error.error_count() - len(told)
+    return f"{name}, {'; '.join(told)}" + (f"; and {more} more" if more else "")
 
 
 def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
@@ -149,16 +157,3 @@ def _children(node: yaml.Node) -> Iterator[tuple[Any, yaml.Node]]:
         yield from ((str(key.value), value) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
         yield from enumerate(node.value)
-
-
-def _refuse_repeated(node: yaml.Node, name: str) -> None:
-    """YAML's readers keep the last of two equal keys in silence."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                line = key.start_mark.line + 1
-                raise ManifestError(f"{name}, line {line}: {key.value!r} stands twice")
-            seen.add(str(key.value))
-    for _, child in _children(node):
-        _refuse_repeated(child, name)

@@ -5,11 +5,16 @@ Apart from torch, so that explaining a million captions needs none of it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import hashlib
 import io
 import json
+import os
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,10 +28,95 @@ MAX_PIXELS = 89_478_485  # Pillow's own line for a decompression bomb (Image.MAX
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # EXIF tag
 _DRAFT_MARGIN = 1.5  # a drafted JPEG keeps this many times the pixels a side that are asked for
+_STRIP = 1 << 22  # pixels converted at a time
+PIXEL_BYTES = 1 << 30  # of decoded pixels held at once by all threads; less where more is asked for
+_ORDINARY = PIXEL_BYTES // 4  # a worker process decodes pictures of this size whatever others do
 
 
 class ImageError(OSError):
     """A picture cannot be read; the message names the pair or file and what is wrong."""
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+class _Budget:
+    """Bytes of pixels that are held at once; a picture beyond the whole `share` goes alone.
+
+    First come, first served, so that a large picture does not wait for ever. Processes that a
+    loader forks have a share each, and take turns with what is larger.
+    """
+
+    # no file behind it, shared by fork, and unlocked by the death of whoever holds it
+    _turns = os.memfd_create("pixels") if hasattr(os, "memfd_create") else None
+
+    def __init__(self) -> None:
+        self.share, self._used = PIXEL_BYTES, 0
+        self._queue, self._room = threading.Lock(), threading.Condition()
+
+    def take(self, size: int) -> None:
+        with self._queue, self._room:
+            self._room.wait_for(lambda: not self._used or self._used + size <= self.share)
+            self._used += size
+        try:
+            if size > self.share and self._turns is not None:
+                fcntl.lockf(self._turns, fcntl.LOCK_EX)
+        except BaseException:  # Ctrl-C
+            self.give(size)
+            raise
+        if size > _ORDINARY:
+            with contextlib.suppress(AttributeError):  # another C library than glibc
+                # which keeps what threads have freed, a large picture each
+                ctypes.CDLL(None).malloc_trim(0)
+
+    def give(self, size: int) -> None:
+        if size > self.share and self._turns is not None:
+            fcntl.lockf(self._turns, fcntl.LOCK_UN)
+        with self._room:
+            self._used -= size
+            self._room.notify()  # of the queue, one waits
+
+
+class _Held(threading.local):
+    depth = 0  # of `decoding` blocks
+    size = 0  # bytes of the budget
+
+
+_budget, _held = _Budget(), _Held()
+os.register_at_fork(after_in_child=_budget.__init__)  # what other threads hold is not ours
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """A block that decodes one picture and makes it small, whose pixels count until its end.
+
+    Threads that decode in such blocks hold about a GiB of pixels together. Outside one, pixels
+    count while `decode` runs. A second picture in one block takes the first one's place.
+    """
+    _held.depth += 1
+    try:
+        yield
+    finally:
+        _held.depth -= 1
+        if not _held.depth:
+            _hold(0)
+
+
+def _hold(size: int) -> None:
+    if _held.size:  # nobody waits for room with room in his hands
+        _budget.give(_held.size)
+    _held.size = 0
+    if size:
+        _budget.take(size)
+        _held.size = size
+
+
+def share_pixels(workers: int) -> None:
+    """Tell a loader's worker process how many of them there are, to share the budget."""
+    _budget.share = max(PIXEL_BYTES // workers, _ORDINARY)
+
+
+# ----------------------------------------------------------------------------------------- decode
 
 
 def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
@@ -43,7 +133,7 @@ def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
         if isinstance(source, Path) and not source.is_file():
             # also keeps named pipes and devices, which would block, from being opened
             raise ImageError("no such file" if not source.exists() else "not a regular file")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), decoding():
             # MAX_PIXELS refuses what Pillow only warns of; torn EXIF blocks are ignored below
             warnings.simplefilter("ignore")
             opened = Image.open(
@@ -57,9 +147,15 @@ def decode(source: Path | bytes, *, draft_to: int | None = None) -> Image.Image:
                 if draft_to is not None:
                     side = round(draft_to * _DRAFT_MARGIN)
                     picture.draft(None, (side, side))
+                # a JPEG in RGB is its own result; Pillow takes four bytes a pixel for either
+                plain = picture.format == "JPEG" and picture.mode == "RGB"
+                plain = plain and _orientation(picture) == 1
+                _hold(picture.width * picture.height * (4 if plain else 8))
                 return _upright(picture, _to_rgb(picture))
     except ImageError:
         raise
+    except PermissionError as error:
+        raise ImageError(f"may not be read: {error.strerror}") from error
     # damaged files make Pillow raise almost anything: struct.error, EOFError, zlib.error, KeyError
     except Exception as error:
         what = str(error).split(" <_io.")[0]  # Pillow names the buffer by its address
@@ -76,32 +172,64 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return _scale_integers(picture)
     if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _in_strips(picture, _on_white)
     return picture.convert("RGB")
 
 
+def _in_strips(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert`, to RGB pixel by pixel; of a large picture, it copies a strip at a time."""
+    width, height = picture.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
+        return convert(picture)
+    picture.load()
+    result = Image.new("RGB", picture.size)
+    for top in range(0, height, rows):
+        result.paste(convert(picture.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return result
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
 def _scale_integers(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit: the high byte, where Pillow's convert() would clip at 255."""
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
+    """16-bit grey as 8-bit: the high byte, where Pillow's convert() would clip at 255.
+
+    Of 32-bit integers without any beyond 8 bits, the low byte: nothing says that they have 16.
+    """
+    low, high = picture.getextrema() if picture.mode == "I" else (0, 0xFFFF)
+    if low < 0 or high > 0xFFFF:
         raise ImageError("grey values beyond 16 bits; convert the picture to 8 bit")
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    shift = 0 if picture.mode == "I" and high <= 0xFF else 8
+
+    def convert(strip: Image.Image) -> Image.Image:
+        return Image.fromarray((np.asarray(strip) >> shift).astype(np.uint8)).convert("RGB")
+
+    return _in_strips(picture, convert)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """What EXIF says, from 1 (upright) to 8."""
+    if "exif" not in picture.info and picture.format not in ("TIFF", "PNG", "WEBP"):
+        return 1
+    try:
+        said = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a torn EXIF block says nothing about orientation, and the pixels are whole
+        return 1
+    return said if said in range(1, 9) else 1
 
 
 def _upright(picture: Image.Image, pixels: Image.Image) -> Image.Image:
-    if "exif" not in picture.info and picture.format not in ("TIFF", "PNG", "WEBP"):
-        return pixels
-    try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a torn EXIF block says nothing about orientation, and the pixels are whole
-        return pixels
-    if orientation not in range(2, 9):
+    if (orientation := _orientation(picture)) == 1:
         return pixels
     pixels.getexif().clear()
     pixels.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(pixels)
+
+
+# ------------------------------------------------------------------------------------------ pairs
 
 
 @runtime_checkable

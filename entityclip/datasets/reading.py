@@ -8,13 +8,17 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
-import io
+import errno
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+_log = logging.getLogger(__name__)
 _CHUNK = 1 << 22  # bytes of JSON read at once
 _MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
 _NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") where a chunk ends
@@ -22,6 +26,11 @@ _NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") whe
 _KINDS = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "null"}
 _KINDS |= dict.fromkeys("-0123456789", "number")
 _MAX_FIELD = 1 << 24  # characters the csv module takes as one field
+# what others' tables call our columns
+_ALIASES = {
+    "image": ("filepath", "file_name", "filename", "file", "path", "image_path"),
+    "caption": ("text", "title"),
+}
 
 # ----------------------------------------------------------------------------------------- paths
 
@@ -71,6 +80,12 @@ def text_lines(path: Path) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def optional(root: Path, name: str) -> Path | None:
     """The file root/name, or None where there is none. Raises ValueError as `inside` does."""
     path = root / name
@@ -80,23 +95,27 @@ def optional(root: Path, name: str) -> Path | None:
 def list_pictures(home: Path, folder: Path) -> dict[str, bool]:
     """The regular files of a folder: name → whether it really lies below `home` (resolved).
 
-    A folder that does not exist has none. Raises ValueError for a folder that is a link out of
-    `home`, PermissionError naming one that cannot be listed.
+    A folder that does not exist has none, and links that lead nowhere are none. Raises ValueError
+    for a folder that is a link out of `home`, PermissionError naming one that cannot be listed.
     """
     if not folder.resolve().is_relative_to(home):
         raise ValueError(f"{folder} is a link that leads out of {home}; put the pictures there")
+    found: dict[str, bool] = {}
     try:
         with os.scandir(folder) as entries:
-            return {
-                entry.name: not entry.is_symlink()
-                or Path(entry.path).resolve().is_relative_to(home)
-                for entry in entries
-                if entry.is_file()
-            }
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+            for entry in entries:
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if os.path.isfile(target):
+                        found[entry.name] = Path(target).is_relative_to(home)
+                elif entry.is_file():
+                    found[entry.name] = True
     except PermissionError as error:
         raise PermissionError(f"cannot list {folder}: {error}; make it readable") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+    return found
 
 
 # ------------------------------------------------------------------------------------------ rows
@@ -142,12 +161,13 @@ class Row:
         value = self._get(field, (str,)).removeprefix("./")
         parts = value.split("/")
         if "\\" in value or "\0" in value or not all(parts) or ".." in parts or "." in parts:
-            self.fail(field, f"is {value[:80]!r}, which is no plain path below the root")
+            hint = " with forward slashes" if "\\" in value else ""
+            self.fail(field, f"is {value[:80]!r}, which is no plain path below the root{hint}")
         return value
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise ValueError naming file, row and field."""
-        raise ValueError(f"{self}: field {field!r} {problem}; mend or delete the row")
+        raise ValueError(f"{self}: field {field!r} {problem}; mend the row")
 
     def _get(self, field: str, kinds: tuple[type, ...], *, required: bool = True) -> Any:
         value = self.values.get(field)
@@ -329,23 +349,27 @@ def csv_rows(
     optional: Sequence[str] = (),
     escapechar: str | None = None,
     first: int = 0,
+    fetched: bool = False,
+    note: Callable[[str], object] = _log.warning,
 ) -> Iterator[Row]:
     """The rows of a comma-separated UTF-8 file whose first line names its columns.
 
-    `columns` must be there, `optional` ones may; others are ignored, unless a name is so close to
-    one of ours that it must be misspelt. `escapechar` stands before a quote inside quotes (None:
-    quotes are doubled); errors name the row below the header `first`.
+    `columns` must be there, `optional` ones may; others are ignored. `escapechar` stands before a
+    quote inside quotes (None: quotes are doubled); errors name the row below the header `first`,
+    and say to fetch a `fetched` file again. `note` gets what is passed over and may be a mistake.
 
     Raises ValueError naming the file, and the row and column where that can be told.
     """
-    before = csv.field_size_limit(_MAX_FIELD)
+    before, number, blank = csv.field_size_limit(_MAX_FIELD), first - 2, 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, escapechar=escapechar, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, columns, optional)
+            _check_header(path, header, columns, optional, note)
+            number = first - 1
             for number, cells in enumerate(reader, start=first):
                 if not cells:  # an empty line; spreadsheets leave some at the end
+                    blank += 1
                     continue
                 if len(cells) != len(header):
                     raise ValueError(
@@ -353,54 +377,69 @@ def csv_rows(
                         "is a comma not quoted?"
                     )
                 yield Row(dict(zip(header, cells, strict=True)), path, number)
-    except UnicodeDecodeError as error:
-        where = _wrong_bytes(path, first) or f" ({error})"
-        raise ValueError(
-            f"{path} is not readable CSV: not UTF-8{where}; fetch it again, or save it as CSV UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise ValueError(f"{path} is not readable CSV ({error}); fetch it again") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        what, advice = _fault(path, first, escapechar) or (f"{error}, row {number + 1}", "mend it")
+        advice = "fetch it again" if fetched else advice
+        raise ValueError(f"{path} is not readable CSV: {what}; {advice}") from error
     finally:
         csv.field_size_limit(before)
+    if blank:
+        note(f"{path.name}: {blank} blank lines passed over")
 
 
 def _check_header(
-    path: Path, header: list[str], columns: Sequence[str], optional: Sequence[str]
-) -> None:
+    path: Path, header: list[str], columns: Sequence[str], optional: Sequence[str],
+    note: Callable[[str], object],
+) -> None:  # fmt: skip
     got = ", ".join(header)[:200] or "nothing"
+    known = [*columns, *optional]
+    others = {name.casefold(): name for name in header if name not in known}
     lacking = [name for name in columns if name not in header]
     if lacking or len(set(header)) != len(header):
         problem = f"lacks {', '.join(lacking)}" if lacking else "names a column twice"
         hint = ""
         if len(header) == 1 and any(mark in got for mark in ";\t|"):
             hint = "; are the columns separated by something else than commas?"
+        for name in lacking:
+            close = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
+            meant = close or [other for other in _ALIASES.get(name, ()) if other in others]
+            hint += f"; is {others[meant[0]]!r} it? Then name it {name}" if meant else ""
         raise ValueError(
             f"{path}: the first line must name the columns {', '.join(columns)} once each, and "
             f"{problem}: got {got}{hint}"
         )
-    for name in header:
-        known = [*columns, *optional]
-        close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.85)
-        if name not in known and close:
-            raise ValueError(f"{path}: column {name!r} is none of ours; is it {close[0]!r}?")
+    for name in (name for name in optional if name not in header):
+        for close in difflib.get_close_matches(name, others, n=1, cutoff=0.85):
+            note(f"{path.name}: column {others[close]!r} is ignored; is it {name!r}?")
 
 
-def _wrong_bytes(path: Path, first: int) -> str:
-    """Row and column of the first cell that is not UTF-8; "" where that cannot be told."""
+def _fault(path: Path, first: int, escapechar: str | None) -> tuple[str, str] | None:
+    """What is wrong with the first cell that is not UTF-8 or whose quotes are wrong, and advice."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return " but UTF-16, in its first bytes"
-    # Latin-1 reads any bytes and gives them back, so that csv can tell rows and columns apart
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode("latin-1"), newline="")))
-    except csv.Error:
-        return ""
-    for number, cells in enumerate(rows, start=first - 1):
-        for column, cell in enumerate(cells):
-            try:
-                cell.encode("latin-1").decode()
-            except UnicodeDecodeError as error:
-                name = rows[0][column] if number >= first and column < len(rows[0]) else column
-                byte = cell.encode("latin-1")[error.start]
-                return f" in row {number}, column {name!r} (byte 0x{byte:02x})"
-    return ""
+        return "not UTF-8 but UTF-16, in its first bytes", "save it as CSV UTF-8"
+    # Latin-1 reads any bytes and gives them back, so that rows and columns can be told apart
+    text = data.removeprefix(codecs.BOM_UTF8).decode("latin-1")
+    mark = re.escape(escapechar or "")
+    escaped = f"|{mark}." if mark else ""
+    quoted = re.compile(rf'"(?:[^"{mark}]|""{escaped})*', re.DOTALL)
+    cell = re.compile(rf'({quoted.pattern}"|[^",\r\n][^,\r\n]*|)(,|\r\n|\r|\n|\Z)', re.DOTALL)
+    at, number, column, header = 0, first - 1, 0, []
+    while at < len(text):
+        name = header[column] if number >= first and column < len(header) else column
+        where = f"in row {number}, column {name!r}"
+        if not (found := cell.match(text, at)):
+            if quoted.match(text, at).end() == len(text):
+                return f"a quote opens {where} and is never closed", "close it"
+            advice = "put the whole field into quotes, and write each quote inside twice"
+            return f"more text follows a closing quote {where}", advice
+        try:
+            content = found[1].encode("latin-1").decode()
+        except UnicodeDecodeError as error:
+            byte = found[1].encode("latin-1")[error.start]
+            return f"not UTF-8 {where} (byte 0x{byte:02x})", "save it as CSV UTF-8"
+        if number < first:
+            header.append(content.strip().strip('"'))
+        number, column = (number, column + 1) if found[2] == "," else (number + 1, 0)
+        at = found.end()
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -150,6 +150,12 @@ class Report:
     listed_as_broken: int = 0  # left out: the release itself lists the picture as broken
     without_explanation: int = 0  # kept
     unused_explanations: int = 0  # keys of the explanations' file that no kept pair has
+    notes: list[str] = field(default_factory=list)  # passed over, and maybe a mistake
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """All but the notes."""
+        return {name: value for name, value in vars(self).items() if name != "notes"}
 
     @property
     def left_out(self) -> int:
@@ -157,13 +163,16 @@ class Report:
         return sum(getattr(self, name) for name in _REASONS)
 
     def __str__(self) -> str:
+        if not self.rows:
+            return "0 rows: none of the file is of this split"
         counts = {what: getattr(self, name) for name, what in _REASONS.items()}
         often = [*counts][:3]
         parts = [f"{count} {what}" for what, count in counts.items() if count or what in often]
-        unused = f"; {self.unused_explanations} explanations fit no pair"
+        notes = [f"{self.unused_explanations} explanations fit no pair"]
+        notes = notes[: self.unused_explanations] + self.notes
         return (
             f"{self.rows} rows; left out {', '.join(parts)}; {self.without_explanation} kept "
-            f"without an explanation{unused if self.unused_explanations else ''}"
+            f"without an explanation{''.join(f'; {note}' for note in notes)}"
         )
 
 
@@ -187,6 +196,7 @@ class PairBuilder:
         self._columns = {name: TextColumn(repeated=many) for name, many in COLUMNS.items()}
         self._state = bytearray()
         self._folders = TextColumn(repeated=True)  # of the pictures
+        self.notes: list[str] = []  # for the report
 
     def add(
         self,
@@ -250,9 +260,11 @@ class PairBuilder:
             rows=len(states),
             without_explanation=int((codes < 0).sum()),
             unused_explanations=explanations.distinct - len(np.unique(codes[codes >= 0])),
+            notes=self.notes,
             **dict(zip(_REASONS, counts[1:], strict=True)),
         )
-        _log.log(logging.WARNING if report.left_out else logging.INFO, "%s: %s", what, report)
+        level = logging.WARNING if report.left_out or report.notes else logging.INFO
+        _log.log(level, "%s: %s", what, report)
         return _subset(table, limit, seed), report
 
     def _mark_missing(self) -> None:

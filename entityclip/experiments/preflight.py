@@ -42,7 +42,9 @@ def refuse_impossible(splits: Splits, measured: Iterable[str], *, training: bool
         if training and (problems := disk_problems(splits)):
             raise Refused("; ".join(problems))
         for split in [*(("train", "val") if training else ()), *measured]:
-            splits.pairs(split)
+            if not len(splits.pairs(split)):
+                policy = profile.settings.explanation_policy
+                raise Refused(f"{split}: explanation_policy {policy!r} leaves no pair of it")
         for split in measured if training else ():
             _refuse_broken(splits.pairs(split), split)
 

@@ -167,11 +167,16 @@ class Backbone(nn.Module):
         parts = zip(*(part.split([len(first), len(second)]) for part in joint), strict=True)
         return [Tokens(*side) for side in parts]
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text needs, start and end included, uncut by the context length."""
+        return [len(self.tokenize.encode(text)) + 2 for text in texts]
+
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Rows of the texts that have more tokens than the context length, and so are cut."""
-        room = self.tokenize.context_length - 2  # start and end; each token is a letter at least
-        encode = self.tokenize.encode
-        return [at for at, text in enumerate(texts) if len(text) > room < len(encode(text))]
+        limit = self.tokenize.context_length
+        long = [row for row, text in enumerate(texts) if len(text) + 2 > limit]  # a letter a token
+        lengths = self.lengths([texts[row] for row in long])
+        return [row for row, length in zip(long, lengths, strict=True) if length > limit]
 
     def longest(self, text: Tensor) -> int:
         """Tokens of the longest real sequence in `text` [B, context_length], EOT included."""

@@ -165,9 +165,9 @@ class Collection:
             first: dict[str, str] = {}  # picture key -> id of the pair that first shows it
             captions = {p.id: (p, first.setdefault(p.image_key, p.id)) for p in images}
             images = {name: captions[name][0].image for name in first.values()}
-        sources, others = list_pictures(images)
+        sources, left_out = list_pictures(images)
         found = embed(encoder, sources, cache=cache, progress=progress)
-        found.report.not_pictures = others
+        found.report.left_out = left_out
         if not len(found.images):
             raise ValueError(f"there is no picture to search: {found.report}")
         pictures = {name: sources[name] for name in found.images.ids}

@@ -6,17 +6,17 @@ What imports torch is imported late: help need not wait for it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from entityclip.config import runs_folder
+from entityclip.console import Refused
 from entityclip.datasets import DATASETS, load_pairs
-from entityclip.files import atomic_write_text
+from entityclip.files import atomic_write_text, unwritable
 
 
 def embed(argv: Sequence[str] | None = None) -> int:
-    """``entityclip embed``; 0: done, 1: something is wrong with the input, 2: refused."""
+    """``entityclip embed``; 0: done. Raises what is wrong with the input, Refused at once."""
     parser = _embed_parser()
     options = parser.parse_args(argv)
     if not (options.images or options.dataset or options.texts):
@@ -25,33 +25,29 @@ def embed(argv: Sequence[str] | None = None) -> int:
         parser.error("a --dataset brings its own pictures and captions")
     if options.out.suffix not in (".parquet", ".npy"):
         parser.error(f"--out {options.out}: name it .parquet or .npy")
-    try:
-        _embed(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    for folder, advice in ((options.cache, "set ENTITYCLIP_RUNS or --cache"),
+                           (options.out.parent, "give another --out")):  # fmt: skip
+        if reason := unwritable(folder):
+            raise Refused(f"{reason}: {advice}")
+    from entityclip.search import embedding, sources
 
-
-def _embed(options: argparse.Namespace) -> None:
-    from entityclip.search import embedding
-
-    images, texts = options.images, None
+    images, texts, blank = options.images, None, []
     if options.dataset:
         images = texts = load_pairs(
             options.dataset, options.split, limit=options.limit, root=options.root,
             image_size=options.image_size,
         )  # fmt: skip
     elif options.texts:
-        lines = options.texts.read_text(encoding="utf-8-sig").splitlines()
-        texts = [line for line in lines if line.strip()]
+        texts, blank = sources.read_lines(options.texts)
     found = embedding.embed(
         options.checkpoint, images, texts, model=options.model, cache=options.cache,
         batch_size=options.batch_size, workers=options.workers, progress=not options.quiet,
     )  # fmt: skip
+    for number in blank:
+        found.report.left_out.add("blank lines", f"line {number}")
+    empty = [n for n in ("images", "texts") if (one := getattr(found, n)) is not None and not one]
+    if empty:
+        raise ValueError(f"no vector of {' and '.join(empty)}, nothing was written: {found.report}")
     written, out = [], options.out
     if found.images is not None:
         written.append(found.images.save(out))
@@ -61,17 +57,19 @@ def _embed(options: argparse.Namespace) -> None:
     atomic_write_text(report, found.report.as_json())
     print(found.report)
     print("written to " + ", ".join(map(str, [*written, report])))
+    return 0
 
 
 def _embed_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="entityclip embed",
-        description="Pictures come from a folder, a CSV or Parquet file of paths, or a data set's "
+        description="Pictures come from a folder, a CSV or Parquet file, or a data set's "
         "split; texts from the split's captions or a file of lines. Stop it and start it again: it "
         "goes on where it was. What was left out stands in FILE.report.json.",
     )
     add = parser.add_argument
-    add("checkpoint", help="a run's folder, a .safetensors file, or a tag of open_clip")
+    add("checkpoint", help="a run's, an exported or a Hugging Face model's folder, a .safetensors "
+        "file, or a tag of open_clip")  # fmt: skip
     add("--model", help="open_clip's name of the model, where the checkpoint does not tell it")
     add("--images", help="a folder, or a .csv or .parquet with a column `image`")
     add("--texts", type=Path, help="a file of texts, one a line")
@@ -89,7 +87,7 @@ def _embed_parser() -> argparse.ArgumentParser:
 
 
 def export(argv: Sequence[str] | None = None) -> int:
-    """``entityclip export``; 0: the model was written, 1: not, with a reason, 2: refused."""
+    """``entityclip export``; 0: the model was written. Raises why it was not."""
     parser = argparse.ArgumentParser(
         prog="entityclip export",
         description="Write a checkpoint's two towers as a plain CLIP: weights and config as "
@@ -97,7 +95,7 @@ def export(argv: Sequence[str] | None = None) -> int:
         "can be exported too, which converts them.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a .safetensors file, or a run's folder")
+    add("checkpoint", type=Path, help="a .safetensors file, a run's or a Hugging Face folder")
     add("folder", type=Path, help="where the model is written")
     add("--backbone", help="open_clip's name, where the checkpoint has none")
     add("--image-size", type=int, help="pixels, where it isn't the backbone's")
@@ -105,13 +103,9 @@ def export(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     from entityclip.search import export as exporting
 
-    try:
-        weights = exporting.export(
-            given.checkpoint, given.folder,
-            backbone=given.backbone, image_size=given.image_size, rows=given.rows,
-        )  # fmt: skip
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    weights = exporting.export(
+        given.checkpoint, given.folder,
+        backbone=given.backbone, image_size=given.image_size, rows=given.rows,
+    )  # fmt: skip
     print(f"wrote {weights}, {exporting.CONFIG} and {exporting.CARD}")
     return 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,13 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entityclip.datasets.dataset import picture_tensor, split_preprocess
-from entityclip.datasets.pair import ImageError
+from entityclip.datasets.pair import ImageError, decoding
 from entityclip.evaluation.retrieval import evaluating
-from entityclip.files import atomic_write_text, claimed, progress_bar, replacing
+from entityclip.files import (
+    atomic_write_text,
+    claimed,
+    printable,
+    progress_bar,
+    read_json,
+    replacing,
+    unwritable,
+)
 from entityclip.models.clip import Backbone
 from entityclip.search.encoder import VectorCache, fingerprint, load_encoder
 from entityclip.search.sources import (
     Images,
+    LeftOut,
     Source,
     Texts,
     arrow,
@@ -37,6 +47,11 @@ from entityclip.search.sources import (
 )
 
 _NAMED = 5  # files of a kind that the report's text names
+_LENGTH = 1e-3  # how far from 1 a stored vector's length may be
+
+
+class VectorsError(ValueError):
+    """A file holds no vectors of ours; the message names it and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -77,33 +92,61 @@ class Vectors:
 
     @classmethod
     def load(cls, path: str | Path) -> Vectors:
-        """Read what `save` wrote. Raises ValueError for another ending or damaged files."""
+        """Read what `save` wrote. Raises VectorsError, naming file and field, for anything else."""
         path = Path(path).expanduser()
+        if path.suffix not in (".parquet", ".npy"):
+            raise VectorsError(f"{path}: only .parquet and .npy are read")
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
         try:
-            if path.suffix == ".parquet":
-                table = arrow(path).parquet.read_table(path, columns=["id", "vector"])
-                vectors = table["vector"].combine_chunks()
-                width = vectors.type.list_size
-                values = np.asarray(vectors.flatten(), np.float32).reshape(len(table), width)
-                return cls(table["id"].to_pylist(), values)
             if path.suffix == ".npy":
-                ids = path.with_suffix(".ids.json").read_text(encoding="utf-8")
-                return cls(json.loads(ids), np.load(path, allow_pickle=False))
-        except (ValueError, KeyError, EOFError) as error:
-            raise ValueError(f"{path} is damaged or not of ours: {error}") from error
-        raise ValueError(f"{path}: only .parquet and .npy are read")
+                ids = read_json(path.with_suffix(".ids.json"), VectorsError, list[str])
+                values = np.load(path, allow_pickle=False)
+            else:
+                table = arrow(path).parquet.read_table(path, columns=["id", "vector"])
+                column = table["vector"].combine_chunks()
+                ids, width = table["id"].to_pylist(), column.type.list_size
+                values = np.asarray(column.flatten()).reshape(len(table), width)
+        except (VectorsError, FileNotFoundError):
+            raise
+        except PermissionError as error:
+            raise VectorsError(f"{path} may not be read: {error.strerror}") from error
+        except Exception as error:  # numpy and pyarrow raise almost anything for what is damaged
+            what = " ".join(str(error).split())
+            raise VectorsError(f"{path} is damaged or not of ours ({what})") from error
+        _refuse_other(path, ids, values)
+        return cls(ids, values)
+
+
+def _refuse_other(path: Path, ids: list[str], values: np.ndarray) -> None:
+    """Raise VectorsError unless there is an id a row, each once, and a vector of length 1."""
+    wrong = [name for name in ids if not isinstance(name, str)]
+    if wrong:
+        problem = f"id {wrong[0]!r} is no text"
+    elif len(set(ids)) < len(ids):
+        problem = f"id {next(n for n, count in Counter(ids).items() if count > 1)!r} stands twice"
+    elif values.dtype != np.float32 or values.ndim != 2:
+        problem = f"vectors are {values.dtype} {[*values.shape]}, not float32 [n, d]"
+    elif len(values) != len(ids):
+        problem = f"{len(ids)} ids for {len(values)} vectors"
+    elif len(off := np.flatnonzero(~(abs(np.linalg.norm(values, axis=1) - 1) < _LENGTH))):
+        problem = f"vector {off[0]} ({ids[off[0]]!r}) is not of length 1"
+    else:
+        return
+    raise VectorsError(f"{path} is damaged or not of ours: {problem}")
 
 
 @dataclass
 class EmbedReport:
-    """What became of everything that was found."""
+    """What became of everything that was found; whatever has no vector stands in `left_out`."""
 
     pictures: int = 0  # with a vector
     texts: int = 0
     embedded: int = 0  # pictures and texts that ran through the model now
     duplicates: dict[str, str] = field(default_factory=dict)  # id -> the first with these bytes
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> what is wrong
-    not_pictures: list[str] = field(default_factory=list)  # other files of the folder
+    cut: list[str] = field(default_factory=list)  # ids of texts longer than the model reads
+    left_out: LeftOut = field(default_factory=LeftOut)  # why -> names
 
     def as_json(self) -> str:
         """Everything, lists included, as JSON text."""
@@ -114,11 +157,12 @@ class EmbedReport:
         for what, names in (
             ("duplicates of others", [f"{a} = {b}" for a, b in self.duplicates.items()]),
             ("unreadable, left out", [f"{a}: {why}" for a, why in self.unreadable.items()]),
-            ("no pictures, left out", self.not_pictures),
+            ("texts longer than the model reads, cut", self.cut),
+            *((f"{why}, left out", names) for why, names in self.left_out.items()),
         ):
             if names:
                 more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-                lines.append(f"{len(names)} {what}: {'; '.join(names[:_NAMED])}{more}")
+                lines.append(printable(f"{len(names)} {what}: {'; '.join(names[:_NAMED])}{more}"))
         return "\n".join(lines)
 
 
@@ -147,8 +191,9 @@ def embed(
 
     Args:
         checkpoint, model: as `load_encoder` takes them.
-        images: a folder, a .csv or .parquet of paths (columns `image` and, optionally, `id`), paths
-            or PIL pictures with or without names, or pairs (`list_pictures`).
+        images: a folder, a .csv or .parquet (columns `image`, of paths or in Parquet also of files'
+            bytes, and optionally `id`), paths or PIL pictures with or without names, or pairs
+            (`list_pictures`).
         texts: texts with or without names, or pairs, of which the captions are taken.
         cache: a folder that keeps what was embedded, by content and weights; a stopped call goes on
             there, and at most a batch is lost to a kill. None: nothing is kept.
@@ -163,6 +208,8 @@ def embed(
         raise ValueError("nothing to embed: give images, texts or both")
     if min(batch_size, workers) < 1:
         raise ValueError(f"batch_size {batch_size}, workers {workers}: each must be >= 1")
+    if cache and (reason := unwritable(cache)):
+        raise ValueError(f"{reason}: set ENTITYCLIP_RUNS, or give another cache (--cache)")
     backbone = load_encoder(checkpoint, model)
     folder = Path(cache).expanduser() / fingerprint(backbone) if cache else None
     report, of_images, of_texts = EmbedReport(), None, None
@@ -171,11 +218,14 @@ def embed(
     try:
         with evaluating(backbone.to(away)):
             if images is not None:
-                pictures, report.not_pictures = list_pictures(images)
+                pictures, report.left_out = list_pictures(images)
                 of_images = encoder.pictures(pictures)
                 report.pictures = len(of_images)
             if texts is not None:
-                of_texts = encoder.texts(list_texts(texts))
+                listed = list_texts(texts)
+                names = list(listed)
+                report.cut = [names[row] for row in backbone.too_long([*listed.values()])]
+                of_texts = encoder.texts(listed)
                 report.texts = len(of_texts)
     finally:
         backbone.to(home)
@@ -206,7 +256,12 @@ class _Encoder:
 
         def opened(source: Source) -> tuple[str, Callable[[], Tensor]]:
             key, load = read_picture(source)
-            return key, lambda: picture_tensor(geometry(load()), normalize)
+
+            def small() -> Tensor:
+                with decoding():  # its pixels count until they are few
+                    return picture_tensor(geometry(load()), normalize)
+
+            return key, small
 
         def encode(pixels: list[Tensor]) -> Tensor:
             images = torch.stack(pixels).to(device)
@@ -249,7 +304,7 @@ class _Encoder:
             ThreadPoolExecutor(self.workers) as pool,
             progress_bar(total=len(names), desc=kind, show=self.progress) as bar,
         ):
-            known = VectorCache(folder)
+            known = VectorCache(folder, self.backbone.width)
             before = len(known.vectors)
 
             def read(name: str) -> _Read | ImageError:
@@ -274,6 +329,10 @@ class _Encoder:
                         new.setdefault(got.key, got)
                 if new:
                     vectors = encode([item.content for item in new.values()]).float()
+                    if not vectors.isfinite().all():
+                        raise ValueError(
+                            f"{batch[0]} … {batch[-1]}: the model gives NaN or infinity"
+                        )
                     marks = {item.signature: key for key, item in new.items() if item.signature}
                     known.add(list(new), F.normalize(vectors, dim=-1).cpu().numpy(), marks)
                 bar.update(len(batch))

@@ -13,15 +13,15 @@ from typing import Any
 
 import pandas as pd
 
-from entityclip.checkpoints import read_meta, write_checkpoint
+from entityclip.checkpoints import write_checkpoint
 from entityclip.config import config_hash
 from entityclip.datasets.manifest import Entry, load_manifest
-from entityclip.files import atomic_write_text, git_commit
+from entityclip.files import atomic_write_text, git_commit, unwritable
 from entityclip.models.clip import create_backbone, library
 from entityclip.results import RETRIEVAL, SHIPPED, read_rows
-from entityclip.search.encoder import best_of
+from entityclip.search.encoder import CONFIG, WEIGHTS, read_about, weights_in
 
-WEIGHTS, CONFIG, CARD = "open_clip_model.safetensors", "open_clip_config.json", "README.md"
+CARD = "README.md"
 
 _OF_THE_RUN = ("train_data", "val_data", "train")  # in a checkpoint's identity, not in its rows'
 _SHOWN = ("R@1", "R@5", "R@10", "MedR", "MeanR")
@@ -49,12 +49,14 @@ def export(
     Raises ExportError where the backbone isn't known, BackboneError and CheckpointError for weights
     that cannot be read, do not fit or cannot be written.
     """
-    path = best_of(source)
-    meta = read_meta(path)
+    path = weights_in(source)
+    meta = read_about(path)
     identity = meta.get("identity", {})
     name = backbone or identity.get("backbone")
     if name is None:
         raise ExportError(f"{path} does not say which model it is; give --backbone, e.g. ViT-B-32")
+    if reason := unwritable(folder):
+        raise ExportError(f"{reason}; give another folder")
     size = image_size or identity.get("image_size")
     built = create_backbone(name, str(path), size)
     found = stored_metrics(identity, _row_files(path) if rows is None else rows)

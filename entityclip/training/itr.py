@@ -23,7 +23,7 @@ from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import PARTNER, ITRModel, cluster, joint
 from entityclip.training.loop import cut_texts, repeatable
-from entityclip.training.processes import SplitServer, TrainingError, covering_batches, full_batches
+from entityclip.training.processes import CannotTrain, SplitServer, covering_batches, full_batches
 from entityclip.training.run_folder import RunFolder, TrainResult
 
 _EMBED_BATCH = 256
@@ -204,12 +204,12 @@ class _Pretrainer:
 def _check_sets(train_set: PairDataset, val_set: PairDataset | None, config: ITRConfig) -> None:
     least = max(config.batch_size, config.clusters if config.clustering else 0)
     if len(train_set) < least:
-        raise TrainingError(
+        raise CannotTrain(
             f"{len(train_set)} pairs to pretrain on are fewer than a batch of {config.batch_size} "
             f"or {config.clusters} clusters; lower batch_size and clusters or give more pairs"
         )
     if val_set is not None and len(val_set) < config.batch_size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{len(val_set)} held-out pairs don't fill one batch of {config.batch_size}"
         )
     if config.needs_generated and train_set.explanations is None:

@@ -25,8 +25,8 @@ from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone, DualEncoder
 from entityclip.training.processes import (
+    CannotTrain,
     SplitServer,
-    TrainingError,
     World,
     covering_batches,
     full_batches,
@@ -361,25 +361,25 @@ def _refuse_impossible(
     """
     train_size, val_size = (len(pairs) for pairs in sets.values())
     if train_size < config.batch_size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{train_size} training pairs don't fill one batch of {config.batch_size}; "
             "lower batch_size or give more pairs"
         )
     if val_size < 2:
-        raise TrainingError(f"{val_size} validation pairs; contrastive losses need at least 2")
+        raise CannotTrain(f"{val_size} validation pairs; contrastive losses need at least 2")
     if min(config.batch_size, val_size) < world.size:
-        raise TrainingError(
+        raise CannotTrain(
             f"{world.size} processes share batches of {config.batch_size} training and at most "
             f"{val_size} validation pairs; each needs at least 1"
         )
     if config.best_by == "vtc" and not model.has_vtc:
-        raise TrainingError(
+        raise CannotTrain(
             f"best_by=vtc: {type(model).__name__}'s loss has no VTC to choose by; set best_by=loss"
         )
     asked = [f"{world.size} processes"] if world.size > 1 else []
     asked += [f"chunk={config.chunk}"] if config.chunk is not None else []
     if asked and not model.splits_batches:
-        raise TrainingError(
+        raise CannotTrain(
             f"{type(model).__name__} compares all rows in its forward pass and can't be trained "
             f"with {' and '.join(asked)}; use one process without chunk"
         )

@@ -29,6 +29,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from entityclip.console import Refused
 from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset
 from entityclip.models.gather import Peers
 
@@ -38,6 +39,10 @@ _PATIENCE = timedelta(days=7)  # a process may wait while another one's machine 
 
 class TrainingError(RuntimeError):
     """Training can't start or go on; the message says where it stood and what to do."""
+
+
+class CannotTrain(TrainingError, Refused):
+    """A training that cannot begin: nothing was written."""
 
 
 @dataclass(frozen=True)

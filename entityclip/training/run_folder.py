@@ -195,6 +195,8 @@ class RunFolder:
             unpack_optimizer(optimizer, tensors, meta, path)
             _restore_generators(tensors, self.device, path)
             self._elapsed = meta["elapsed"]
+            if self.world.main and path.name == LAST:  # else those before it are still needed
+                _forget_earlier(self.path, meta["step"], self.keep)
         self._start = time.perf_counter()
         # the first process cuts the file, all know what it holds
         rows = self._truncated_log(meta["step"] if meta else 0) if self.world.main else None
@@ -301,8 +303,13 @@ def save_last(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], ke
         with contextlib.suppress(CheckpointError):  # a damaged one is not worth keeping
             _set_aside(last, folder / f"step-{read_meta(last)['step']:09d}.safetensors")
     write_checkpoint(last, tensors, meta)
+    _forget_earlier(folder, meta["step"], keep)
+
+
+def _forget_earlier(folder: Path, step: int, keep: int) -> None:
+    """Of the checkpoints before the last, which is at `step`, leave the `keep` - 1 newest."""
     there = _earlier(folder)
-    earlier = [path for path in there if int(path.stem.removeprefix("step-")) < meta["step"]]
+    earlier = [path for path in there if int(path.stem.removeprefix("step-")) < step]
     for path in {*there} - {*earlier[: keep - 1]}:
         path.unlink()
 
@@ -344,7 +351,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _earlier(folder: Path) -> list[Path]:
     """The checkpoints before the last that are still there, newest first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    found = folder.glob("step-*.safetensors")
+    return sorted((p for p in found if p.stem.removeprefix("step-").isdecimal()), reverse=True)
 
 
 def _set_aside(last: Path, kept: Path) -> None:

@@ -1,6 +1,9 @@
 """The data manifest, and ``entityclip data`` on miniature copies."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -19,6 +22,7 @@ from entityclip.datasets.manifest import (
     missing_files,
 )
 from tests.fixtures import layouts
+from tests.fixtures.pictures import save
 
 
 def run(*arguments):
@@ -50,6 +54,11 @@ def n24news_changed(path, old, new):
     return path
 
 
+BOMB = "venue: [&a0 [x, x, x, x, x, x, x, x, x]" + "".join(
+    f", &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)
+) + "]"  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -66,15 +75,23 @@ def n24news_changed(path, old, new):
         ("train: {pairs: null}", "train: {pairs: -1}", "n24news.splits.train.pairs"),
         ("train: {pairs: null}", "train: {}", "n24news.splits.train.pairs: Field required"),
         ("  n24news:", "  newsroom:", "'newsroom' stands twice"),
-        ("title: N24News", "title: [N24News", "not YAML"),
-        ("title: N24News", "title: !!python/object:os.system x", "not YAML"),
+        ("title: N24News", "title: [N24News", "expected ',' or ']'"),
+        ("title: N24News", "title: !!python/object:os.system x", "could not determine a construct"),
+        ("train: {pairs: null}", "train: !!timestamp x", "not YAML"),
+        ("title: N24News", f"title: {'1' * 5000}", "not YAML"),
+        ("venue: LREC", "venue: &a [*a]", "refers to itself"),
+        ("venue: LREC", BOMB, "its aliases make it more than"),
+        ('"imgs/*.jpg"', f'"{"{a,b}" * 40}"', "layout.1.path: .*more than 1000 patterns"),
     ],
 )
 def test_a_manifest_error_names_its_line(old, new, message, tmp_path):
     path = n24news_changed(tmp_path / "data_manifest.yaml", old, new)
     with pytest.raises(ManifestError, match=message) as raised:
         load_manifest(path)
-    if "not YAML" not in message and "required" not in message:
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    vague = ("not YAML", "required", "expected ','", "aliases make it")
+    if not any(text in message for text in vague):
         line = int(str(raised.value).split("line ")[1].split(":")[0])
         assert new.split("{")[0].strip() in path.read_text().split("\n")[line - 1]
 
@@ -183,8 +200,82 @@ def test_verify_says_what_is_missing_or_damaged(tmp_path):
     assert any("is a link that leads out of" in problem for problem in problems)
     assert verify(tmp_path / "nowhere", out)[1]["problems"][0].startswith("root ")
     (out / "checksums.json").write_text('{"a": 3}')
-    assert "checksums.json is damaged" in "\n".join(verify(root, out)[1]["problems"])
+    (problem,) = (text for text in verify(root, out)[1]["problems"] if "checksums.json" in text)
+    assert re.search(r"checksums\.json: a: Input should be a valid string.*; mend it", problem)
     assert run("verify", "newsroom", "--out", out) == 0  # which has no files
+
+
+@pytest.mark.parametrize("name", ["root", "imgs"])
+def test_a_folder_that_may_not_be_listed_is_a_problem(name, tmp_path, monkeypatch, capsys):
+    root, real = tmp_path / "root", os.scandir
+    layouts.n24news(root)
+
+    def refuse(path):  # chmod does not keep root out
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    status, result = verify(root, tmp_path / "out")
+    assert status == 1
+    closed = root if name == "root" else root / name
+    assert f"{closed} may not be listed: Permission denied; make it readable" in result["problems"]
+    assert run("prepare", "n24news", "--root", root, "--out", tmp_path / "out") == (name == "imgs")
+    assert ("make it readable" in capsys.readouterr().err) == (name == "imgs")
+
+
+def test_files_that_may_not_be_read_are_not_called_broken(tmp_path, monkeypatch, capsys):
+    root, real = tmp_path / "root", Path.open
+    layouts.n24news(root)
+    (root / "imgs" / "img-2.jpg").write_bytes(b"")
+
+    def refuse(path, *a, **k):
+        if path.name in ("img-1.jpg", "nytimes_dev.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *a, **k)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("builtins.open", lambda path, *a: refuse(Path(path), *a))
+    _, result = verify(root, tmp_path / "out")
+    assert list(result["unreadable"]) == ["imgs/img-1.jpg"]
+    assert list(result["broken"]) == ["imgs/img-2.jpg"]
+    problems = "\n".join(result["problems"])
+    assert "1 of 18 pictures not readable: imgs/img-1.jpg: may not be read: Perm" in problems
+    assert "nytimes_dev.json may not be read: Permission denied" in problems
+    assert "17 pictures decoded, 1 broken, 1 not readable" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "checksums.json").exists()
+
+
+def test_equal_pictures_are_noted_within_and_across_splits(tmp_path):
+    root = tmp_path / "root"
+    layouts.n24news(root)
+    for copy in ("img-2", "img-20"):  # of train, of val
+        (root / "imgs" / f"{copy}.jpg").write_bytes((root / "imgs" / "img-1.jpg").read_bytes())
+    status, result = verify(root, tmp_path / "out")
+    equal = "(e.g. imgs/img-1.jpg = imgs/img-2"
+    assert status == 0
+    assert result["notes"][-2:] == [
+        f"2 pictures repeat others byte for byte {equal}.jpg)",
+        f"train and val share 2 byte-equal pictures under other names {equal}0.jpg)",
+    ]
+
+
+def test_escape_codes_reach_no_terminal(tmp_path, capsys):
+    evil = "\x1b]0;owned\x07\x1b[31m\u202ex"
+    root = tmp_path / "root"
+    save(root / f"{evil}.jpg", 1)
+    save(root / "copy.jpg", 1)
+    (root / f"broken{evil}.jpg").write_bytes(b"")
+    (root / "captions.csv").write_text(
+        f"image,caption,{evil}explanation\n{evil}.jpg,{evil},x\nbroken{evil}.jpg,a,x\ncopy.jpg,b,x\n"
+    )
+    for command in ("verify", "prepare", "summary"):
+        more = ["--max-broken", 1] if command == "prepare" else []
+        run(command, "folder", "--root", root, "--out", tmp_path / "out", "--quiet", *more)
+    run("verify", "folder", "--root", root / evil, "--out", tmp_path / "out")
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
 
 
 # -------------------------------------------------------------------------- summary, prepare, use

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from entityclip.config import load_profile
-from entityclip.datasets import load_pairs
+from entityclip.datasets import LOADERS, load_pairs
 from entityclip.datasets.reading import csv_rows
 from entityclip.experiments.experiment import Experiment
 from tests.fixtures.pictures import save
@@ -25,7 +25,10 @@ WRONG = [
     ("image,text\na.jpg,One\n", r"captions\.csv: the first line .* lacks caption: got image, text"),
     ("image;caption\na.jpg;One\n", "separated by something else than commas"),
     ("image,image,caption\na,b,c\n", "names a column twice"),
-    ("image,caption,explanaton\na.jpg,One,x\n", "column 'explanaton' is none of ours; is it 'exp"),
+    ("image\tcaption\na.jpg\tOne\n", "separated by something else than commas"),
+    ("Image,Caption\na.jpg,One\n", "is 'Image' it[?] Then name it image; is 'Caption' it[?]"),
+    ("file_name,text\na.jpg,One\n", "is 'file_name' it[?] Then name it image; is 'text' it[?]"),
+    ("image,captions\na.jpg,One\n", "is 'captions' it[?] Then name it caption"),
     ("image,caption\na.jpg,One,two\n", r"row 2: 3 fields for 2 columns; is a comma not quoted"),
     (GOOD + "c.jpg,Three\nd.jpg,Four\n",
      r"row 4: field 'image' is 'c\.jpg', and there is no such picture .*\(1 more such rows: 5\)"),
@@ -38,15 +41,46 @@ WRONG = [
     ("image,caption\na.jpg,Köln\n".encode("latin-1"),
      r"not UTF-8 in row 2, column 'caption' \(byte 0xf6\); .*save it as CSV UTF-8"),
     ("image,caption\na.jpg,One\n".encode("utf-16"), "not UTF-8 but UTF-16"),
-    ('image,caption\na.jpg,"never closed', "is not readable CSV"),
+    ("image,caption\np\\a.jpg,One\n", "row 2: field 'image' .*below the root with forward slash"),
+    (GOOD + 'a.jpg,"never closed', "a quote opens in row 4, column 'caption' and is never closed"),
+    (GOOD + 'a.jpg,"never closed\n\na.jpg,x\n', "opens in row 4, column 'caption' and is never"),
+    (GOOD + 'a.jpg,"never closed\na.jpg,"x"\n', "follows a closing quote in row 4, column 'capt"),
+    ('\ufeff' + GOOD + 'a.jpg,"Big" day\n', "closing quote in row 4, column 'caption'; put the wh"),
+    (GOOD + '"a.jpg" ,One\n', "more text follows a closing quote in row 4, column 'image'"),
+    (GOOD + 'a.jpg,"He said \\"no\\" twice"\n', "row 4, column .caption.; .*each quote inside tw"),
+    ('image,"caption\na.jpg,One\n', "a quote opens in row 1, column 1 and is never closed"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG)
 def test_a_mistake_is_named_by_row_and_column(content, message, tmp_path):
     root = folder(tmp_path, content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         load_pairs("folder", "all", root=root)
+    assert "fetch" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("extra", ["caption_2", "images", "splits", "captions", "Image", ""])
+def test_a_column_of_ones_own_is_passed_over(extra, tmp_path):
+    root = folder(tmp_path, f"{extra},image,caption,group\nuno,a.jpg,One,g\n")
+    (pair,) = load_pairs("folder", "all", root=root)
+    assert (pair.id, pair.caption, pair.group) == ("a.jpg", "One", "g")
+
+
+def test_what_is_passed_over_and_may_be_a_mistake_is_noted(tmp_path):
+    root = folder(tmp_path, "image,caption,explanaton\na.jpg,One,x\n\nb.jpg,Two,y\n\n")
+    pairs, report = LOADERS["folder"](root, "all")
+    assert len(pairs) == report.rows == 2
+    assert report.notes == ["captions.csv: column 'explanaton' is ignored; is it 'explanation'?",
+                            "captions.csv: 2 blank lines passed over"]  # fmt: skip
+    assert str(report).endswith("; " + "; ".join(report.notes))
+
+
+def test_a_split_without_a_row_is_said(tmp_path):
+    root = folder(tmp_path, "image,caption,split\na.jpg,One,train\n")
+    with pytest.raises(ValueError, match="no usable pair: 0 rows: none of the file is of this spl"):
+        load_pairs("folder", "test", root=root)
 
 
 def test_rows_count_as_a_spreadsheet_shows_them_past_line_breaks_in_cells(tmp_path):

@@ -1,13 +1,18 @@
 """The record: odd pictures put right, unreadable ones named, fingerprints that follow all."""
 
 import io
+import multiprocessing
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from entityclip.datasets import load_pairs
-from entityclip.datasets.pair import ImageError, Pair, data_fingerprint, decode
+from entityclip.datasets import pair as pair_module
+from entityclip.datasets.pair import ImageError, Pair, data_fingerprint, decode, decoding
 from tests.fixtures.pictures import Noise, draw, jpeg, save
 
 
@@ -51,10 +56,115 @@ def test_other_modes_become_rgb():
     assert np.allclose(pixels(content(red, "JPEG", quality=95))[4, 4], (255, 0, 0), atol=6)
     palette = draw(2, (90, 70)).quantize(16)
     assert np.array_equal(pixels(content(palette, "PNG")), np.asarray(palette.convert("RGB")))
-    # 16-bit grey is scaled, not clipped
-    values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
-    wide = pixels(content(Image.fromarray(values), "PNG"))
-    assert np.array_equal(wide, np.stack([values >> 8] * 3, -1))
+
+
+WIDE = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (WIDE, "PNG", WIDE >> 8),  # 16-bit grey is scaled, not clipped
+        (WIDE.astype(">u2"), "TIFF", WIDE >> 8),
+        (WIDE >> 10, "PNG", WIDE * 0),  # and as dark as it says
+        (WIDE.astype(np.int32), "TIFF", WIDE >> 8),
+        ((WIDE >> 8).astype(np.int32), "TIFF", WIDE >> 8),  # 32 bits that hold 8
+        (WIDE.astype(np.int32) + 5000, "TIFF", "beyond 16 bits"),
+        (WIDE.astype(np.int32) - 1, "TIFF", "beyond 16 bits"),
+        (WIDE.astype(np.float32), "TIFF", "floating-point"),
+        (WIDE > 9000, "TIFF", (WIDE > 9000) * 255),
+    ],
+)
+def test_grey_values_of_any_depth_become_8_bit_or_are_refused_by_name(values, kind, expected):
+    data = content(Image.fromarray(values), kind)
+    if isinstance(expected, str):
+        with pytest.raises(ImageError, match=expected):
+            decode(data)
+    else:
+        assert np.array_equal(pixels(data), np.stack([expected] * 3, -1))
+
+
+def test_a_large_picture_is_converted_in_strips_to_the_same_pixels(monkeypatch):
+    picture = draw(3, (50, 41)).convert("RGBA")
+    picture.putalpha(draw(4, (50, 41)).convert("L"))
+    grey = Image.fromarray((np.arange(2050) * 31 % 65536).reshape(41, 50).astype(np.int32))
+    contents = [content(picture, "PNG"), content(grey, "TIFF"),
+                content(picture.convert("RGB").quantize(9), "PNG", transparency=2)]  # fmt: skip
+    whole = [pixels(data) for data in contents]
+    monkeypatch.setattr(pair_module, "_STRIP", 500)
+    assert all(
+        np.array_equal(pixels(data), want) for data, want in zip(contents, whole, strict=True)
+    )
+
+
+class Watched(pair_module._Budget):
+    """A budget for four small PNGs that remembers the most that was held, and by how many."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share, self.most, self.now, self.crowd = share, 0, 0, 0
+
+    def take(self, size):
+        super().take(size)
+        with self._room:
+            self.now += 1
+            self.most, self.crowd = max(self.most, self._used), max(self.crowd, self.now)
+
+    def give(self, size):
+        with self._room:
+            self.now -= 1
+        super().give(size)
+
+
+@pytest.mark.parametrize(("pictures", "most"), [(4.5, 4), (0.5, 1)])
+def test_threads_hold_no_more_pixels_than_the_budget(pictures, most, monkeypatch):
+    data, size = content(draw(1), "PNG"), 48 * 36 * 8
+    budget = Watched(int(pictures * size))
+    monkeypatch.setattr(pair_module, "_budget", budget)
+
+    def small(_):
+        with decoding():
+            decode(data)
+            decode(data)  # in the first one's place, so that nobody waits for himself
+            time.sleep(0.002)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(small, range(60)))
+    assert budget.crowd == most
+    assert (budget.most, budget._used) == (most * size, 0)
+    with pytest.raises(ImageError), decoding():
+        decode(content(draw(1), "PNG")[:200])
+    assert budget._used == 0
+
+
+def test_a_forked_worker_does_not_wait_for_what_a_thread_of_its_parent_holds(monkeypatch):
+    data = content(draw(1), "PNG")
+    monkeypatch.setattr(pair_module._budget, "share", 1)
+    holding, done = threading.Event(), threading.Event()
+
+    def hold():
+        with decoding():
+            decode(data)
+            holding.set()
+            done.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        holding.wait()
+        child = multiprocessing.get_context("fork").Process(target=decode, args=(data,))
+        child.start()
+        child.join(20)
+        done.set()
+    assert child.exitcode == 0
+
+
+def test_what_may_not_be_read_is_not_called_damaged(photo, monkeypatch):
+    def refuse(*_, **__):  # chmod does not keep root out
+        raise PermissionError(13, "Permission denied", "photo.jpg")
+
+    monkeypatch.setattr(pair_module.Image, "open", refuse)
+    with pytest.raises(ImageError, match=r"photo\.jpg: may not be read: Permission denied"):
+        Pair("a", photo, "x").load_image()
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "palette"])

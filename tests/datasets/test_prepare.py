@@ -1,6 +1,8 @@
 """A prepared copy: plain tars, resumable, the same bytes, never mistaken for another."""
 
 import json
+import os
+import re
 import tarfile
 
 import numpy as np
@@ -12,7 +14,7 @@ from entityclip import files
 from entityclip.config import load_profile
 from entityclip.datasets import load_pairs
 from entityclip.datasets import prepare as prepare_module
-from entityclip.datasets.pair import data_fingerprint
+from entityclip.datasets.pair import ImageError, data_fingerprint
 from entityclip.datasets.prepare import PreparedError, PrepareOptions, TarPicture, prepare
 from entityclip.experiments.chapters import Domain, domain_experiment
 from entityclip.experiments.experiment import Experiment
@@ -109,13 +111,28 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(table, tmp_path, mon
     assert len(written) == 2  # nothing left to do
 
 
+def contents_of_new(table, out):
+    make(table, out)
+    return contents(out)
+
+
+def turned(path, at=2000):
+    """One byte of a file is another."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_changed_original_or_a_lost_shard_is_made_anew(table, tmp_path):
     first = make(table, tmp_path / "out")
     table[0].image.write_bytes(table[1].image.read_bytes())
     second = make(table, tmp_path / "out")
     assert first["fingerprint"] != second["fingerprint"]
     (tmp_path / "out" / "n24news-000002.tar").unlink()
+    (tmp_path / "out" / "n24news-000001.json").write_text("{")
+    turned(tmp_path / "out" / "n24news-000000.tar")
     assert make(table, tmp_path / "out") == second
+    assert contents(tmp_path / "out") == contents_of_new(table, tmp_path / "new")
 
 
 def test_other_options_are_refused_in_one_folder(table, tmp_path):
@@ -133,28 +150,110 @@ def test_broken_pictures_are_left_out_and_listed_or_stop_it(table, tmp_path, cap
     assert list(manifest["broken"]) == [f"imgs/{table[4].image.name}"]
     pairs = load(table, tmp_path / "out")
     assert [pair.id for pair in pairs] == [p.id for n, p in enumerate(table) if n != 4]
-    assert "1 pairs without a prepared picture left out" in caplog.text
+    name = f"imgs/{table[4].image.name}"
+    left_out = rf"1 pairs without a prepared picture left out \({name}: UnidentifiedImageError"
+    assert re.search(left_out, caplog.text)
     assert [pair.id for pair in pairs[2:5]] == [table[n].id for n in (2, 3, 5)]
 
 
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("prepared.json", lambda text: text[:50], "cannot be read"),
-        ("prepared.json", lambda text: "[]", "must hold a JSON object"),
+        ("prepared.json", lambda text: text[:50], r"prepared\.json is not JSON"),
+        ("prepared.json", lambda text: "[]", "valid dictionary|an object"),
         ("prepared.json", lambda text: text.replace('"side": 256', '"side": 255'), "was changed"),
-        ("prepared.json", lambda text: "{}", "was changed or damaged"),
+        ("prepared.json", lambda text: "{}", r"prepared\.json: options: Field required"),
+        ("prepared.json", lambda text: text.replace('"bytes": ', '"bytes": "7'), r"is not JSON"),
+        ("prepared.json", lambda text: re.sub(r'"bytes": \d+', '"bytes": "7"', text),
+         r"prepared\.json: shards\.0\.bytes: Input should be a valid integer"),
         ("prepared.json", lambda text: text.replace('"n24news-0', '"../n24news-0'), "leads out of"),
-        ("n24news-000001.json", lambda text: text[:-9], "n24news-000001.json cannot be read"),
-        ("n24news-000001.tar", lambda text: "x", "n24news-000001.tar is missing or not"),
+        ("n24news-000001.json", lambda text: text[:-9], r"n24news-000001\.json is not JSON"),
+        ("n24news-000001.json", lambda text: text.replace('"pictures"', '"x"'), "pictures: Field"),
+        ("n24news-000001.json", lambda text: text.replace("[[", "[[7, "), r"pictures\.0"),
+        ("n24news-000001.json", lambda text: re.sub(r"(imgs/[^\"]*\", )\d+", r"\g<1>-7", text),
+         r"n24news-000001\.json: pictures\.0\.1: Input should be greater than or equal to 0"),
+        ("n24news-000001.json", lambda text: re.sub(r"(imgs/[^\"]*\", )\d+", r"\g<1>7", text),
+         r"n24news-000001\.json was changed or damaged; prepare again"),
+        ("n24news-000001.json", None, r"n24news-000001\.json is missing; prepare again"),
+        ("n24news-000001.tar", lambda text: "x", r"n24news-000001\.tar is missing or not"),
+        ("n24news-000001.tar", None, r"n24news-000001\.tar is missing or not"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_copy_is_named(file, change, message, table, tmp_path):
-    make(table, tmp_path / "out")
+    first = make(table, tmp_path / "out")
     path = tmp_path / "out" / file
-    path.write_text(change(path.read_text(errors="replace")))
-    with pytest.raises(PreparedError, match=message):
+    if change:
+        path.write_text(change(path.read_text(errors="replace")))
+    else:
+        path.unlink()
+    with pytest.raises(PreparedError, match=message) as raised:
         load(table, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert make(table, tmp_path / "out") == first  # as it says, preparing again mends it
+    assert len(load(table, tmp_path / "out")) == 12
+
+
+def test_a_picture_whose_bytes_changed_is_not_served(table, tmp_path):
+    out = tmp_path / "out"
+    first = make(table, out)
+    turned(out / "n24news-000000.tar")
+    pairs = load(table, out)
+    with pytest.raises(ImageError, match=r"n24news-000000\.tar: its bytes have changed since"):
+        [pair.load_image() for pair in pairs]
+    assert make(table, out) == first
+    assert [pair.load_image() for pair in pairs]
+
+
+def test_a_copy_of_before_is_compared_as_a_whole(table, tmp_path):
+    out = tmp_path / "out"
+    new = make(table, out)
+    manifest = json.loads((out / "prepared.json").read_text())
+    for shard in manifest["shards"]:
+        del shard["index"]
+        side_file = out / shard["name"].replace(".tar", ".json")
+        index = json.loads(side_file.read_text())
+        index["pictures"] = [row[:3] for row in index["pictures"]]
+        side_file.write_text(json.dumps(index))
+    (out / "prepared.json").write_text(json.dumps(manifest))
+    pairs = load(table, out)
+    assert [pair.load_image() for pair in pairs]
+    assert pairs.fingerprint == new["fingerprint"]
+    turned(out / "n24news-000001.tar")
+    with pytest.raises(PreparedError, match=r"n24news-000001\.tar was changed or damaged"):
+        load(table, out)
+    assert make(table, out) == new
+
+
+def test_tars_of_somebody_else_are_left_as_they_are(table, tmp_path):
+    other = tmp_path / "out" / "n24news-000001.tar"
+    other.parent.mkdir()
+    other.write_bytes(b"mine")
+    with pytest.raises(PreparedError, match="tars that prepare did not write; choose another fold"):
+        make(table, tmp_path / "out")
+    assert contents(tmp_path / "out") == {other.name: b"mine"}
+
+
+def test_what_may_not_be_read_is_tried_again_and_what_grows_is_said(
+    table, tmp_path, monkeypatch, caplog
+):
+    closed, grows = table[4].image, table[5].image
+    real_access, real_decode = os.access, prepare_module.decode
+
+    def decode(path):
+        if path == grows:
+            path.write_bytes(path.read_bytes() + b"\0")
+        elif path == closed:
+            raise ImageError("may not be read: Permission denied")
+        return real_decode(path)
+
+    # chmod does not keep root out
+    monkeypatch.setattr(os, "access", lambda path, *a: path != closed and real_access(path, *a))
+    monkeypatch.setattr(prepare_module, "decode", decode)
+    first = make(table, tmp_path / "out", max_broken=0.1)
+    assert list(first["broken"].values()) == ["may not be read: Permission denied"]
+    assert re.search(rf"1 pictures \(imgs/{grows.name}, …\) changed while they", caplog.text)
+    monkeypatch.undo()
+    assert make(table, tmp_path / "out")["broken"] == {}
 
 
 def test_a_copy_of_other_data_is_refused(table, tmp_path):

@@ -103,7 +103,9 @@ WRONG_FILES = [
     ("tweets", "data.csv", "id,text\n", "must name the columns .* got id, text"),
     ("tweets", "data.csv", CSV + "1,a,b\n", "row 0: 3 fields for 4 columns; is a comma not quoted"),
     ("tweets", "data.csv", CSV + "1,a,yes,0\n", "'text_is_represented' must be 0 or 1, got 'yes'"),
-    ("tweets", "data.csv", CSV.encode() + b"1,\xff,1,0\n", "is not readable CSV"),
+    ("tweets", "data.csv", CSV.encode() + b"1,\xff,1,0\n", "row 0, column 'tweet' .*; fetch it"),
+    ("tweets", "data.csv", CSV + '1,"a\\",0,1\n2,"b",1,1\n', "row 0, column 'tweet'; fetch it"),
+    ("tweets", "data.csv", CSV + '1,"a \\"b\\" c",0,1\n2,"b,1,1\n', "in row 1, column 'tweet' and"),
     ("twitter100k", "text.txt", None, r"text\.txt does not exist"),
     ("twitter100k", "text.txt", b"\xff\n", r"text\.txt is not UTF-8 text"),
 ]
@@ -135,6 +137,8 @@ def test_a_wrong_file_is_a_named_error(dataset, file, content, message, tmp_path
         ({"image_id": "folder"}, "missing_pictures"),
         ({"image_id": "pipe"}, "missing_pictures"),
         ({"image_id": "dangling"}, "missing_pictures"),
+        ({"image_id": "itself"}, "missing_pictures"),
+        ({"image_id": "x" * 5000}, "missing_pictures"),
         ({"image_id": "leaves"}, "outside_root"),
         ({"image_id": "img-2"}, "repeated_ids"),
     ],
@@ -145,6 +149,7 @@ def test_a_row_that_cannot_be_used_is_left_out_and_counted(row, count, tmp_path)
     (root / "imgs" / "folder.jpg").mkdir()
     os.mkfifo(root / "imgs" / "pipe.jpg")
     (root / "imgs" / "leaves.jpg").symlink_to(save(tmp_path / "secret.jpg", 1))
+    (root / "imgs" / "itself.jpg").symlink_to("itself.jpg")
     (root / "imgs" / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     rows = [layouts.article(f"img-{n}", n) for n in (1, 2, 4)]
     layouts.write_json(root / N24, [*rows[:2], {**rows[2], **row}])
@@ -203,8 +208,11 @@ def test_a_missing_picture_folder_is_named(dataset, tmp_path):
 def test_a_missing_folder_of_some_pictures_leaves_their_rows_out(tmp_path):
     layouts.visualnews(tmp_path)
     shutil.rmtree(tmp_path / "images" / "bbc" / "images")
+    rows = json.loads((tmp_path / VIS).read_text())
+    rows += [layouts.news(90 + n, f"{'x' * n}/images/0.jpg") for n in (5, 5000)]
+    layouts.write_json(tmp_path / VIS, rows)
     pairs, report = LOADERS["visualnews"](tmp_path, "train")
-    assert report.missing_pictures == 4
+    assert report.missing_pictures == 6
     assert not any("/bbc/" in str(pair.image) for pair in pairs)
 
 

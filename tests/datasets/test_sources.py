@@ -12,6 +12,7 @@ from entityclip.datasets.sources.n24news import n24news_pairs
 from entityclip.datasets.sources.tweets import relation_labels, relation_pairs, twitter100k_pairs
 from entityclip.datasets.sources.visualnews import from_source, visualnews_pairs
 from tests.fixtures import layouts
+from tests.fixtures.pictures import save
 
 
 def fields(pairs, root):
@@ -107,6 +108,27 @@ def test_a_subset_depends_on_limit_and_seed_only(dataset, tmp_path):
     assert first == load(limit=5, seed=3)
     assert first != load(limit=5, seed=4)
     assert [pair for pair in load() if pair in first] == list(first)
+
+
+@pytest.mark.parametrize(("second", "name"), [("val2014/1.jpg", "val2014/1.jpg"),
+                                              ("train2014/1.png", "train2014/1.png"),
+                                              ("1.jpg", "1.jpg")])  # fmt: skip
+def test_pictures_of_one_name_keep_apart_whatever_split_is_read(second, name, tmp_path):
+    rows = []
+    for place, split in (("train2014/1.jpg", "train"), (second, "restval"), ("2.jpg", "restval")):
+        save(tmp_path / "images" / place, len(rows))
+        folder, _, file = place.rpartition("/")
+        sentences = [{"raw": f"{place} {n}"} for n in range(2)]
+        row = {"filename": file, "filepath": folder, "split": split, "sentences": sentences}
+        rows.append(row if folder else {k: v for k, v in row.items() if k != "filepath"})
+    layouts.write_json(tmp_path / "dataset_coco.json", {"images": [*rows, rows[0]]})
+    both, report = LOADERS["mscoco"](tmp_path, "train+restval")
+    assert [pair.id for pair in both] == ["1#0", "1#1", f"{name}#0", f"{name}#1", "2#0", "2#1"]
+    assert [pair.group for pair in both[::2]] == ["1.jpg", name, "2.jpg"]
+    assert report.left_out == report.repeated_ids == 2  # the first picture, listed again
+    alone = LOADERS["mscoco"](tmp_path, "restval")[0]
+    assert alone == both[2:]
+    assert [pair.caption for pair in alone[:2]] == [f"{second} 0", f"{second} 1"]
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -120,7 +120,7 @@ def test_only_variants_that_are_trained_are_offered(capsys):
 def test_training_that_cannot_start_ends_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     large = [s for s in SETTINGS if "finetuning.batch_size" not in s] + ["finetuning.batch_size=99"]
-    assert train(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 1
+    assert train(["--profile", "smoke", "--variant", "clip", "--set", *large]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: 24 training pairs don't fill one batch of 99")
 
@@ -193,7 +193,7 @@ def told(capsys):
         (WHOLE, ["test_splits=[tset]"], "folder has no split 'tset'"),
         (WHOLE, ["pretrained=/nowhere.safetensors"], "no file /nowhere.safetensors"),
         (WHOLE, ["explanation_source=/nowhere.jsonl"], "/nowhere.jsonl"),
-        (WHOLE, ["explanation_source=own", "explanation_policy=drop"], "explanation"),
+        (WHOLE, ["explanation_source=own", "explanation_policy=drop"], "leaves no pair"),
     ],
 )
 def test_what_is_wrong_with_own_data_is_one_line_before_anything_is_written(

@@ -1,11 +1,14 @@
 """`entityclip.embed`: open_clip's own vectors, each picture once, and no file that crashes it."""
 
+import copy
 import json
 import os
 import re
+import time
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,14 +16,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import entityclip
-from entityclip.checkpoints import CheckpointError, write_checkpoint
+from entityclip.__main__ import main as command_line
+from entityclip.checkpoints import read_meta, read_tensors, write_checkpoint
 from entityclip.datasets import load_pairs
 from entityclip.models.clip import Backbone, BackboneError
 from entityclip.search import embedding
-from entityclip.search.commands import embed as main
-from entityclip.search.embedding import Vectors
+from entityclip.search.embedding import Vectors, VectorsError
 from entityclip.search.encoder import fingerprint, load_encoder
+from tests import NARROW
 from tests.fixtures.pictures import BROKEN, bomb, save
+from tests.processes import start
 
 TEXTS = ["A goal in Lima", "", "Zoë Müller in 東京 ☕"]
 
@@ -31,6 +36,10 @@ def weights(backbone, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file(backbone.clip.state_dict(), path)
     return path
+
+
+def main(arguments):
+    return command_line(["embed", *arguments])
 
 
 def pictures(folder, n):
@@ -104,6 +113,7 @@ def test_a_folder_of_odd_files_is_indexed_with_a_report(backbone, tmp_path):
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (folder / "dangling.jpg").symlink_to(folder / "none.jpg")
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "album").symlink_to(folder / "deep", target_is_directory=True)
     save(folder / os.fsdecode(b"latin \xe9.jpg"), 8)
     found = embed(backbone, folder, cache=tmp_path / "cache")
     assert set(found.images.ids) == {*names, "copy of plain.jpg", "latin \\xe9.jpg"}
@@ -115,7 +125,10 @@ def test_a_folder_of_odd_files_is_indexed_with_a_report(backbone, tmp_path):
     }
     assert re.search(BROKEN["bomb"][1], report["unreadable"]["bomb.png"])
     assert report["unreadable"]["pipe.jpg"] == "not a regular file"
-    assert set(report["not_pictures"]) == {"notes.txt", "Thumbs.db", "link.jpg", "loop.jpg"}
+    assert report["left_out"] == {
+        "no pictures": ["Thumbs.db", "notes.txt"],
+        "links, which are not followed": ["album", "link.jpg", "loop.jpg"],
+    }
     assert report["embedded"] == 5
     assert "1 duplicates of others: plain.jpg = copy of plain.jpg" in str(found.report)
     for ending in (".parquet", ".npy"):
@@ -193,13 +206,71 @@ def test_only_new_content_and_new_weights_are_embedded(
     assert sum(encoded) == 3
 
 
-def test_a_damaged_chunk_is_named(backbone, tmp_path):
+@pytest.mark.parametrize(
+    "damage", ["cut", "keys", "one key", "types", "width", "nan", "half", "none of ours"]
+)
+def test_a_damaged_chunk_is_told_and_embedded_anew(damage, backbone, encoded, tmp_path, caplog):
+    folder, cache = pictures(tmp_path / "in", 2), tmp_path / "cache"
+    whole = embed(backbone, folder, cache=cache).images.values
+    (chunk,) = cache.rglob("*.safetensors")
+    meta, vectors = read_meta(chunk), read_tensors(chunk)["vectors"].clone()
+    content = chunk.read_bytes()
+    chunk.unlink()
+    tensors = {
+        "width": vectors[:, 1:], "nan": vectors * float("nan"), "half": vectors.half(),
+    }.get(damage, vectors)  # fmt: skip
+    changed = {
+        "keys": {"signatures": {}}, "one key": meta | {"keys": meta["keys"][:1]},
+        "types": meta | {"keys": [1, 2]}, "none of ours": {},
+    }.get(damage, meta)  # fmt: skip
+    write_checkpoint(chunk, {"vectors": tensors.contiguous()}, changed)
+    if damage == "cut":
+        chunk.write_bytes(content[:40])
+    encoded.clear()
+    np.testing.assert_array_equal(embed(backbone, folder, cache=cache).images.values, whole)
+    assert sum(encoded) == 2
+    assert f"{chunk}" in caplog.text
+    assert "embedded anew" in caplog.text
+
+
+def test_a_weight_changed_by_a_millionth_is_another_model(backbone, encoded, tmp_path):
     folder, cache = pictures(tmp_path / "in", 2), tmp_path / "cache"
     embed(backbone, folder, cache=cache)
-    (chunk,) = cache.rglob("*.safetensors")
-    chunk.write_bytes(chunk.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match=rf"{chunk.name} is damaged"):
-        embed(backbone, folder, cache=cache)
+    other = copy.deepcopy(backbone)
+    with torch.no_grad():
+        other.clip.visual.proj[0, 0] += 1e-6
+    encoded.clear()
+    embed(other, folder, cache=cache)
+    assert sum(encoded) == 2
+
+
+def embed_in_a_process(weights, folder, cache, out):
+    open_clip.add_model_config(NARROW)
+    found = entityclip.embed(
+        weights, folder, model="newsroom-tiny", cache=cache, batch_size=1, progress=False
+    )
+    found.images.save(out)
+
+
+def test_killed_and_started_again_it_writes_the_same_bytes(weights, tmp_path):
+    folder = pictures(tmp_path / "in", 24)
+
+    def begin(name, cache):
+        arguments = weights, folder, tmp_path / cache, tmp_path / name
+        return start(embed_in_a_process, *arguments, log=str(tmp_path / "output"))
+
+    whole = begin("whole.npy", "one")
+    whole.join()
+    killed = begin("again.npy", "two")
+    while killed.is_alive() and len(list((tmp_path / "two").rglob("*.safetensors"))) < 5:
+        time.sleep(0.001)
+    killed.kill()
+    killed.join()
+    assert not (tmp_path / "again.npy").exists(), (tmp_path / "output").read_text()
+    again = begin("again.npy", "two")
+    again.join()
+    assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not [path for path in tmp_path.rglob("*.partial")]
 
 
 # ------------------------------------------------------------------------------ what can be given
@@ -229,7 +300,6 @@ def test_paths_names_and_pictures_in_memory(backbone, tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_of_paths(kind, backbone, tmp_path):
-    pd = pytest.importorskip("pandas")
     save(tmp_path / "pics" / "Zoë.jpg", 1)
     rows = pd.DataFrame({"image": ["pics/Zoë.jpg", "pics/none.jpg"], "id": ["z", "n"], "x": [1, 2]})
     table = tmp_path / f"paths.{kind}"
@@ -241,6 +311,61 @@ def test_a_table_of_paths(kind, backbone, tmp_path):
     write(rows.rename(columns={"image": "picture"}), table, index=False)
     with pytest.raises(ValueError, match=rf"paths\.{kind}.* '?image"):
         embed(backbone, table)
+
+
+def test_parquet_with_the_files_bytes_as_data_sets_have_it(backbone, tmp_path):
+    content = save(tmp_path / "a.jpg", 1).read_bytes()
+    rows = [{"bytes": content, "path": "a.jpg"}, {"bytes": content, "path": None}]
+    pd.DataFrame({"image": rows}).to_parquet(tmp_path / "hf.parquet")
+    pd.DataFrame({"image": [content]}).to_parquet(tmp_path / "plain.parquet")
+    plain = embed(backbone, [tmp_path / "a.jpg"]).images.values[0]
+    for table, ids in (("hf", ["a.jpg", "2"]), ("plain", ["1"])):
+        found = embed(backbone, tmp_path / f"{table}.parquet")
+        assert found.images.ids == ids
+        np.testing.assert_array_equal(found.images.values[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (["a.jpg", None, None], r"t\.parquet, row 2: image is null"),
+        ([{"bytes": b"", "path": None}], r"t\.parquet, row 1: image is null"),
+        ([1, 2], "column image holds int64; paths or bytes"),
+        ([["a.jpg"]], "column image holds list<"),
+    ],
+)
+def test_parquet_of_something_else_is_named(column, says, backbone, tmp_path):
+    pd.DataFrame({"image": column}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=says):
+        embed(backbone, tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"t\.parquet is not readable Parquet"):
+        embed(backbone, tmp_path / "t.parquet")
+
+
+def test_a_folder_that_may_not_be_read_is_told(backbone, tmp_path, monkeypatch):
+    pictures(tmp_path / "open", 1)
+    pictures(tmp_path / "closed", 1)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = embed(backbone, tmp_path)
+    assert found.images.ids == ["open/00.jpg"]
+    assert "1 folders that may not be read, left out: closed (Permission denied)" in str(
+        found.report
+    )
+
+
+def test_texts_that_the_model_cuts_are_counted(backbone):
+    long = "goal " * 200
+    found = embed(backbone, texts={"a": long, "b": "short", "c": long})
+    assert found.report.cut == ["a", "c"]
+    assert "2 texts longer than the model reads, cut: a; c" in str(found.report)
 
 
 def test_nothing_to_embed(backbone, tmp_path):
@@ -259,6 +384,10 @@ def test_nothing_to_embed(backbone, tmp_path):
         ({"images": ["a.jpg", "a.jpg"]}, "stands twice"),
         ({"images": [7]}, "7 is no picture"),
         ({"texts": "a goal"}, "texts is one string"),
+        ({"texts": [2019, "x"]}, "text 0: 2019 is no text"),
+        ({"texts": {"a": None}}, "text a: None is no text"),
+        ({"texts": pd.Series(["a", float("nan")])}, "text 1: nan is no text"),
+        ({"texts": pd.DataFrame({"caption": ["a"]})}, "texts is a table; give one of its columns"),
         ({"texts": ["a goal"], "workers": 0}, "workers 0: each must be >= 1"),
     ],
 )
@@ -268,7 +397,7 @@ def test_wrong_arguments_are_named_errors(given, says, backbone):
 
 
 def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
-    good = Vectors(["a"], np.ones((1, 4), np.float32))
+    good = Vectors(["a"], np.full((1, 4), 0.5, np.float32))
     path = good.save(tmp_path / "v.npy")
 
     def full_disk(*_):
@@ -277,10 +406,43 @@ def test_a_failed_save_leaves_the_last_good_file(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(OSError, match="disk full"):
         Vectors(["b"], np.zeros((1, 4), np.float32)).save(path)
-    assert Vectors.load(path).values.sum() == 4
+    assert Vectors.load(path).values.sum() == 2
     with pytest.raises(ValueError, match=r"out\.csv: name it \.parquet or \.npy"):
         good.save(tmp_path / "out.csv")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["v.ids.json", "v.npy"]
+
+
+UNIT = np.eye(3, 4, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "says"),
+    [
+        (["a", "a", "c"], UNIT, "id 'a' stands twice"),
+        (["a", 2, "c"], UNIT, "1: Input should be a valid string"),
+        (["a", "b"], UNIT, "2 ids for 3 vectors"),
+        (["a", "b", "c"], UNIT[0], r"vectors are float32 \[4\], not float32 \[n, d\]"),
+        (["a", "b", "c"], UNIT.astype(np.complex64), "vectors are complex64"),
+        (["a", "b", "c"], UNIT * np.float32("nan"), r"vector 0 \('a'\) is not of length 1"),
+        (["a", "b", "c"], UNIT * np.float32([[1], [1], [3]]), r"vector 2 \('c'\) is not of length"),
+        ({"a": 1}, UNIT, "should be a valid (array|list)"),
+    ],
+)
+def test_vectors_of_another_shape_are_refused_by_field(ids, values, says, tmp_path):
+    np.save(tmp_path / "v.npy", values)
+    (tmp_path / "v.ids.json").write_text(json.dumps(ids))
+    with pytest.raises(VectorsError, match=says) as caught:
+        Vectors.load(tmp_path / "v.npy")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no vectors", b"PAR1", b"\x93NUMPY\x01\x00\xff\xff{"])
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+def test_files_that_hold_no_vectors_are_refused(content, ending, tmp_path):
+    (tmp_path / "v.ids.json").write_text("[]")
+    (tmp_path / f"v{ending}").write_bytes(content)
+    with pytest.raises(VectorsError, match="is damaged or not of ours"):
+        Vectors.load(tmp_path / f"v{ending}")
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -306,6 +468,60 @@ def test_the_command_embeds_a_split(weights, tmp_path, capsys):
     images, texts = (Vectors.load(tmp_path / f"{name}.npy") for name in ("s", "s.texts"))
     assert images.ids == texts.ids
     assert "4 pictures and 4 texts" in capsys.readouterr().out
+
+
+def test_a_file_of_texts_ends_lines_at_newlines_only(weights, tmp_path, capsys):
+    lines = tmp_path / "t.txt"
+    lines.write_bytes("\ufeffone\u2028still one\r\n\n  \ntwo\x0b\x85 too\nthree".encode())
+    out = tmp_path / "t.npy"
+    assert main([str(weights), "--model", "newsroom-tiny", "--texts", str(lines), "--quiet",
+                 "--out", str(out), "--cache", str(tmp_path / "cache")]) == 0  # fmt: skip
+    assert Vectors.load(out).ids == ["0", "1", "2"]
+    assert "2 blank lines, left out: line 2; line 3" in capsys.readouterr().out
+
+
+def test_nothing_embedded_leaves_the_old_file(weights, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no")
+    (tmp_path / "x.npy").write_bytes(b"old")
+    arguments = [str(weights), "--model", "newsroom-tiny", "--images", str(tmp_path / "in")]
+    assert main([*arguments, "--out", str(tmp_path / "x.npy"), "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert "error: no vector of images, nothing was written: 0 pictures" in error
+    assert "bad.jpg" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.npy"]
+    assert (tmp_path / "x.npy").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("place", ["cache", "out"])
+def test_folders_that_take_nothing_are_told_first(place, weights, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    given = {"cache": tmp_path / "cache", "out": tmp_path / "out"} | {
+        place: tmp_path / "file" / "x"
+    }
+    arguments = [str(weights), "--images", "/none", "--cache", str(given["cache"])]
+    assert main([*arguments, "--out", str(given["out"] / "v.npy")]) == 2
+    error = capsys.readouterr().err
+    assert "file is no folder: " in error
+    assert ("ENTITYCLIP_RUNS" if place == "cache" else "--out") in error
+
+
+def test_weights_that_are_not_finite_embed_nothing(backbone, tmp_path, capsys):
+    state = {name: tensor.clone() for name, tensor in backbone.clip.state_dict().items()}
+    state["visual.proj"] *= float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    pictures(tmp_path / "in", 1)
+    arguments = [str(tmp_path / "nan.safetensors"), "--model", "newsroom-tiny", "--quiet"]
+    arguments += ["--images", str(tmp_path / "in"), "--cache", str(tmp_path / "cache")]
+    assert main([*arguments, "--out", str(tmp_path / "o.npy")]) == 1
+    assert "visual.proj holds NaN or infinite numbers" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "o.npy").exists()
+    broken = copy.deepcopy(backbone)
+    broken.clip.visual.proj.data *= float("nan")
+    with pytest.raises(ValueError, match=r"00\.jpg … 00\.jpg: the model gives NaN"):
+        embed(broken, tmp_path / "in", cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_the_command_says_what_is_wrong(weights, tmp_path, capsys):

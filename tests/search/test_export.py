@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
+from entityclip.__main__ import main as command_line
 from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import EntityCLIPConfig, as_dict
 from entityclip.evaluation.provenance import provenance
@@ -17,7 +18,7 @@ from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.weights import as_open_clip
 from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
-from entityclip.search.commands import export as main
+from entityclip.search.encoder import fingerprint, load_encoder
 from entityclip.search.export import ExportError, export
 
 IDENTITY = {
@@ -32,6 +33,10 @@ IDENTITY = {
 }
 CAPTIONS = ["Envoys from Nairobi", "a", "the treaty talks at dawn"]
 OF_THE_RUN = {"train_data": "aa11", "val_data": "bb22", "train": {"epochs": 2}}
+
+
+def main(arguments):
+    return command_line(["export", *arguments])
 
 
 def randomised(module):
@@ -260,6 +265,49 @@ def test_hugging_face_weights_convert_to_open_clip(tmp_path):
         expected = getattr(expected, "pooler_output", expected)
         torch.testing.assert_close(plain.encode_image(images), expected, atol=1e-5, rtol=1e-5)
     assert "do not say what they were trained on" in (out / "README.md").read_text()
+
+
+def test_folders_of_models_are_read_as_runs_are(tmp_path, capsys):
+    hugging_face(tmp_path / "hf")
+    named = {"model": "newsroom-tiny"}
+    theirs = load_encoder(tmp_path / "hf", **named)
+    assert main([str(tmp_path / "hf"), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]) == 0
+    # what was exported says by itself which model it is
+    for given in (tmp_path / "out", tmp_path / "out" / "open_clip_model.safetensors"):
+        assert fingerprint(load_encoder(given)) == fingerprint(theirs)
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert main([str(tmp_path / "empty"), str(tmp_path / "no"), "--backbone", "newsroom-tiny"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no checkpoint at" in line
+    assert "nor open_clip_model.safetensors or model.safetensors there" in line
+
+
+@pytest.mark.parametrize("name", ["epoch_1.pt", "model.safetensors.index.json"])
+def test_other_formats_are_told_how_to_convert(name, tmp_path, capsys):
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save({"epoch": 1, "state_dict": {"a": torch.zeros(2)}}, path)
+    else:
+        path.write_text('{"weight_map": {}}')
+    before = path.read_bytes()
+    exporting = ["export", str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]
+    embedding = ["embed", str(path), "--model", "newsroom-tiny", "--images", str(tmp_path)]
+    embedding += ["--out", str(tmp_path / "o.npy"), "--cache", str(tmp_path / "cache")]
+    for command in (exporting, embedding):
+        assert command_line(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "only .safetensors weights are read, never pickles; convert once" in line
+        assert "delete" not in line
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_takes_nothing_is_told(tmp_path, capsys):
+    hugging_face(tmp_path / "hf")
+    (tmp_path / "file").touch()
+    command = [str(tmp_path / "hf"), str(tmp_path / "file" / "x"), "--backbone", "newsroom-tiny"]
+    assert main(command) == 1
+    assert f"error: {tmp_path / 'file'} is no folder; give another" in capsys.readouterr().err
 
 
 def test_every_hugging_face_tensor_is_used_once(tmp_path):

@@ -197,6 +197,9 @@ def test_what_a_killed_process_was_writing_is_removed(sets, tmp_path):
     (tmp_path / ".other").write_bytes(b"mine")
     train(make_model(**NO_EXPERTS), *sets, config, tmp_path, progress=False)
     assert [path.name for path in tmp_path.glob(".*")] == [".other"]
+    shutil.copy(tmp_path / "last.safetensors", tmp_path / "step-000000001.safetensors")
+    train(make_model(**NO_EXPERTS), *sets, config, tmp_path, progress=False)
+    assert not list(tmp_path.glob("step-*"))  # one beyond `keep`
 
 
 def test_a_write_the_kernel_refuses_keeps_the_last_good_checkpoint(tmp_path):

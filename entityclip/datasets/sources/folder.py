@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from entityclip.datasets.reading import Row, csv_rows, known, need
@@ -48,7 +49,8 @@ def folder_pairs(
     """
     known("folder", split, SPLITS)
     path = _captions_file(root)
-    pairs = _read(path)
+    builder = PairBuilder(root)
+    pairs = _read(path, builder.notes.append)
     first: dict[str, int] = {}
     missing, repeated = [], []
     for row, name, image, _ in pairs:
@@ -58,7 +60,6 @@ def folder_pairs(
             repeated.append((row, f"is {name!r}, which row {first[name]} has already"))
     _refuse("image", missing)
     _refuse("id", repeated)
-    builder = PairBuilder(root)
     for row, name, image, part in pairs:
         if split in ("all", part):
             kept = ((field, row.values.get(field, "").strip() or None) for field in _KEPT)
@@ -75,10 +76,10 @@ def _captions_file(root: Path) -> Path:
         raise FileNotFoundError(f"{error}{hint}") from None
 
 
-def _read(path: Path) -> list[tuple[Row, str, str, str]]:
+def _read(path: Path, note: Callable[[str], None]) -> list[tuple[Row, str, str, str]]:
     """(row, id, image, split) of each row."""
     pairs, captions_of = [], Counter()
-    for row in csv_rows(path, REQUIRED, optional=OPTIONAL, first=2):
+    for row in csv_rows(path, REQUIRED, optional=OPTIONAL, first=2, note=note):
         image = row.path_below("image")
         captions_of[image] += 1
         number = captions_of[image]

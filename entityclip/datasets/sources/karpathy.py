@@ -29,8 +29,9 @@ def karpathy_pairs(
 
     `dataset` is ``flickr30k`` or ``mscoco``, whose ``train+restval`` papers call the training set;
     `limit` counts pairs, not pictures. Ids are ``{file name without ending}#{number of the
-    caption}``, groups the picture's file name. Raises FileNotFoundError and ValueError as
-    `n24news_pairs` does.
+    caption}``, groups the picture's file name. Where that name without ending is another
+    picture's, of whatever split, further up in the file, both have ``{filepath}/{filename}``.
+    Raises FileNotFoundError and ValueError as `n24news_pairs` does.
     """
     splits = FLICKR30K_SPLITS if dataset == "flickr30k" else MSCOCO_SPLITS
     known(dataset, split, splits)
@@ -38,19 +39,22 @@ def karpathy_pairs(
     path = need(root, name, layout=_LAYOUT.format(name))
     base = next((b for b in ("images", "flickr30k-images") if (root / b).is_dir()), "")
     builder = PairBuilder(root)
+    first: dict[str, str] = {}  # file name without ending -> the first picture of that name
     for row in json_rows(path, "images"):
         given = row.id("split")
         if given not in MSCOCO_SPLITS[:4]:
             row.fail("split", f"is {given!r}, none of {', '.join(MSCOCO_SPLITS[:4])}")
+        file = row.name("filename")
+        folder = row.path_below("filepath") if "filepath" in row.values else ""
+        place = f"{folder}/{file}" if folder else file
+        stem = file.rpartition(".")[0] or file
+        name, group = (stem, file) if first.setdefault(stem, place) == place else (place, place)
         if given in split.split("+"):
-            _add(builder, row, base)
+            _add(builder, row, f"{base}/{place}" if base else place, name, group)
     return builder.finish(f"{dataset} {split}", limit=limit, seed=seed)
 
 
-def _add(builder: PairBuilder, row: Row, base: str) -> None:
-    file = row.name("filename")
-    folder = row.path_below("filepath") if "filepath" in row.values else ""
-    image = "/".join(part for part in (base, folder, file) if part)
+def _add(builder: PairBuilder, row: Row, image: str, name: str, group: str) -> None:
     sentences = row.values.get("sentences")
     if not isinstance(sentences, list) or not sentences:
         row.fail("sentences", "must be a list of at least one sentence")
@@ -60,5 +64,4 @@ def _add(builder: PairBuilder, row: Row, base: str) -> None:
         field = f"sentences[{position}].raw"
         raw = {field: sentence["raw"]} if "raw" in sentence else {}
         caption = Row(raw, row.path, row.number).text(field)
-        name = f"{file.rpartition('.')[0] or file}#{position}"
-        builder.add(name, image, caption, group=file, where=row)
+        builder.add(f"{name}#{position}", image, caption, group=group, where=row)

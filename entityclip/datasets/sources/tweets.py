@@ -57,7 +57,8 @@ def relation_pairs(
     path = need(root, "data.csv", layout=_RELATION_LAYOUT)
     base = "images/" if (root / "images").is_dir() else ""
     builder = PairBuilder(root)
-    for number, row in enumerate(csv_rows(path, _COLUMNS, escapechar="\\")):
+    rows = csv_rows(path, _COLUMNS, escapechar="\\", fetched=True, note=builder.notes.append)
+    for number, row in enumerate(rows):
         tweet_id = row.name("tweet_id")
         labels = [_bit(row, name) for name in _COLUMNS[2:]]
         if (number < train_rows) == (split == "train"):

@@ -9,6 +9,7 @@ Expected below the root, in the layout of EntityCLIP's authors or in the release
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def visualnews_pairs(
         image = row.path_below("image_path")
         source = image.partition("/")[0]
         if source not in bases:
-            homes = (b for b in ("images", "origin") if (root / b / source).is_dir())
+            homes = (b for b in ("images", "origin") if os.path.isdir(root / b / source))
             bases[source] = next(homes, base)
         caption, topic = row.text("caption"), row.label("topic", kinds=(str,))
         builder.add(row.id("id"), f"{bases[source]}/{image}", caption, section=topic, where=row)
