@@ -128,7 +128,7 @@ class Unusable(Exception):
     """A body that holds no answer and will hold none when asked again."""
 
 
-class Passing(Exception):
+class Broken(Exception):
     """A failure that may pass: worth another attempt, after `retry_after` seconds if given.
 
     `attempts` is how often it is believed to be an accident; None: as long as patience lasts.
@@ -145,24 +145,24 @@ _ODD_BODIES = 3
 def read_completion(content: bytes) -> Completion:
     """The completion in a body, as servers of this and of related interfaces write it.
 
-    Raises Unusable, saying what to do, and Passing.
+    Raises Unusable, saying what to do, and Broken.
     """
     if content.lstrip()[:5] == b"data:":
         raise Unusable("it streams although it was not asked to")
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        raise Passing("an answer that is no JSON") from None
+        raise Broken("an answer that is no JSON") from None
     if not isinstance(body, dict):
         raise Unusable(f"an answer that is a JSON {type(body).__name__}, not an object")
     if body.get("error") or body.get("object") == "error":
-        raise Passing("an error although the status is 200", attempts=_ODD_BODIES)
+        raise Broken("an error although the status is 200", attempts=_ODD_BODIES)
     choice = body.get("choices", body)
     if isinstance(choice, list):
         choice = next(filter(_text, choice), choice[0] if choice else None)
     told = choice is body and isinstance(body.get("message"), str)  # by a gateway, not a model
     if told or not isinstance(choice, dict) or not _SHAPES.intersection(choice):
-        raise Passing("an answer that holds no message", attempts=_ODD_BODIES)
+        raise Broken("an answer that holds no message", attempts=_ODD_BODIES)
     named = (choice.get(name) or body.get(name) for name in _REASONS)
     reason = next((name for name in named if isinstance(name, str)), UNKNOWN)
     reason = printable(shortened(reason, 40))

@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from entityclip.explanations.answers import Passing, Unusable, read_completion, told_reason
+from entityclip.explanations.answers import Broken, Unusable, read_completion, told_reason
 from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
 _KEY_LIKE = re.compile(r"^(?:sk|key|hf|gsk|xai|nvapi)[-_]\w[\w-]{10,}$|^Bearer\s", re.IGNORECASE)
@@ -205,7 +205,7 @@ class _Servers:
                 return await self._ask(client, prompt, sampling)
             except Unusable as error:
                 return self._given_up(str(error))
-            except Passing as error:
+            except Broken as error:
                 failure = error
             broken += failure.attempts is not None
             if failure.attempts is not None and broken >= failure.attempts:
@@ -240,7 +240,7 @@ class _Servers:
                     options=self._options,
                 )
         except TimeoutError:
-            raise Passing(f"no answer within {self._chat.timeout_s:g} s") from None
+            raise Broken(f"no answer within {self._chat.timeout_s:g} s") from None
         except self._openai.APIStatusError as error:
             raise self._refusal(error.response, prompt) from None
         except Unusable:
@@ -250,9 +250,9 @@ class _Servers:
             raise self._lost(error) from None
         try:
             completion = read_completion(response.content)
-        except Passing as error:
+        except Broken as error:
             reason = self._reason(str(error), response.content, prompt)
-            raise Passing(reason, attempts=error.attempts) from None
+            raise Broken(reason, attempts=error.attempts) from None
         self._last_answer, self._refused = time.monotonic(), 0
         return completion
 
@@ -260,7 +260,7 @@ class _Servers:
         status = response.status_code
         reason = self._reason(f"HTTP {status}", response.content, prompt)
         if status in (408, 409, 425, 429) or status >= 500:
-            return Passing(reason, retry_after=_retry_after(response.headers))
+            return Broken(reason, retry_after=_retry_after(response.headers))
         if status in _CONFIGURATION:
             return LLMError(f"{self._chat.model}: {reason}; {_CONFIGURATION[status]}")
         return Unusable(reason)
@@ -280,9 +280,9 @@ class _Servers:
                 "in SSL_CERT_FILE"
             )
         if isinstance(error, ssl.SSLError):
-            return Passing(f"TLS: {error.reason}")
+            return Broken(f"TLS: {error.reason}")
         told = error.strerror if isinstance(error, OSError) else None
-        return Passing(f"{type(error).__name__}: {told}" if told else type(error).__name__)
+        return Broken(f"{type(error).__name__}: {told}" if told else type(error).__name__)
 
     def _given_up(self, note: str) -> Completion:
         """A prompt that gets no answer. Raises LLMError if none before it got one for long."""
@@ -312,6 +312,8 @@ def _client() -> Any:
             try:
                 async for part in response.aiter_bytes():
                     content += part
+                    if len(content) > _LARGEST_ANSWER and response.is_error:
+                        break  # its first line is enough
                     if len(content) > _LARGEST_ANSWER:
                         raise Unusable(f"an answer of more than {_LARGEST_ANSWER >> 20} MB")
             finally:

@@ -17,7 +17,7 @@ from entityclip.explanations import (
     failed_checks,
 )
 from entityclip.explanations.answers import (
-    Passing,
+    Broken,
     Unusable,
     clean_answer,
     has_markup,
@@ -247,7 +247,7 @@ def test_what_holds_no_answer_and_never_will_says_so(sent, told):
     ],
 )
 def test_what_another_attempt_may_put_right(sent, attempts):
-    with pytest.raises(Passing) as caught:
+    with pytest.raises(Broken) as caught:
         read_completion(sent)
     assert caught.value.attempts == attempts
 
