@@ -129,14 +129,14 @@ class Unusable(Exception):
 
 
 class Broken(Exception):
-    """A body that is no chat completion; another attempt may bring one.
+    """A failure that may pass: worth another attempt, after `retry_after` seconds if given.
 
-    `attempts` is how often such a body is believed to be an accident; None: as long as patience is.
+    `attempts` is how often it is believed to be an accident; None: as long as patience lasts.
     """
 
-    def __init__(self, what: str, attempts: int | None = None):
+    def __init__(self, what: str, *, attempts: int | None = None, retry_after: float | None = None):
         super().__init__(what)
-        self.attempts = attempts
+        self.attempts, self.retry_after = attempts, retry_after
 
 
 _ODD_BODIES = 3
@@ -156,18 +156,18 @@ def read_completion(content: bytes) -> Completion:
     if not isinstance(body, dict):
         raise Unusable(f"an answer that is a JSON {type(body).__name__}, not an object")
     if body.get("error") or body.get("object") == "error":
-        raise Broken("an error although the status is 200", _ODD_BODIES)
+        raise Broken("an error although the status is 200", attempts=_ODD_BODIES)
     choice = body.get("choices", body)
     if isinstance(choice, list):
         choice = next(filter(_text, choice), choice[0] if choice else None)
     told = choice is body and isinstance(body.get("message"), str)  # by a gateway, not a model
     if told or not isinstance(choice, dict) or not _SHAPES.intersection(choice):
-        raise Broken("an answer that holds no message", _ODD_BODIES)
+        raise Broken("an answer that holds no message", attempts=_ODD_BODIES)
     named = (choice.get(name) or body.get(name) for name in _REASONS)
     reason = next((name for name in named if isinstance(name, str)), UNKNOWN)
     reason = printable(shortened(reason, 40))
     text = _text(choice)
-    if reason == "error" or (not text.strip() and reason not in (*ENDED, UNKNOWN)):
+    if reason == "error" or (not text.strip() and reason.lower() not in (*ENDED, UNKNOWN)):
         raise Unusable(_NO_TEXT.get(reason.lower(), f"no text came, finish_reason {reason!r}"))
     if not text.strip():
         message = choice.get("message")

@@ -166,12 +166,6 @@ class OpenAIChat:
             await servers.close()
 
 
-class _Passing(Broken):
-    """A failure that may pass: worth another attempt, after `retry_after` seconds if given."""
-
-    retry_after: float | None = None
-
-
 class _Servers:
     """The servers of one `complete`, and what its workers know of each other."""
 
@@ -221,8 +215,8 @@ class _Servers:
                 break
             longest = min(self._chat.backoff_s * 2.0 ** min(attempt, 99), _LONGEST_PAUSE_S)
             pause = random.uniform(0, longest)
-            if (told := getattr(failure, "retry_after", None)) is not None:
-                pause = told + pause / 10  # jitter on top: all the workers were told the same
+            if failure.retry_after is not None:  # jitter on top: all the workers were told the same
+                pause = failure.retry_after + pause / 10
             await asyncio.sleep(min(pause, left))
         if self._last_answer < began:
             raise LLMError(
@@ -246,7 +240,7 @@ class _Servers:
                     options=self._options,
                 )
         except TimeoutError:
-            raise _Passing(f"no answer within {self._chat.timeout_s:g} s") from None
+            raise Broken(f"no answer within {self._chat.timeout_s:g} s") from None
         except self._openai.APIStatusError as error:
             raise self._refusal(error.response, prompt) from None
         except Unusable:
@@ -258,7 +252,7 @@ class _Servers:
             completion = read_completion(response.content)
         except Broken as error:
             reason = self._reason(str(error), response.content, prompt)
-            raise Broken(reason, error.attempts) from None
+            raise Broken(reason, attempts=error.attempts) from None
         self._last_answer, self._refused = time.monotonic(), 0
         return completion
 
@@ -266,9 +260,7 @@ class _Servers:
         status = response.status_code
         reason = self._reason(f"HTTP {status}", response.content, prompt)
         if status in (408, 409, 425, 429) or status >= 500:
-            passing = _Passing(reason)
-            passing.retry_after = _retry_after(response.headers)
-            return passing
+            return Broken(reason, retry_after=_retry_after(response.headers))
         if status in _CONFIGURATION:
             return LLMError(f"{self._chat.model}: {reason}; {_CONFIGURATION[status]}")
         return Unusable(reason)
@@ -288,9 +280,9 @@ class _Servers:
                 "in SSL_CERT_FILE"
             )
         if isinstance(error, ssl.SSLError):
-            return _Passing(f"TLS: {error.reason}")
+            return Broken(f"TLS: {error.reason}")
         told = error.strerror if isinstance(error, OSError) else None
-        return _Passing(f"{type(error).__name__}: {told}" if told else type(error).__name__)
+        return Broken(f"{type(error).__name__}: {told}" if told else type(error).__name__)
 
     def _given_up(self, note: str) -> Completion:
         """A prompt that gets no answer. Raises LLMError if none before it got one for long."""
@@ -311,21 +303,28 @@ def _client() -> Any:
     class Bounded(openai.DefaultAioHttpClient):
         async def send(self, request: Any, **options: Any) -> httpx2.Response:
             response = await super().send(request, **options | {"stream": True})
+            length = response.headers.get("content-length", "")
+            packed = "content-encoding" in response.headers
+            if length.isdecimal() and int(length) <= _LARGEST_ANSWER and not packed:
+                await response.aread()
+                return response
             content = bytearray()
             try:
                 async for part in response.aiter_bytes():
                     content += part
+                    if len(content) > _LARGEST_ANSWER and response.is_error:
+                        break  # its first line is enough
                     if len(content) > _LARGEST_ANSWER:
                         raise Unusable(f"an answer of more than {_LARGEST_ANSWER >> 20} MB")
             finally:
                 await response.aclose()
-            headers = [
-                (name, value)
-                for name, value in response.headers.multi_items()
-                if name not in ("content-encoding", "content-length", "transfer-encoding")
-            ]
+            # another response: what is read is no longer encoded, and one header is of use
+            wait = response.headers.get("retry-after")
             return httpx2.Response(
-                response.status_code, headers=headers, content=bytes(content), request=request
+                response.status_code,
+                headers={"retry-after": wait} if wait else None,
+                content=bytes(content),
+                request=request,
             )
 
     return Bounded(timeout=None)

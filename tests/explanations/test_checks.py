@@ -131,14 +131,6 @@ def test_each_check(text, check):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "expected"),
-    [(GOOD, "length", ("cut",)), (GOOD[:-10], "unknown", ("cut",)), (GOOD, "unknown", ())],
-)
-def test_cut_goes_by_the_reason_or_else_by_the_end(text, reason, expected):
-    assert failed_checks(text, CAPTION, DEFAULT_PROMPT, reason) == expected
-
-
-@pytest.mark.parametrize(
     ("caption", "words", "text"),
     [
         (CAPTION, "barack obama angela merkel berlin", GOOD),

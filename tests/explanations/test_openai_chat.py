@@ -382,6 +382,8 @@ def test_the_size_of_an_answer_is_bounded(reply, path):
     with RawServer(reply) as server:
         (row,) = explain(PAIRS[3:4], chat(server.url), path, progress=False)
     assert (row.note, server.asked) == ("an answer of more than 1 MB", 1)
+    with RawServer(http(b"too long\n" * (1 << 20), "400 Bad")) as server:
+        assert ask(path, server, pairs=PAIRS[3:4])[0].note == "HTTP 400: too long"
 
 
 def test_a_retry_after_beyond_the_patience_is_not_waited_for():
