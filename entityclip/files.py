@@ -57,9 +57,12 @@ def parse_json(
     Raises `error`, which begins with `where`.
     """
     try:
-        return json.loads(text, parse_constant=None if infinite else _refuse_constant)
+        value = json.loads(text, parse_constant=None if infinite else _refuse_constant)
+        if ("\\u" if isinstance(text, str) else b"\\u") in text:  # half a character, as \ud800
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
         raise error(f"{where} is not JSON ({problem})") from problem
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -137,7 +137,8 @@ def test_yaml_as_the_library_reads_it():
 def test_messages_hold_no_control_characters():
     assert printable("Zoë, 東京 a b") == "Zoë, 東京 a b"
     assert printable("\x1b[31mred\x07\n\u202e\ud800") == r"\x1b[31mred\x07\n\u202e\ud800"
-    assert parse_json('"\\ud800"', Refused, "x") == "\ud800"
+    assert parse_json('"\\u00e9"', Refused, "x") == "é"
+    assert "surrogates not allowed" in refused(parse_json, '["\\ud800"]', Refused, "x")
 
 
 # ------------------------------------------------------------------------------ -------- writing

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from entityclip.files import printable, shortened
+
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 22  # bytes of JSON read at once
 _MAX_ROW = 1 << 26  # characters; a row beyond this is an unclosed bracket, not a row
@@ -406,7 +408,7 @@ def _check_header(
             hint += f"; is {others[meant[0]]!r} it? Then name it {name}" if meant else ""
         raise ValueError(
             f"{path}: the first line must name the columns {', '.join(columns)} once each, and "
-            f"{problem}: got {got}{hint}"
+            f"{problem}: got {shortened(printable(got), 300)}{hint}"
         )
     for name in (name for name in optional if name not in header):
         for close in difflib.get_close_matches(name, others, n=1, cutoff=0.85):
