@@ -22,8 +22,9 @@ def record_counts():
     found: dict[str, Counter] = {}
     yield found
     total = sum(found.values(), Counter())
-    for name, counts in [*found.items(), ("all", total)]:
+    for name, counts in [*found.items(), (f"all {len(found)} readers", total)]:
         print(
             f"{name}: {counts['inputs']} inputs, {counts['refused']} refused, "
-            f"{counts['accepted']} accepted, 0 foreign exceptions"
+            f"{counts['accepted']} accepted"
         )
+    print(f"readers with a foreign exception: {len(READERS) - len(found)}")
