@@ -214,7 +214,7 @@ def test_a_transformers_folder_tells_how_its_pictures_are_prepared(tmp_path, con
     path.with_name("preprocessor_config.json").write_text(json.dumps(config))
     assert create_backbone("newsroom-tiny", str(path)).preprocessing == OPENAIS | expected
     path.with_name("preprocessor_config.json").write_text("[")
-    with pytest.raises(BackboneError, match=r"preprocessor_config\.json cannot be read"):
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json is not JSON"):
         create_backbone("newsroom-tiny", str(path))
 
 
