@@ -33,10 +33,13 @@ _LATEX = {
     "λ": r"$\lambda$",
     "η": r"$\eta$",
 }
-# what Markdown takes for its own, Jupyter's and GitHub's mathematics included; an underscore inside
-# a word is none of it
-_MARKDOWN = re.compile(r"[\\`*\[\]#|~$<>&!]|(?<!\w)_|_(?!\w)")
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "$": "<span>&#36;</span>"}
+# what Markdown takes for its own; an underscore inside a word is none of it
+_MARKDOWN = re.compile(r"[\\`*\[\]#|~$<>&!]|(?<!\w)_|_(?!\w)|:(?=//)")
+_ENTITIES = {
+    **{"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"},
+    # MathJax reads the page again when it is made, but never across the edge of a tag
+    **{"$": "<span>&#36;</span>", "\\": "<span>&#92;</span>"},
+}
 # terminals, SVG and UTF-8 choke on these or obey them; joiners and other spaces are ordinary text
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = re.compile(r"'*[=+\-@\t\n]")
