@@ -17,7 +17,15 @@ from matplotlib.figure import Figure as Chart
 
 from entityclip.config import REPOSITORY, Profile
 from entityclip.reporting import charts, curves, differences, scores, style, tables
-from entityclip.reporting.markup import Sheet, save_sheet, sheet_markdown
+from entityclip.reporting.markup import (
+    Sheet,
+    markdown,
+    one_line,
+    plain,
+    save_sheet,
+    sheet_markdown,
+    words_changed,
+)
 from entityclip.results import ResultsError, chapter_rows, find_rows
 from entityclip.statistics import difference_table
 from entityclip.variants import LEAK, SPLIT_LABELS, TABLES, VARIANT_LABELS, in_order, label
@@ -385,7 +393,7 @@ def show(
         given = chart is not None or table is not None
         drawn = Drawn(chart, table) if given else draw(profile, name, rows)
     except ResultsError as error:
-        print(f"skipped: {error}")
+        print(f"skipped: {one_line(str(error))}")
         return
     paths = save(drawn, name, folder) if folder else []
     ipython = sys.modules.get("IPython")
@@ -398,9 +406,9 @@ def show(
     if drawn.sheet is not None:
         display(Markdown(sheet_markdown(drawn.sheet)))
     elif drawn.chart is None and drawn.table is not None:
-        display(drawn.table.round(2))
+        display(words_changed(drawn.table.round(2), plain))
     if drawn.chart is not None:
         png = next((path for path in paths if path.suffix == ".png"), None)
         options = {"width": FIGURES[name].width, "drawn": png} | preview
         display(style.preview(drawn.chart, **options))
-    display(*map(Markdown, drawn.notes))
+    display(*(Markdown(markdown(note)) for note in drawn.notes))

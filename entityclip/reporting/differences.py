@@ -111,7 +111,7 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
         weights += ["bold", *["normal"] * len(rows)]
     axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
     axis.set(ylim=(y + 0.7, -0.7), xlabel=title)
-    axis.set_yticks(places, labels=names, parse_math=False)
+    axis.set_yticks(places, labels=names)
     for text, weight in zip(axis.get_yticklabels(), weights, strict=True):
         text.set_fontweight(weight)
     axis.tick_params(axis="y", length=0)

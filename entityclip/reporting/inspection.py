@@ -22,6 +22,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
+from entityclip.reporting.markup import one_line
 from entityclip.reporting.pictures import (
     GAP,
     POINT,
@@ -38,6 +39,7 @@ from entityclip.reporting.style import (
     PAGE,
     PALETTE,
     VERMILLION,
+    Page,
     panels,
     text_width,
     wrap,
@@ -142,7 +144,7 @@ def _flow(words: Iterable[str], inches: float) -> list[Place]:
     """Words filled into lines like prose."""
     space = 0.3 * _POINTS * POINT
     places, line, left = [], 0, 0.0
-    for word in words:
+    for word in map(one_line, words):
         width = text_width(word, _POINTS) + space
         if left and left + width > inches:
             line, left = line + 1, 0.0
@@ -174,7 +176,6 @@ def _colour_words(
         figure.text(
             (x + width / 2) / page, 1 - (y + height / 2) / long, word, ha="center",
             va="center_baseline", color="white" if dark else "black", fontsize=_POINTS,
-            parse_math=False,
         )  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def plot_cams(
     figure, axes = panels(1 + len(cams), len(pictures), 0.75 + (1 + len(cams)) * size)
     for column, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         title = wrap(text, size, 6.5, 5)
-        axes[0, column].set_title(title, fontsize=6.5, parse_math=False)
+        axes[0, column].set_title(title, fontsize=6.5)
         for axis, maps in zip(axes[:, column], (None, *cams.values()), strict=True):
             axis.imshow(picture, interpolation="none")
             if maps is not None:
@@ -241,7 +242,7 @@ def plot_gates(table: pd.DataFrame) -> Figure:
     columns = [[[gate] for gate in side if gate in gates] for side in _GATES]
     columns = [mosaic for mosaic in columns if mosaic]
     height = 0.9 + 0.19 * max(8, *map(len, gates.values()))
-    figure = plt.figure(figsize=(PAGE, height), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, height), layout="constrained", FigureClass=Page)
     parts = figure.subfigures(1, len(columns), squeeze=False)[0]
     for part, mosaic in zip(parts, columns, strict=True):
         for gate, axis in part.subplot_mosaic(mosaic).items():

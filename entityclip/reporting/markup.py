@@ -1,13 +1,18 @@
-"""A printed table, and how Markdown and LaTeX write it: what stands out, what is escaped."""
+"""What data say, written so that no page, table or spreadsheet takes it for its own code.
+
+Captions, names and errors become Markdown, LaTeX and CSV here and nowhere else; so do printed
+tables, with what stands out in them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from entityclip.files import atomic_write_text
 
@@ -28,6 +33,16 @@ _LATEX = {
     "λ": r"$\lambda$",
     "η": r"$\eta$",
 }
+# what Markdown takes for its own; an underscore inside a word is none of it
+_MARKDOWN = re.compile(r"[\\`*\[\]#|~$<>&!]|(?<!\w)_|_(?!\w)|:(?=//)")
+_ENTITIES = {
+    **{"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"},
+    # MathJax reads the page again when it is made, but never across the edge of a tag
+    **{"$": "<span>&#36;</span>", "\\": "<span>&#92;</span>"},
+}
+# terminals, SVG and UTF-8 choke on these or obey them; joiners and other spaces are ordinary text
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_FORMULA = re.compile(r"'*[=+\-@\t\n]")
 # never enlarged
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
@@ -69,10 +84,10 @@ def standings(values: Sequence[float], *, higher_is_better: bool = True) -> list
 def sheet_markdown(sheet: Sheet) -> str:
     """The table in Markdown: best bold, second underlined; notes as paragraphs below."""
     dashes = ["---" if i < sheet.names else "--:" for i in range(len(sheet.header))]
-    lines = [list(sheet.header), dashes]
+    lines = [[*map(markdown, sheet.header)], dashes]
     lines += [[_markdown(cell) for cell in row] for block in sheet.blocks for row in block]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "".join(f"\n{note}\n" for note in sheet.notes)
+    return table + "".join(f"\n{markdown(note)}\n" for note in sheet.notes)
 
 
 def sheet_latex(sheet: Sheet, caption: str, label: str) -> str:
@@ -85,6 +100,7 @@ def sheet_latex(sheet: Sheet, caption: str, label: str) -> str:
     shared = _shared_names(sheet)
     columns = "l" * (sheet.names - shared) + "r" * (len(sheet.header) - sheet.names)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}"]
+    label = re.sub(r"[^\w:.-]", "-", label)
     lines += [rf"\label{{{label}}}", _FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_row(map(latex, sheet.header[shared:])), r"\midrule"]
     for number, block in enumerate(sheet.blocks):
@@ -114,17 +130,67 @@ def save_sheet(
 
     LaTeX's label is the name with hyphens, below "tab:".
     """
-    markdown = f"<!-- {made_by} -->\n{sheet_markdown(sheet)}"
-    tex = f"% {made_by}\n{sheet_latex(sheet, caption, f'tab:{name}'.replace('_', '-'))}"
+    command = one_line(made_by)
+    md = f"<!-- {command.replace('>', '&gt;')} -->\n{sheet_markdown(sheet)}"
+    tex = f"% {command}\n{sheet_latex(sheet, caption, f'tab:{name}'.replace('_', '-'))}"
     paths = [Path(folder) / f"{name}.{kind}" for kind in ("md", "tex")]
-    for path, text in zip(paths, (markdown, tex), strict=True):
+    for path, text in zip(paths, (md, tex), strict=True):
         atomic_write_text(path, text)
     return paths
 
 
+def plain(text: str) -> str:
+    """Text with control characters, a terminal's escape codes among them, written out."""
+    text = re.sub("\r\n?", "\n", text)
+    return _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """`plain` text without line breaks."""
+    return plain(re.sub(r"[ \t\r\n]+", " ", text))
+
+
 def latex(text: str) -> str:
     """Text that LaTeX sets as it stands."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it stands: no tags, links, pictures, emphasis or mathematics."""
+    return _MARKDOWN.sub(lambda sign: _ENTITIES.get(sign[0], "\\" + sign[0]), one_line(text))
+
+
+def spreadsheet(text: str) -> str:
+    """Text that no spreadsheet computes: after an apostrophe where it would be a formula."""
+    text = plain(text)
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def from_spreadsheet(text: str) -> str:
+    """What `spreadsheet` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def words_changed(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with every text in it, column names too, as `change` gives it."""
+
+    def changed(value: object) -> object:
+        return change(value) if isinstance(value, str) else value
+
+    table = table.rename(columns=changed)
+    for place, (_, column) in enumerate(table.items()):
+        if not pd.api.types.is_numeric_dtype(column):
+            words = pd.Series(map(changed, column), column.index, column.dtype)
+            table.isetitem(place, words)
+    return table
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -135,7 +201,7 @@ def _row(cells: Iterable[str]) -> str:
 
 def _markdown(cell: Cell | str) -> str:
     if isinstance(cell, str):
-        return cell.replace("|", "\\|")
+        return markdown(cell)
     text = {"best": f"**{cell.text}**", "second": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text)
     return f"{text} {cell.interval}".rstrip()
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from entityclip.reporting.style import GREEN, GREY, PAGE, VERMILLION, wrap
+from entityclip.reporting.style import GREEN, GREY, PAGE, VERMILLION, Page, wrap
 
 GAP = 0.12  # inches between pictures
 POINT = 1 / 72  # inch
@@ -41,8 +41,7 @@ def show_picture(axis: Axes, picture: Image.Image, frame: str | None = None) -> 
 def write(figure: Figure, left: float, top: float, text: str, **style: object) -> None:
     """Text as it stands, its upper left corner at a place of the page."""
     width, height = figure.get_size_inches()
-    # parse_math: captions hold dollar signs
-    style = {"va": "top", "linespacing": _PAGE_LINE, "parse_math": False} | style
+    style = {"va": "top", "linespacing": _PAGE_LINE} | style
     figure.text(left / width, 1 - top / height, text, **style)
 
 
@@ -58,7 +57,7 @@ def line_height(points: float) -> float:
 
 def blank_page(width: float, height: float) -> Figure:
     """A figure without a layout engine: everything stands where it is put."""
-    return plt.figure(figsize=(width, height))
+    return plt.figure(figsize=(width, height), FigureClass=Page)
 
 
 def plot_gallery(items: Sequence[Pair], columns: int = 4) -> Figure:

@@ -19,14 +19,24 @@ import pandas as pd
 import PIL.Image
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import LogFormatter
 
 from entityclip.files import atomic_write_bytes, atomic_write_text
+from entityclip.reporting.markup import (
+    from_spreadsheet,
+    one_line,
+    plain,
+    spreadsheet,
+    words_changed,
+)
 from entityclip.results import ResultsError
 from entityclip.variants import VARIANT_LABELS, label
 
@@ -46,8 +56,27 @@ _FIXED = {
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 
 
+class Page(Figure):
+    """A figure that shows all texts as they stand: dollars in captions are no mathematics."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw it, as matplotlib asks."""
+        self.make_plain()
+        super().draw(renderer)
+
+    def make_plain(self) -> None:
+        """Write out control characters, and let nothing but the powers on a log axis be set."""
+        axes = [a for a in self.findobj(Axis) if isinstance(a.get_major_formatter(), LogFormatter)]
+        ticks = [tick for a in axes for tick in (*a.get_major_ticks(), *a.get_minor_ticks())]
+        powers = {label for tick in ticks for label in (tick.label1, tick.label2)}
+        for text in set(self.findobj(Text)) - powers:
+            text.set_parse_math(False)
+            text.set_text(plain(text.get_text()))
+
+
 def apply_style() -> None:
-    """Set the house style for all figures drawn from now on in this process."""
+    """Set the house style for all figures and tables shown from now on in this process."""
+    pd.set_option("display.html.use_mathjax", False)
     sns.set_theme(context="paper", style="ticks", font="DejaVu Sans")
     mpl.rc("figure", dpi=90, facecolor="white")
     mpl.rc("savefig", facecolor="white")
@@ -66,7 +95,7 @@ def panels(
     if not rows * columns:
         raise ResultsError("nothing to show: no rows, so no panels")
     size = {"figsize": (width, height), "squeeze": False, "layout": "constrained"}
-    return plt.subplots(rows, columns, **size, **options)
+    return plt.subplots(rows, columns, FigureClass=Page, **size, **options)
 
 
 def grid(axis: Axes, which: str = "y", color: str = "0.92") -> None:
@@ -102,7 +131,7 @@ def variant_legend(figure: Figure, variants: Marks, ends: Mapping[str, str] | No
     lines = []
     for name, (colour, marker) in variants.items():
         said = label(name, VARIANT_LABELS) + (ends[name] if ends else "")
-        lines.append(Line2D([], [], color=colour, marker=marker, label=said.replace("$", r"\$")))
+        lines.append(Line2D([], [], color=colour, marker=marker, label=said))
     columns = legend_columns(len(lines), most)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns)
 
@@ -131,7 +160,7 @@ def wrap(text: str, inches: float, points: float, lines: int, weight: str = "nor
         return len(line) < narrow and text_width(line[:narrow], points, weight) <= inches
 
     wrapped = [""]
-    for word in text.split():
+    for word in one_line(text).split():
         if wrapped[-1] and fits(f"{wrapped[-1]} {word}"):
             wrapped[-1] += f" {word}"
             continue
@@ -160,10 +189,12 @@ def save_figure(figure: Figure, folder: str | Path, name: str, made_by: str = ""
     # laid out once, and drawn by the canvases themselves: `savefig` would draw twice for each file
     engine, dpi, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
     figure.set_dpi(200)
+    if isinstance(figure, Page):
+        figure.make_plain()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
-    paths, said = [], made_by or None
+    paths, said = [], one_line(made_by) or None
     try:
         with mpl.rc_context({"svg.hashsalt": "entityclip", "svg.fonttype": "path"}):
             for kind, new, metadata in (
@@ -233,11 +264,14 @@ def describe_axes(figure: Figure) -> str:
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, made_by: str = "") -> Path:
     """Write ``name.csv`` into `folder` (six significant digits, LF, unknown values blank).
 
-    Its first line is a comment, the command that it is `made_by`; `read_table` passes over it.
+    Its first line is a comment, the command that it is `made_by`; `read_table` passes over it. An
+    apostrophe stands before texts that a spreadsheet would compute; `read_table` takes it away.
     """
     path = Path(folder) / f"{name}.csv"
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    atomic_write_text(path, f"# {made_by}\n{text}" if made_by else text)
+    text = words_changed(table, spreadsheet).to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
+    atomic_write_text(path, f"# {one_line(made_by)}\n{text}" if made_by else text)
     return path
 
 
@@ -245,4 +279,4 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     """What `save_table` wrote, with or without its comment, by ``pandas.read_csv``."""
     with Path(path).open(encoding="utf-8") as file:
         commented = file.read(2) == "# "
-    return pd.read_csv(path, skiprows=int(commented), **options)
+    return words_changed(pd.read_csv(path, skiprows=int(commented), **options), from_spreadsheet)

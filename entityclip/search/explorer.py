@@ -12,7 +12,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
@@ -26,8 +25,9 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting.inspection import plot_word_attention
+from entityclip.reporting.markup import markdown, one_line
 from entityclip.reporting.pictures import plot_retrieval_gallery, show_picture
-from entityclip.reporting.style import GREEN, GREY, PAGE, preview, wrap
+from entityclip.reporting.style import GREEN, GREY, PAGE, panels, preview, wrap
 from entityclip.search.collection import Collection, Page, Query
 from entityclip.variants import VARIANT_LABELS, label
 
@@ -51,10 +51,9 @@ def plot_page(collection: Collection, page: Page, columns: int = 6) -> Figure:
     """
     asked = [] if isinstance(page.query, (str, Pair)) else [page.query]
     rows, size = len(asked) - (-len(page.hits) // columns), PAGE / columns
-    shape = (PAGE, 0.2 + rows * (size + 0.1))
-    figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False, layout="constrained")
+    figure, axes = panels(rows, columns, 0.2 + rows * (size + 0.1))
     title = wrap(title_of(page), PAGE, 8.0, 3, "bold")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold", parse_math=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
     for query in asked:
         picture = decode(Path(query)) if isinstance(query, (str, Path)) else query
         show_picture(axes[0, 0], picture, GREY)
@@ -73,7 +72,7 @@ def title_of(page: Page) -> str:
     """What was asked, and which page this is."""
     asked = "pictures like this one"
     if isinstance(page.query, (str, Pair)):
-        asked = f"“{getattr(page.query, 'caption', page.query)}”"
+        asked = f"“{one_line(getattr(page.query, 'caption', page.query))}”"
     return f"{asked} – page {page.number + 1} of {page.pages}"
 
 
@@ -144,7 +143,7 @@ class Explorer:
     def table(self) -> pd.DataFrame:
         """The queries, those first where the compared variants disagree most."""
         found = measure(self.experiment, self.variants, [self.split], shipped=True)
-        captions = [pair.caption for pair in self.experiment.pairs(self.split)]
+        captions = [one_line(pair.caption) for pair in self.experiment.pairs(self.split)]
         ranks = {v: found[v, self.split].text_to_image for v in self.variants}
         first, second = (ranks[variant].astype(float) for variant in self.compared)
         table = pd.DataFrame({"query": range(len(captions)), "caption": captions, **ranks})
@@ -178,9 +177,9 @@ class Explorer:
 
     def show(self, query: int, variants: Sequence[str] | None = None) -> Any:
         """A query's caption, its ranks, and what each variant puts first, as a picture."""
-        caption = self.experiment.pairs(self.split)[query].caption
+        caption = one_line(self.experiment.pairs(self.split)[query].caption)
         said = ", ".join(f"{variant} {rank}" for variant, rank in self.ranks(query).items())
-        display(Markdown(f"**{caption}** – rank of its picture: {said}"))
+        display(Markdown(f"**{markdown(caption)}** – rank of its picture: {markdown(said)}"))
         chosen = variants or self.variants
         found = [self.hardest_negatives(query, variant) for variant in chosen]
         alt = f"What {', '.join(chosen)} find for “{caption}”; ranks of the right picture: {said}"
@@ -255,6 +254,6 @@ def _interact(widgets: Any, show: Callable[..., Any], **controls: Any) -> None:
         try:
             return show(**values)
         except (ValueError, OSError) as error:
-            return Markdown(f"**{error}**")
+            return Markdown(f"**{markdown(str(error))}**")
 
     widgets.interact(shown, **controls)

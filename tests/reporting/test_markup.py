@@ -67,8 +67,8 @@ def sheet():
 
 def test_markdown_marks_rules_and_notes():
     assert sheet_markdown(sheet()) == (
-        "| Name | R@1 |\n| --- | --: |\n| a_b\\|c | **70.0** ± 1.2 |\n| [x] | <u>60.0</u> |\n"
-        "| d |  |\n\n5 % of $x$, -0.5 to 1-2.\n"
+        "| Name | R@1 |\n| --- | --: |\n| a_b\\|c | **70.0** ± 1.2 |\n| \\[x\\] | <u>60.0</u> |\n"
+        "| d |  |\n\n5 % of <span>&#36;</span>x<span>&#36;</span>, -0.5 to 1-2.\n"
     )
 
 
