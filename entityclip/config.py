@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from entityclip.console import Refused
-from entityclip.files import parse_yaml, printable, read_yaml, shortened
+from entityclip.files import Location, parse_yaml, printable, read_yaml, shortened, told
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "notebooks" / "profiles"
@@ -360,7 +360,8 @@ def load_profile(
         # JSON mode keeps strictness but reads the YAML lists that stand for tuples; dates as text
         return TypeAdapter(Profile).validate_json(json.dumps(whole, default=str))
     except ValidationError as error:
-        raise ProfileError(f"{path.name}: {_explain(error)}") from error
+        unknown = told(error, unknown=lambda place: f"there is no such setting{_hint(place)}")
+        raise ProfileError(f"{path.name}: {unknown}") from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -371,20 +372,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")  # these already quote the value
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = f"there is no such setting{_hint(item['loc'])}"
-        elif item["type"] != "value_error":
-            message = f"{message} (got {item['input']!r})"
-        lines.append(f"{where}: {message}")
-    return "; ".join(lines)
-
-
-def _hint(location: tuple[int | str, ...]) -> str:
+def _hint(location: Location) -> str:
     """What the group of an unknown setting does know."""
     *parents, name = map(str, location)
     group: Any = Profile

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import zlib
@@ -30,6 +31,11 @@ _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 _YAML_NODES = 100_000  # a profile or manifest with its aliases written out has a few thousand
 _YAML_SIZE, _YAML_DEPTH = 1 << 18, 50  # characters, and brackets in brackets
 _MODE = 0o666  # of new files, less the umask
+
+# control characters, a terminal's escape codes among them, and what turns lines over or is half a
+# character; joiners and unusual spaces are ordinary text
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+Location = tuple[int | str, ...]  # of a field within its file
 
 # ------------------------------------------------------------------------------------- reading
 
@@ -101,13 +107,22 @@ def checked(kind: Any, value: Any, error: type[Exception], where: str) -> Any:
         raise error(f"{where}: {told(problem)}") from problem
 
 
-def told(problem: Any) -> str:
-    """The first few of a pydantic ValidationError's findings in one line: field, what is wrong."""
+def told(
+    problem: Any,
+    *,
+    place: Callable[[Location], str] = lambda location: ".".join(map(str, location)),
+    unknown: Callable[[Location], str] = lambda _: "there is no such field",
+) -> str:
+    """The first few of a pydantic ValidationError's findings in one line: field, what is wrong.
+
+    `place` names a field by its location, `unknown` says what is wrong with one too many.
+    """
     lines = []
-    for item in problem.errors(include_url=False)[:3]:
-        field = ".".join(map(str, item["loc"]))
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] not in ("missing", "value_error"):
+    for item in problem.errors(include_url=False)[:5]:
+        field, text = place(item["loc"]), item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            text = unknown(item["loc"])
+        elif item["type"] not in ("missing", "value_error"):
             text += f" (got {shortened(repr(item['input']))})"
         lines.append(f"{field}: {text}" if field else text)
     more = problem.error_count() - len(lines)
@@ -121,9 +136,7 @@ def shortened(text: str, limit: int = 80) -> str:
 
 def printable(text: str) -> str:
     """The text with control characters, a terminal's escape codes among them, written out."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
 def read_yaml(path: str | Path, error: type[Exception]) -> Any:

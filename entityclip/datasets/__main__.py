@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from entityclip.config import runs_folder
+from entityclip.console import refusing
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
 from entityclip.datasets.reading import known
@@ -25,23 +25,19 @@ Draw = Callable[[list, Path], list[Path]]
 
 
 def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
-    """Run a command; the exit status. A summary's figure is `draw`'s, none without it."""
+    """Run a command; the exit status. A summary's figure is `draw`'s, none without it.
+
+    Raises Refused for what cannot be started, and what is wrong with the data or the manifest.
+    """
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     options.draw = draw
-    try:
+    with refusing():
         for split in options.splits or ():
             known(options.dataset, split, DATASETS[options.dataset])
         if options.root is None and options.dataset not in DRAWN:
             raise ValueError(f"{options.dataset} lies in files: give --root PATH")
-    except ValueError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 2
-    try:
-        return options.run(options, _entry(options))
-    except (ValueError, OSError) as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 1
+    return options.run(options, _entry(options))
 
 
 def _verify(options: argparse.Namespace, entry: Entry) -> int:

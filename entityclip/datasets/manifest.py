@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from entityclip.config import REPOSITORY
-from entityclip.files import parse_yaml, read_text, shortened
+from entityclip.files import Location, parse_yaml, read_text, told
 
 MANIFEST = REPOSITORY / "data_manifest.yaml"
 _EXPANDED = 1000  # patterns that one with braces may stand for
@@ -93,7 +93,11 @@ def load_manifest(path: Path = MANIFEST) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        raise ManifestError(_explain(error, node, path.name)) from error
+
+        def place(location: Location) -> str:
+            return f"line {_line(node, location)}: {'.'.join(map(str, location))}"
+
+        raise ManifestError(f"{path.name}, {told(error, place=place)}") from error
 
 
 def expand(pattern: str) -> list[str]:
@@ -128,21 +132,7 @@ def missing_files(dataset: str, root: Path) -> list[str]:
     return [path for path in required if not any(any(root.glob(p)) for p in expand(path))]
 
 
-def _explain(error: ValidationError, node: yaml.Node, name: str) -> str:
-    told = []
-    for item in error.errors(include_url=False)[:3]:
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "there is no such field"
-        elif item["type"] not in ("missing", "value_error"):
-            message += f" (got {shortened(repr(item['input']))})"
-        told.append(f"line {_line(node, item['loc'])}: {where}: {message}")
-    more = error.error_count() - len(told)
-    return f"{name}, {'; '.join(told)}" + (f"; and {more} more" if more else "")
-
-
-def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
+def _line(node: yaml.Node, location: Location) -> int:
     """Where the node at a location stands, or the deepest one above it that exists."""
     for part in location:
         children = dict(_children(node))

@@ -125,7 +125,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     profile = _profile(options)
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment
-    from entityclip.experiments.preflight import refuse_impossible
+    from entityclip.experiments.preflight import refuse_impossible, refuse_training
     from entityclip.experiments.sweep import ship_rows, sweep
 
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -136,7 +136,8 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         work["main"] = (settings.main_seeds, TABLES["main"])
     work["chosen by name"] = (settings.ablation_seeds, options.variants)
     base = Experiment(profile, progress=False)
-    refuse_impossible(base, settings.test_splits, training=True)
+    refuse_impossible(base, settings.test_splits)
+    refuse_training(base, settings.test_splits)
     for seeds, names in work.values():
         experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
         sweep(experiments, names, shipped=not options.anew, keep=options.keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,25 +27,33 @@ _GIB = 2**30
 _LOOKED_AT = 2000  # pictures of a split to measure on, decoded before a training starts
 
 
-def refuse_impossible(splits: Splits, measured: Iterable[str], *, training: bool = False) -> None:
-    """Say before the first step what would end the work later; `measured` are splits to test on.
+def refuse_impossible(splits: Splits, measured: Sequence[str]) -> None:
+    """Say now what would end the work later: raise Refused, in one line.
 
-    Looks for data, weights, room and leave to write, loads the texts of every split that will be
-    read and, before a `training`, decodes pictures of those measured (evenly spread, of a large
-    split). Raises Refused, in one line.
+    Looks for data, weights and leave to write, and loads the texts of `measured`, to test on.
     """
-    profile, measured = splits.profile, list(measured)
-    problems = data_problems(profile.settings, measured) + writing_problems(profile)
+    problems = data_problems(splits.settings, measured) + writing_problems(splits.profile)
     if problems:
         raise Refused("; ".join(problems))
     with refusing():
-        if training and (problems := disk_problems(splits)):
+        for split in measured:
+            splits.pairs(split)
+
+
+def refuse_training(splits: Splits, measured: Sequence[str]) -> None:
+    """What `refuse_impossible` does not look at: raise Refused before the first step.
+
+    Asks for room on the disk, loads the texts to train on, and decodes pictures of what is
+    `measured` afterwards, evenly spread, of a large split.
+    """
+    with refusing():
+        if problems := disk_problems(splits):
             raise Refused("; ".join(problems))
-        for split in [*(("train", "val") if training else ()), *measured]:
+        for split in ("train", "val"):
             if not len(splits.pairs(split)):
-                policy = profile.settings.explanation_policy
+                policy = splits.settings.explanation_policy
                 raise Refused(f"{split}: explanation_policy {policy!r} leaves no pair of it")
-        for split in measured if training else ():
+        for split in measured:
             _refuse_broken(splits.pairs(split), split)
 
 
@@ -57,8 +65,8 @@ def _refuse_broken(pairs: Sequence[Pair], split: str) -> None:
         for problem in pool.map(_why_broken, pairs[::step]):
             if problem:
                 raise Refused(
-                    f"{split}: {problem}; all of its pictures are needed after the training: fetch "
-                    "it again, or leave its pair out of the data"
+                    f"{split}: {problem}; all of its pictures are needed after the training: mend "
+                    "it, or leave its pair out of the data"
                 )
 
 
@@ -94,8 +102,9 @@ def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]
     problems = []
     there = DATASETS.get(settings.dataset)
     if there is None:
-        close = ", ".join(difflib.get_close_matches(settings.dataset, DATASETS)) or "none like it"
-        return [f"settings.dataset: there is no {settings.dataset!r}; {close}"]
+        close = difflib.get_close_matches(settings.dataset, DATASETS, n=1) or DATASETS
+        said = f"settings.dataset: there is no {settings.dataset!r}; there is {', '.join(close)}"
+        return [said]
     for split in [*settings.test_splits, *measured]:
         if split not in there:
             problems.append(f"{settings.dataset} has no split {split!r}; it has {', '.join(there)}")

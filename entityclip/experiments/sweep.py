@@ -84,7 +84,9 @@ def measure_variant(
         return True
 
 
-def _unmeasured(experiment: Experiment, name: str, splits: list[str], shipped: bool) -> list[str]:
+def _unmeasured(
+    experiment: Experiment, name: str, splits: list[str], shipped: bool = True
+) -> list[str]:
     return [s for s in splits if stored_ranks(experiment, name, s, shipped=shipped) is None]
 
 
@@ -147,8 +149,7 @@ def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
         for name in TABLES[table]:
             if (number and not find_variant(name).finetuned) or of_seed.lacks(name):
                 continue
-            splits = splits_of(of_seed, name)
-            if any(stored_ranks(of_seed, name, split) is None for split in splits):
+            if _unmeasured(of_seed, name, splits_of(of_seed, name)):
                 lacking.append((name, of_seed.seed))
     return lacking
 

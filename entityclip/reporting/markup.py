@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from entityclip.files import atomic_write_text
+from entityclip.files import atomic_write_text, printable
 
 Mark = Literal["", "best", "second"]
 _LATEX = {
@@ -40,8 +40,6 @@ _ENTITIES = {
     # MathJax reads the page again when it is made, but never across the edge of a tag
     **{"$": "<span>&#36;</span>", "\\": "<span>&#92;</span>"},
 }
-# terminals, SVG and UTF-8 choke on these or obey them; joiners and other spaces are ordinary text
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = re.compile(r"'*[=+\-@\t\n]")
 # never enlarged
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
@@ -141,13 +139,13 @@ def save_sheet(
 
 def plain(text: str) -> str:
     """Text with control characters, a terminal's escape codes among them, written out."""
-    text = re.sub("\r\n?", "\n", text)
-    return _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+    lines = re.sub("\r\n?", "\n", text).split("\n")
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in lines)
 
 
 def one_line(text: str) -> str:
     """`plain` text without line breaks."""
-    return plain(re.sub(r"[ \t\r\n]+", " ", text))
+    return printable(re.sub(r"[ \t\r\n]+", " ", text))
 
 
 def latex(text: str) -> str:

@@ -27,7 +27,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from entityclip.files import atomic_write_bytes, atomic_write_text
 from entityclip.reporting.markup import (
@@ -56,6 +56,13 @@ _FIXED = {
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 
 
+class _PlainNames(FuncFormatter):
+    """The names at an axis' ticks, as they stand."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return plain(super().__call__(x, pos))
+
+
 class Page(Figure):
     """A figure that shows all texts as they stand: dollars in captions are no mathematics."""
 
@@ -66,7 +73,13 @@ class Page(Figure):
 
     def make_plain(self) -> None:
         """Write out control characters, and let nothing but the powers on a log axis be set."""
-        axes = [a for a in self.findobj(Axis) if isinstance(a.get_major_formatter(), LogFormatter)]
+        axes = []
+        for axis in self.findobj(Axis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, LogFormatter):
+                axes.append(axis)
+            elif type(formatter) is FuncFormatter:  # names, which it hands out at each drawing
+                axis.set_major_formatter(_PlainNames(formatter.func))
         ticks = [tick for a in axes for tick in (*a.get_major_ticks(), *a.get_minor_ticks())]
         powers = {label for tick in ticks for label in (tick.label1, tick.label2)}
         for text in set(self.findobj(Text)) - powers:

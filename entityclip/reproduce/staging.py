@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 
 from entityclip.config import Profile
+from entityclip.console import Refused
+from entityclip.files import atomic_write_text, read_json
 
 
 def journal_in(runs: Path) -> Path:
@@ -23,7 +25,7 @@ def journal_in(runs: Path) -> Path:
 
 
 def promote(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
-    """Copy each (source, target) into place in order, all or none, with mode 0644.
+    """Copy each (source, target) into place in order, all or none.
 
     Copies are complete beside their targets before the first target changes (the staging folder may
     be on another disk). Whatever stops it half-way, `recover` undoes by the journal what was done:
@@ -34,35 +36,42 @@ def promote(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
         for source, target in pairs:
             target.parent.mkdir(parents=True, exist_ok=True)
             _beside(target, "old").unlink(missing_ok=True)  # a killed run's leftover, no backup
-            _copy(source, _beside(target, "new"))
+            shutil.copyfile(source, _beside(target, "new"))
             if target.exists():
-                _copy(target, _beside(target, "old"))
+                shutil.copyfile(target, _beside(target, "old"))
         journal.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("w", encoding="utf-8") as file:
-            json.dump([[str(target), target.exists()] for target in targets], file)
-            file.flush()
-            os.fsync(file.fileno())
+        entries = [[str(target), target.exists()] for target in targets]
+        atomic_write_text(journal, json.dumps(entries))
         for target in targets:
             os.replace(_beside(target, "new"), target)
     except BaseException:
-        recover(journal)
+        recover(journal, [target.parent for target in targets])
         raise
     finally:
         _clear(targets, journal)
 
 
-def recover(journal: Path) -> bool:
+class JournalError(Refused):
+    """A promotion's journal is none; the message names it and what to do. Nothing was touched."""
+
+
+def recover(journal: Path, folders: Sequence[Path]) -> bool:
     """Undo a promotion that was stopped half-way; whether there was one.
 
-    One that had come to its last target is finished instead: only its leftovers go.
+    One that had come to its last target is finished instead: only its leftovers go. Raises
+    JournalError for a journal of another shape or with files that lie outside `folders`.
     """
     try:
-        entries = json.loads(journal.read_text(encoding="utf-8"))
+        entries = read_json(journal, JournalError, list[tuple[str, bool]])
     except FileNotFoundError:
         return False
-    except ValueError:
-        entries = []  # killed while writing it, before anything was replaced
+    except JournalError as error:
+        raise JournalError(f"{error}; no promotion wrote that: move it away") from error
+    homes = [folder.resolve() for folder in folders]
     targets = [(Path(target), existed) for target, existed in entries]
+    for target, _ in targets:
+        if not any(target.resolve().is_relative_to(home) for home in homes):
+            raise JournalError(f"{journal}: {target} is no file of this run: move the journal away")
     undone = bool(targets) and _beside(targets[-1][0], "new").exists()
     for target, existed in targets if undone else []:
         with contextlib.suppress(OSError):  # go on: restore as many as can be
@@ -84,11 +93,6 @@ def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}")
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    target.chmod(0o644)
-
-
 class InUse(OSError):
     """Another process fills the same folder of runs or of figures."""
 
@@ -108,9 +112,18 @@ def alone_with(profile: Profile, figures: Path) -> Iterator[None]:
     filling = f"{figures} is being filled by a run with another ENTITYCLIP_RUNS; wait for it"
     with _held(lock, running), _held(figures, filling):
         lock.write_text(str(os.getpid()), encoding="utf-8")
-        if recover(journal_in(runs)):
+        if recover(journal_in(runs), (runs, figures)):
             print("undid what a killed run had half put in place", file=sys.stderr)
+        for folder in (figures, *filter(Path.is_dir, runs.iterdir())):
+            _remove_leftovers(folder)
         yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the copies that a run left beside its files when killed before it had a journal."""
+    for leftover in (path for kind in ("new", "old") for path in folder.glob(f".*.{kind}")):
+        if Path(leftover.stem).suffix in (".png", ".svg", ".csv", ".md", ".tex", ".ipynb", ".json"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

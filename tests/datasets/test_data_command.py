@@ -12,6 +12,7 @@ from IPython.display import Image, Markdown
 
 from entityclip.__main__ import main as entityclip_main
 from entityclip.config import REPOSITORY
+from entityclip.console import guarded
 from entityclip.datasets import DATASETS, DRAWN, __main__
 from entityclip.datasets.care import count_names, shared_rows, summarise, summary_table
 from entityclip.datasets.manifest import (
@@ -26,7 +27,7 @@ from tests.fixtures.pictures import save
 
 
 def run(*arguments):
-    return __main__.main([str(argument) for argument in arguments])
+    return guarded(__main__.main, [str(argument) for argument in arguments])
 
 
 def verify(root, out, *more, dataset="n24news"):

