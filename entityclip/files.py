@@ -118,7 +118,7 @@ def told(
     `place` names a field by its location, `unknown` says what is wrong with one too many.
     """
     lines = []
-    for item in problem.errors(include_url=False)[:5]:
+    for item in problem.errors(include_url=False)[:4]:
         field, text = place(item["loc"]), item["msg"].removeprefix("Value error, ")
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             text = unknown(item["loc"])
