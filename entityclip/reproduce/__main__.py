@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entityclip.config import REPOSITORY, SHIPPED_PROFILE, ProfileError, load_profile
-from entityclip.console import guarded
+from entityclip.config import REPOSITORY, SHIPPED_PROFILE, load_profile
+from entityclip.console import Refused, guarded, in_one_line
 from entityclip.files import cores
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -83,9 +83,8 @@ def figures(argv: Sequence[str] | None = None) -> int:
         folder = (options.figures or home).resolve()
         with stoppable(), alone_with(profile, folder):
             return redraw(profile, folder, options.names, workers=workers)
-    except (ProfileError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise Refused(in_one_line(error)) from error
     except Stopped as stop:
         print(f"stopped by {stop}: the last good figures stay", file=sys.stderr)
         return 128 + stop.signum

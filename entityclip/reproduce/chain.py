@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from entityclip.config import ProfileError, as_dict, config_hash
+from entityclip.config import as_dict, config_hash
+from entityclip.console import Refused, in_one_line
 from entityclip.files import atomic_write_text, cores, git_commit
 from entityclip.reproduce.notebook import (
     execute,
@@ -29,7 +30,7 @@ from entityclip.reproduce.notebook import (
     promote_run,
     run_key,
 )
-from entityclip.reproduce.plan import Plan, ReproduceError, find_notebooks, make_plan
+from entityclip.reproduce.plan import Plan, find_notebooks, make_plan
 from entityclip.reproduce.staging import Stopped, alone_with, stoppable
 
 _KERNEL_DEFAULTS = {
@@ -64,9 +65,8 @@ def run(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> int:
             rows = run_chain(plan)
             print(report_table(rows), flush=True)
             write_report(rows, plan)
-    except (ProfileError, ReproduceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:  # InUse, or what keeps a report from being written
+        raise Refused(in_one_line(error)) from error
     except Stopped as stop:
         print(
             f"stopped by {stop}: the last good results stay; the same command goes on from here",

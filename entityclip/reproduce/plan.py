@@ -12,6 +12,7 @@ from typing import Any
 
 from entityclip import left_out
 from entityclip.config import SHIPPED_PROFILE, Profile, load_profile, parse_settings
+from entityclip.console import Refused
 
 # jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
 # addresses here: three seconds, and a notebook has no such field
@@ -21,7 +22,7 @@ with left_out("rfc3987_syntax"):
 CELL_TIMEOUTS = {"smoke": 600, "demo": 3600}  # seconds; other profiles train for days: no limit
 
 
-class ReproduceError(ValueError):
+class ReproduceError(Refused):
     """The command line or a notebook keeps the run from starting."""
 
 

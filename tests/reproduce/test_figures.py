@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from entityclip.config import load_profile
+from entityclip.console import guarded
 from entityclip.reporting import catalogue
 from entityclip.reporting.style import apply_style
 from entityclip.reproduce import __main__
@@ -121,7 +122,7 @@ def test_processes_that_inherit_nothing_draw_too(demo, tmp_path, monkeypatch):
 def test_a_command_that_cannot_start_says_why(options, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))
     with alone_with(load_profile("smoke"), tmp_path / "smoke" / "figures"):
-        assert __main__.figures(options) == 2
+        assert guarded(__main__.figures, options) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert "none-such" in said or f"run by process {os.getpid()}" in said

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from entityclip.config import load_profile, parse_settings
+from entityclip.console import guarded
 from entityclip.reproduce import __main__, notebook
 from entityclip.reproduce import chain as chaining
 from entityclip.reproduce.notebook import run_key
@@ -55,7 +56,8 @@ class House:
         self.runs = root / "runs"
 
     def main(self, *argv):
-        return __main__.main([*argv], notebooks=self.notebooks, figures=self.figures)
+        where = {"notebooks": self.notebooks, "figures": self.figures}
+        return guarded(__main__.main, argv, **where)
 
     def statuses(self, profile="smoke"):
         report = json.loads((self.runs / profile / "reproduce.json").read_text())
