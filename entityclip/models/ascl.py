@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from entityclip.config import AsCLConfig
-from entityclip.models.clip import Backbone, DualEncoder, Tokens
+from entityclip.models.clip import Backbone, DualEncoder, Lengths, Tokens
 
 _AT_ONCE = 2**27  # attention weights in memory at once: 512 MiB
 # one head's attention weights at once where no gradient is asked for: what a core's cache holds,
@@ -264,7 +264,8 @@ def wrong_embeddings(
 
 def add_noise(x: Tensor, words: Tensor, scale: float, rng: Rng = None) -> Tensor:
     """Gaussian noise on every word, its deviation `scale` times the words' root mean square."""
-    rms = x.detach()[words].square().mean().sqrt()
+    power = torch.where(words[..., None], x.detach(), 0.0).square().sum()
+    rms = (power / (words.sum() * x.shape[-1])).sqrt()
     drawn = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
     return torch.where(words[..., None], x + scale * rms * drawn, x)
 
@@ -347,14 +348,18 @@ class AsCL(DualEncoder):
         tokens = self.backbone.image_tokens(images)
         return self.fusion.image_side(tokens) if self.fusion else _global_side(tokens.pooled)
 
-    def text_side(self, text: Tensor, *, wrong: bool = False) -> Side:
-        """What texts [B, context_length] bring to `similarity`, each made wrong if `wrong`."""
+    def text_side(self, text: Tensor, *, wrong: bool = False, length: int | None = None) -> Side:
+        """What texts [B, context_length] bring to `similarity`, each made wrong if `wrong`.
+
+        None is longer than `length` tokens, where given: a GPU need not be asked.
+        """
         at = self.backbone.eot(text)
-        length = int(at.max()) + 1
+        if length is None or text.device.type == "cpu":  # where asking costs nothing
+            length = int(at.max()) + 1
         words = word_mask(at, length)
         strengths = {name: getattr(self.config, name) for name in ("noise", "dropout", "cutoff")}
         change = partial(wrong_embeddings, words=words, **strengths) if wrong else None
-        tokens = self.backbone.text_tokens(text[:, :length], change=change)
+        tokens = self.backbone.text_tokens(text[:, :length], length=length, change=change)
         return self.fusion.text_side(tokens, words) if self.fusion else _global_side(tokens.pooled)
 
     def similarity(self, image: Side, text: Side) -> Tensor:
@@ -368,24 +373,27 @@ class AsCL(DualEncoder):
         explanations: Tensor | None = None,
         image_keys: Tensor | None = None,
         others: Tensor | None = None,
+        lengths: Lengths = None,
     ) -> AsCLOutputs:
         """Encode a training batch: images [B, 3, H, W], token ids [B, context_length].
 
         `others` are second captions of the same pictures, `image_keys` [B] tell which rows share
-        one; explanations are not read. Raises ValueError for fewer than 2 pairs and where richer
+        one, `lengths` are `text_lengths`; explanations are not read. Raises ValueError for fewer than 2 pairs and where richer
         texts need `others` and there are none.
         """
         if len(images) < 2:
             raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")
         image = self.image_side(images)
         same = same_picture(image_keys, len(images), images.device)
-        similarity, wrong = self._compare(image, captions)
+        longest = None if lengths is None else lengths[0]
+        similarity, wrong = self._compare(image, captions, longest)
         temperature = self.config.temperature
         scale = 1 / temperature if temperature else self.backbone.clip.logit_scale.exp()
         outputs = AsCLOutputs(similarity, same, scale, wrong)
         generated = self._generated(captions, others)
         if generated is not None:
-            outputs.positive, outputs.positive_wrong = self._compare(image, generated)
+            joined = None if lengths is None else min(sum(lengths), captions.shape[1])
+            outputs.positive, outputs.positive_wrong = self._compare(image, generated, joined)
         return outputs
 
     def losses(self, outputs: AsCLOutputs, progress: float = 1.0) -> dict[str, Tensor]:
@@ -404,12 +412,21 @@ class AsCL(DualEncoder):
             terms["wrong_dropped"] = dropped.mean()
         return {"loss": loss, **terms}
 
-    def _compare(self, image: Side, text: Tensor) -> tuple[Tensor, Tensor | None]:
+    def text_lengths(
+        self, captions: Tensor, explanations: Tensor | None, others: Tensor | None = None
+    ) -> list[int]:
+        """Tokens of the longest caption and second caption, found before a batch is sent."""
+        return [self.backbone.longest(side) for side in (captions, others) if side is not None]
+
+    def _compare(
+        self, image: Side, text: Tensor, length: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         """S with all texts, and with the wrong texts made of all of them, [B, B] each."""
-        similarity = self.similarity(image, self.text_side(text))
+        similarity = self.similarity(image, self.text_side(text, length=length))
         if self.config.wrong == "none":
             return similarity, None
-        return similarity, self.similarity(image, self.text_side(text, wrong=True))
+        wrong = self.text_side(text, wrong=True, length=length)
+        return similarity, self.similarity(image, wrong)
 
     def _generated(self, captions: Tensor, others: Tensor | None) -> Tensor | None:
         """The true texts T⁺, one a row: richer or poorer, whichever is drawn."""

@@ -106,16 +106,19 @@ class Backbone(nn.Module):
         tokens = states @ self.clip.text_projection
         return Tokens(tokens[torch.arange(len(text), device=text.device), at], tokens, valid, at)
 
-    def unprojected(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def unprojected(
+        self, images: Tensor, text: Tensor, length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Pooled features before the joint space, of pictures [B, w_v] and of texts [B, w_t].
 
         The widths are the towers' own, 768 and 512 for ViT-B/32. ITR clusters and probes these.
+        `length` is that of the longest text, where known.
         """
-        return self._image_states(images)[:, 0], self.unprojected_text(text)
+        return self._image_states(images)[:, 0], self.unprojected_text(text, length)
 
-    def unprojected_text(self, text: Tensor) -> Tensor:
+    def unprojected_text(self, text: Tensor, length: int | None = None) -> Tensor:
         """`unprojected` of texts alone, [B, w_t]."""
-        states, at, _ = self._text_states(text)
+        states, at, _ = self._text_states(text, length=length)
         return states[torch.arange(len(text), device=text.device), at]
 
     @property
@@ -227,7 +230,9 @@ class DualEncoder(nn.Module):
         """Normalised text embeddings [B, d] for token ids [B, context_length]."""
         return F.normalize(self.backbone.encode_text(text), dim=-1)
 
-    def text_lengths(self, captions: Tensor, explanations: Tensor | None) -> list[int] | None:
+    def text_lengths(
+        self, captions: Tensor, explanations: Tensor | None, others: Tensor | None = None
+    ) -> list[int] | None:
         """Tokens of a batch's longest texts, for models whose `forward` wants `lengths`."""
         return None
 

@@ -202,7 +202,9 @@ class EntityCLIP(DualEncoder):
             loss = loss + config.bridge * terms["bridge"]
         return {"loss": loss, **terms}
 
-    def text_lengths(self, captions: Tensor, explanations: Tensor | None) -> list[int]:
+    def text_lengths(
+        self, captions: Tensor, explanations: Tensor | None, others: Tensor | None = None
+    ) -> list[int]:
         """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
         sides = [captions, explanations] if self.needs_explanations else [captions]
         lengths = [self.backbone.longest(side) for side in sides]

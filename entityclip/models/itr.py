@@ -44,13 +44,22 @@ class ITRModel(nn.Module):
         `generated` adds those of the generated captions, which only clustering reads. Raises
         ValueError for a batch without any.
         """
-        image, text = self.backbone.unprojected(batch.images, batch.captions)
+        captions, *explanations = batch.lengths or [None, None]
+        image, text = self.backbone.unprojected(batch.images, batch.captions, captions)
         sides = {"image": image, "text": text}
         if generated:
             if batch.explanations is None:
                 raise ValueError("cluster_generated needs generated captions; the batch has none")
-            sides["generated"] = self.backbone.unprojected_text(batch.explanations)
+            generated = self.backbone.unprojected_text(batch.explanations, *explanations)
+            sides["generated"] = generated
         return sides
+
+    def text_lengths(
+        self, captions: Tensor, explanations: Tensor | None, others: Tensor | None = None
+    ) -> list[int]:
+        """Tokens of the longest caption and generated caption, found before a batch is sent."""
+        sides = (captions, explanations)
+        return [self.backbone.longest(side) for side in sides if side is not None]
 
     def reset_heads(self) -> None:
         """Draw the heads anew: cluster numbers of one iteration mean nothing in the next."""

@@ -92,9 +92,10 @@ class _Pretrainer:
         torch.manual_seed(config.seed)
         self.model = ITRModel(backbone, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
-        self.train_set = SplitServer(sets[0], config.workers, self.device)
+        counted = {"text_lengths": self.model.text_lengths}
+        self.train_set = SplitServer(sets[0], config.workers, self.device, **counted)
         validates = sets[1] is not None and "contrast" in config.tasks
-        self.val_set = SplitServer(sets[1], 0, self.device) if validates else None
+        self.val_set = SplitServer(sets[1], 0, self.device, **counted) if validates else None
         facts = {"preprocessing": backbone.preprocessing}
         identity = {**identity, "itr": as_dict(config)}
         self.folder = RunFolder(folder, identity, self.device, facts=facts)

@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from entityclip.console import Refused
@@ -140,7 +139,7 @@ class SplitServer:
     says where a resumed run goes on. Of several processes each gets a share of a batch's rows, and
     all know of all broken pairs.
 
-    `text_lengths` (captions, explanations → tokens of the longest) is asked before a batch goes to
+    `text_lengths` (captions, explanations, others → tokens of the longest) is asked before a batch goes to
     the device, so that the model need not ask a GPU.
     """
 
@@ -151,7 +150,7 @@ class SplitServer:
         device: torch.device,
         world: World = World(),
         *,
-        text_lengths: Callable[[Tensor, Tensor | None], list[int] | None] | None = None,
+        text_lengths: Callable[..., list[int] | None] | None = None,
         negatives: Literal["global", "local"] = "global",
     ) -> None:
         self.dataset, self.workers, self.device = dataset, workers, device
@@ -186,7 +185,7 @@ class SplitServer:
         for served in loader:
             batch = served if isinstance(served, Batch) else None
             if batch is not None and self.text_lengths is not None:
-                lengths = self.text_lengths(batch.captions, batch.explanations)
+                lengths = self.text_lengths(batch.captions, batch.explanations, batch.others)
                 batch = replace(batch, lengths=lengths)
             broken = served if batch is None else batch.broken
             yield self._shared(batch, broken, found).to(self.device, non_blocking=True)
