@@ -378,8 +378,8 @@ class AsCL(DualEncoder):
         """Encode a training batch: images [B, 3, H, W], token ids [B, context_length].
 
         `others` are second captions of the same pictures, `image_keys` [B] tell which rows share
-        one, `lengths` are `text_lengths`; explanations are not read. Raises ValueError for fewer than 2 pairs and where richer
-        texts need `others` and there are none.
+        one, `lengths` are `text_lengths`; explanations are not read. Raises ValueError for fewer
+        than 2 pairs and where richer texts need `others` and there are none.
         """
         if len(images) < 2:
             raise ValueError(f"a batch of {len(images)}: contrastive losses need at least 2 pairs")

@@ -139,8 +139,8 @@ class SplitServer:
     says where a resumed run goes on. Of several processes each gets a share of a batch's rows, and
     all know of all broken pairs.
 
-    `text_lengths` (captions, explanations, others → tokens of the longest) is asked before a batch goes to
-    the device, so that the model need not ask a GPU.
+    `text_lengths` (captions, explanations, others → tokens of the longest) is asked before a batch
+    goes to the device, so that the model need not ask a GPU.
     """
 
     def __init__(

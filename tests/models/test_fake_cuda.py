@@ -1,4 +1,4 @@
-"""Every variant's forward pass and losses on a GPU that is only pretended: torch knows devices and shapes.
+"""Every variant's forward pass and losses on a pretended GPU: torch knows devices and shapes.
 
 An operation on tensors of two devices is refused, and so is whatever must know a GPU tensor's
 values, which on a real one waits for all that was queued. (A backward pass needs a real one.)
@@ -44,7 +44,7 @@ def gpu():
 
 
 def on_gpu(model, mode):
-    """The model with its weights and buffers there (``Module.to`` cannot move what is pretended)."""
+    """The model with its weights and buffers there; ``Module.to`` cannot move pretended ones."""
 
     def there(tensor):
         pretended = mode.from_tensor(tensor.detach())
