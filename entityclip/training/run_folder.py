@@ -55,7 +55,7 @@ class _Meta(TypedDict):
     facts: NotRequired[dict[str, Any]]
     step: AtLeast0
     iteration: NotRequired[AtLeast0]  # of ITR
-    best: dict[str, str | float | None]
+    best: dict[str, int | str | float | None]  # int first: an epoch stays one
     elapsed: Weight
     groups: list[dict[str, Any]]
     optimized: NotRequired[list[AtLeast0]]

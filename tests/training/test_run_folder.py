@@ -145,6 +145,15 @@ def test_a_checkpoint_of_before_the_list_of_states_is_gone_on_from(sets, tmp_pat
     assert longer.resumed_from == 6
 
 
+def test_a_run_killed_before_its_record_was_written_leaves_the_same_one(sets, tmp_path):
+    train(make_model(), *sets, CONFIG, tmp_path / "a", progress=False)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "run.json").unlink()
+    train(make_model(), *sets, CONFIG, tmp_path / "b", progress=False)
+    assert differences_between(tmp_path / "a", tmp_path / "b") == []
+    assert read_record(tmp_path / "b")["epoch"] >= 1
+
+
 @pytest.mark.parametrize(
     "line", ['{"loss": 3', "null", '{"loss": 3.1}', '{"step": "1"}', '{"step": 1, "broken": [1]}']
 )
