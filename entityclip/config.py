@@ -29,6 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "notebooks" / "profiles"
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 
+CAPITALS = "capitals"  # the finder of names that needs no model
+
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -290,6 +292,9 @@ class Settings(_Settings):
     finetuning: TrainConfig = TrainConfig()
     ascl: AsCLSettings | None = None  # None: the profile leaves AsCL out
     bootstrap: int = Field(default=1000, gt=9)  # resamples behind each 95 % interval
+    # what finds names in captions: "capitals", or a token classification model of transformers, by
+    # folder or hub name (datasets/names.py)
+    names: Name = CAPITALS
     # training seeds behind the tables; a notebook's own `seed` is what it trains by itself
     main_seeds: list[int] = Field(default=[0], min_length=1)
     ablation_seeds: list[int] = Field(default=[0], min_length=1)

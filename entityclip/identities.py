@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from entityclip.config import (
+    CAPITALS,
     AsCLConfig,
     EntityCLIPConfig,
     ITRConfig,
@@ -79,6 +80,13 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
             if getattr(settings, name) != older:
                 found[name] = getattr(settings, name)
     return found
+
+
+def measured_identity(settings: Settings, kind: str, variant: str, seed: int) -> dict[str, Any]:
+    """The `config` of a run's rows of a kind: its identity and, with names, what found them."""
+    found = identity(settings, variant, seed)
+    asks_names = kind in ("names", "names_cut") and settings.names != CAPITALS
+    return found | ({"names": settings.names} if asks_names else {})
 
 
 def _start(settings: Settings) -> Any:

@@ -30,12 +30,14 @@ from entityclip.files import (
     shortened,
     told,
 )
-from entityclip.identities import CHAPTERS, identity, reading_order
+from entityclip.identities import CHAPTERS, measured_identity, reading_order
 from entityclip.statistics import DIRECTIONS
 from entityclip.variants import VARIANTS
 
 SHIPPED = REPOSITORY / "figures" / "rows"
-KINDS = ("curves", "leak", "matching", "pretraining", "ranks", "retrieval")
+KINDS = (
+    *("curves", "leak", "matching", "names", "names_cut", "pretraining", "ranks", "retrieval"),
+)
 TASKS = (*DIRECTIONS, "image_to_section", "pairs")  # a row's direction; "pairs" match or do not
 
 Log = tuple[pd.DataFrame, pd.DataFrame]  # a row a step, a row a validation
@@ -326,7 +328,7 @@ def find_rows(
         return rows
     names = list(VARIANTS) if variants is None else list(variants)
     asked = itertools.product(names, rows["seed"].unique().tolist())
-    hashes = {config_hash(identity(profile.settings, *one)) for one in asked}
+    hashes = {config_hash(measured_identity(profile.settings, kind, *one)) for one in asked}
     rows = _latest(rows[rows["config_hash"].isin(hashes)], kind)
     return _placed(rows, {"variant": names, "direction": TASKS})
 

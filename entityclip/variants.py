@@ -154,6 +154,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", *(v.name for v in _SEARCH)),
 }
 
+# training captions that hold a query's rarest name, by the least of a bin; -1: it has no name
+NAME_BINS = {-1: "no name", 0: "0", 1: "1–3", 4: "4–19", 20: "20–99", 100: "100 and more"}
+BY_NAME, NAMES_CUT = "rarest name in {} training captions", "names cut"
+
 # whose experts are asked how much of V*·T* is the explanation copied (evaluation.inspection)
 LEAK = ("entityclip", "separate-experts", "shuffled-explanations", "crossed", "bridge-entityclip")
 

@@ -19,15 +19,20 @@ from entityclip.evaluation.inspection import mixed_embeddings
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.evaluation.retrieval import retrieve_ascl as retrieve
 from entityclip.evaluation.retrieval import similarities
-from entityclip.experiments import commands
+from entityclip.experiments import commands, probes
 from entityclip.experiments import sweep as sweeping
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     measure,
-    measure_leak,
-    measure_matching,
+    measured_ranks,
     store_curves,
     stored_ranks,
+)
+from entityclip.experiments.probes import (
+    measure_by_name,
+    measure_leak,
+    measure_matching,
+    measure_names_cut,
 )
 from entityclip.experiments.splits import replace_explanations
 from entityclip.experiments.sweep import measure_variant, ship_rows, sweep
@@ -165,6 +170,45 @@ def test_matching_rows_count_right_answers(runs, model):
     plain = EntityCLIP(model.backbone, EntityCLIPConfig(1, 1, 1, matching="none"))
     with pytest.raises(ValueError, match="no matching head"):
         measure_matching(base, plain, "no-matching", "test")
+
+
+def test_recall_by_name_is_that_of_the_queries_of_each_bin(runs, model, monkeypatch):
+    base = experiment()
+    measured_ranks(base, lambda: model, "clip", "test", shipped=False)
+    held = np.array([0, 0, 2, 3, -1, 25, 25, 25])  # of a bin of one query there is no interval
+    monkeypatch.setattr(type(base), "rarest_names", lambda *_: held)
+    rows = measure_by_name(base, ["clip", "entityclip"], ["test"])
+    assert set(rows["variant"]) == {"clip"}  # what has no ranks is left out
+    found = dict(zip(rows["metric"], rows["value"], strict=True))
+    ranks = stored_ranks(base, "clip", "test").text_to_image
+    for name, here in (("0", [0, 1]), ("1–3", [2, 3]), ("20–99", [5, 6, 7])):
+        expected = 100 * (ranks[here] <= 1).mean()
+        assert found[f"R@1, rarest name in {name} training captions"] == expected
+    assert len(found) == 6
+    monkeypatch.delattr(probes, "measurement_rows")  # stored, so not made again
+    assert measure_by_name(base, ["clip"], ["test"]).equals(rows)
+    assert find_rows(base.profile, "names")["n_queries"].tolist() == [2, 2, 2, 2, 3, 3]
+
+
+def test_captions_without_their_names_are_asked(runs, model):
+    base = experiment()
+    rows = measure_names_cut(base, model, "clip", "test")
+    assert {row["metric"] for row in rows} == {"R@1, names cut", "R@10, names cut"}
+    served = base.dataset("test", names_cut=True)
+    for pair, whole, names in zip(
+        served.pairs, base.pairs("test"), base.names("test"), strict=True
+    ):
+        assert names
+        assert not any(name in pair.caption for name in names)
+        assert pair.image_key == whole.image_key
+    ranks = both_ranks(*_features(model, served))[0]
+    assert rows[0]["value"] == recall_at_k(ranks, [1])["R@1"]
+
+
+def _features(model, served):
+    batch = served.collate([served[i] for i in range(len(served))])
+    with torch.inference_mode():
+        return model.encode_text(batch.captions), model.encode_image(batch.images)
 
 
 def test_a_sweep_measures_each_once_ships_and_is_not_repeated(runs, monkeypatch):

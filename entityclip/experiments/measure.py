@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from entityclip.config import config_hash
-from entityclip.evaluation.inspection import batches_of, mixed_embeddings
 from entityclip.evaluation.provenance import provenance
-from entityclip.evaluation.ranks import both_ranks
 from entityclip.evaluation.retrieval import evaluate_retrieval
 from entityclip.evaluation.sections import classify_sections
 from entityclip.experiments.experiment import METHODS, Experiment, device
@@ -33,12 +29,10 @@ from entityclip.results import (
     rows_of,
     schema_of,
 )
-from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k, retrievals
+from entityclip.statistics import Retrieval, retrievals
 from entityclip.training.run_folder import RECORD, read_record
 from entityclip.variants import (
-    CONDITIONS,
     CURVE_SPLITS,
-    MATCHING,
     TEMPLATES,
     TERM,
     find_variant,
@@ -47,6 +41,7 @@ from entityclip.variants import (
 log = logging.getLogger(__name__)
 
 Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
+
 
 # --------------------------------------------------------------------------------------- the memo
 
@@ -165,86 +160,6 @@ def _section_rows(
     return [row | (whole if row["metric"] == "accuracy" else nothing) for row in rows]
 
 
-def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split: str) -> list[Row]:
-    """R@1 between V* and T* of a split under each of CONDITIONS, stored as rows of kind "leak".
-
-    The metric's name carries the condition: "R@1, same wrong".
-    """
-    start = time.perf_counter()
-    dataset = experiment.dataset(split, explanations=True)
-    n = len(dataset)
-    generator = torch.Generator().manual_seed(experiment.seed)
-    order = torch.randperm(n, generator=generator)
-    reads = {"own": torch.arange(n)}
-    for shift, name in enumerate(("other", "another"), start=1):
-        reads[name] = torch.empty_like(order)
-        reads[name][order] = order.roll(shift)  # a cycle: nobody keeps its own
-    found = {}
-    for name, (image, text) in CONDITIONS.items():
-        images, texts = mixed_embeddings(model.eval(), dataset, reads[image], reads[text])
-        found[name] = both_ranks(texts, images)
-    rows: list[Row] = []
-    for name, both in found.items():
-        for direction, ranks in zip(DIRECTIONS, both, strict=True):
-            rows += _recall_row(experiment, variant, split, direction, f"R@1, {name}", ranks, start)
-    return store(experiment, "leak", rows, experiment.trained_on(variant))
-
-
-@torch.inference_mode()
-def measure_matching(
-    experiment: Experiment, model: EntityCLIP, variant: str, split: str
-) -> list[Row]:
-    """Accuracy of the GI-ITM head on true pairs and on hard negatives, rows of kind "matching".
-
-    Negatives are drawn as in training, within batches of 100 pairs, under the run's seed. Raises
-    ValueError for a model without the head.
-    """
-    if model.matching is None:
-        raise ValueError(f"{variant} has no matching head")
-    start = time.perf_counter()
-    dataset = experiment.dataset(split, explanations=model.needs_explanations)
-    right: dict[str, list[Tensor]] = {name: [] for name in MATCHING}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(experiment.seed)
-        for _, batch in batches_of(dataset, model.device):
-            outputs = model.eval()(
-                batch.images, batch.captions, batch.explanations, batch.image_keys
-            )
-            answers = outputs.itm_logits.argmax(dim=-1)  # [3, B]
-            for name, answer, label in zip(MATCHING, answers, (1, 0, 0), strict=True):
-                counted = slice(None) if label else outputs.itm_valid
-                right[name].append((answer == label)[counted].cpu())
-    rows: list[Row] = []
-    for name, parts in right.items():
-        # a rank of 1 where it is right: accuracy is R@1, and so is its interval
-        ranks, metric = 2 - torch.cat(parts).long(), f"accuracy, {name}"
-        rows += _recall_row(experiment, variant, split, "pairs", metric, ranks, start)
-    return store(experiment, "matching", rows, experiment.trained_on(variant))
-
-
-def _recall_row(
-    experiment: Experiment,
-    variant: str,
-    split: str,
-    direction: str,
-    metric: str,
-    ranks: Tensor,
-    start: float,
-) -> list[Row]:
-    """R@1 of ranks under the name `metric`, measured since `start`."""
-    took, seed = time.perf_counter() - start, experiment.seed
-    ends = bootstrap_interval(
-        ranks, ["R@1"], n_resamples=experiment.settings.bootstrap, seed=seed
-    )["R@1"]  # fmt: skip
-    return measurement_rows(
-        {metric: recall_at_k(ranks, [1])["R@1"]}, {metric: ends}, variant=variant,
-        dataset=experiment.settings.dataset, split=split, direction=direction,
-        n_queries=len(ranks), n_candidates=2 if direction == "pairs" else len(ranks),
-        provenance=origin(experiment, experiment.identity(variant), split, took, seed),
-    )  # fmt: skip
-
-
 # -------------------------------------------------------------------------- retrieval and curves
 
 
@@ -333,12 +248,15 @@ def retrieved(
     identity: dict[str, Any],
     split: str,
     on: Experiment,
+    *,
+    names_cut: bool = False,
 ) -> tuple[Retrieval, list[Row]]:
     """Ranks and rows of an experiment's model on a split of `on`, under `identity`."""
     settings = experiment.settings
     return evaluate_retrieval(
-        model, on.dataset(split), variant=variant, dataset_name=on.settings.dataset, split=split,
-        config=identity, seed=experiment.seed, bootstrap=settings.bootstrap,
+        model, on.dataset(split, names_cut=names_cut), variant=variant,
+        dataset_name=on.settings.dataset, split=split, config=identity,
+        seed=experiment.seed, bootstrap=settings.bootstrap,
         workers=settings.finetuning.workers, progress=experiment.progress,
         rank=METHODS[find_variant(variant).method].ranks,
     )  # fmt: skip

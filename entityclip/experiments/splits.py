@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from entityclip.config import PairSource, Profile, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions, with_generated
 from entityclip.datasets.dataset import PairDataset
+from entityclip.datasets.names import Names, cut_names, find_names, rarest
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.joining import training_pairs
@@ -43,6 +45,7 @@ class Splits:
         self._fingerprints: dict[tuple[str, bool], str] = {}
         self._seconds: dict[str, list[str] | None] = {}
         self._datasets: dict[tuple[Any, ...], Served] = {}
+        self._names: dict[str, list[Names]] = {}
 
     def of_seed(self, seed: int) -> Self:
         """The same experiment under another training seed; the equal pairs are shared."""
@@ -152,22 +155,41 @@ class Splits:
         control: Explanations = "own",
         generated: bool = False,
         others: bool = False,
+        names_cut: bool = False,
     ) -> Served:
         """A split ready for the model: drawn pictures are kept in memory, files read.
 
         `control` puts something else in place of the explanations; `generated` serves generated
-        captions as explanations; `others` adds a second caption of each picture. Training leaves
-        out up to the share `settings.max_broken` of files that cannot be read; evaluation raises at
-        the first.
+        captions as explanations; `others` adds a second caption of each picture; `names_cut` takes
+        the names out of captions. Training leaves out up to the share `settings.max_broken` of
+        files that cannot be read; evaluation raises at the first.
         """
-        key = (split, explanations, control, generated, others)
+        key = (split, explanations, control, generated, others, names_cut)
         if key not in self._datasets:
-            self._datasets[key] = self._serve(split, explanations, control, generated, others)
+            self._datasets[key] = self._serve(*key)
         return self._datasets[key]
 
+    def names(self, split: str) -> list[Names]:
+        """The names in a split's captions, found as `settings.names` says, together with train's.
+
+        What a recogniser found is kept beside the profile's rows.
+        """
+        if split not in self._names:
+            wanted = dict.fromkeys(("train", split))
+            texts = [pair.caption for name in wanted for pair in self.pairs(name)]
+            kept = self.profile.results / "found" / "names.jsonl"
+            found = iter(find_names(texts, self.settings.names, cache=kept))
+            self._names |= {name: [next(found) for _ in self.pairs(name)] for name in wanted}
+        return self._names[split]
+
+    def rarest_names(self, split: str) -> NDArray[np.int64]:
+        """How many training captions hold each caption's rarest name: [N], see `names.rarest`."""
+        return rarest(self.names(split), self.names("train"))
+
     def _serve(
-        self, split: str, explanations: bool, control: Explanations, generated: bool, others: bool
-    ) -> Served:
+        self, split: str, explanations: bool, control: Explanations, generated: bool, others: bool,
+        names_cut: bool,
+    ) -> Served:  # fmt: skip
         if others:
             served = self.dataset(split, explanations=explanations, control=control)
             seconds = None if ":" in split else self.second_captions(split)
@@ -175,6 +197,9 @@ class Splits:
         pairs = self.pairs(split, generated=generated)
         if control != "own":  # which would turn a table of a million rows into a list
             pairs = replace_explanations(pairs, control, seed=self.seed)
+        if names_cut:
+            found = zip(pairs, self.names(split), strict=True)
+            pairs = [replace(pair, caption=cut_names(pair.caption, names)) for pair, names in found]
         in_files = self._source(split).dataset in LOADERS
         return PairDataset(
             pairs,

@@ -15,11 +15,15 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     alone,
     measure,
-    measure_leak,
-    measure_matching,
     measured_ranks,
     store_curves,
     stored_ranks,
+)
+from entityclip.experiments.probes import (
+    measure_by_name,
+    measure_leak,
+    measure_matching,
+    measure_names_cut,
 )
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
@@ -46,6 +50,8 @@ def sweep(
             if experiment is not experiments[0] and not find_variant(name).finetuned:
                 continue
             measure_variant(experiment, name, shipped=shipped, keep=name in keep)
+            if name in TABLES["main"]:
+                measure_by_name(experiment, [name], splits_of(experiment, name))
 
 
 def measure_variant(
@@ -73,6 +79,9 @@ def measure_variant(
             return False
         log.info("seed %d: %s", experiment.seed, name)
         model = experiment.load(name)
+        if name in TABLES["main"]:
+            for split in missing:
+                measure_names_cut(experiment, model, name, split)
         if spec.finetuned:
             _probe(experiment, model, name)
         for split in missing:

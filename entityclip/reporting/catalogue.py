@@ -231,6 +231,7 @@ _main_rsum = _drawn(
     lambda rows: scores.rsum_table(tables.in_label_order(rows), ["split", "variant"])
 )
 _seed_curves = _drawn(curves.seed_curves, curves.plot_seed_curves)
+_by_name = _drawn(curves.name_table, curves.plot_by_name)
 _leak = _drawn(scores.leak_table, charts.plot_leak, scores.describe_leak)
 _matching = _drawn(scores.matching_table, charts.plot_matching)
 _search = _drawn(tables.choose_on_validation)
@@ -264,6 +265,13 @@ def _relations(rows: pd.DataFrame) -> Drawn:
 
 
 # -------------------------------------------------------------------------------------- the table
+
+
+def _names(profile: Profile) -> pd.DataFrame:
+    """Recall by name, and with names cut where that was measured, of the main table's variants."""
+    parts = [_of(kind, "main")(profile) for kind in ("names", "names_cut")]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
 
 _CHART, _BOTH = "png svg", "csv png svg"
 _PRINTED, _ALL = "csv md tex", "csv md tex png svg"
@@ -325,6 +333,7 @@ FIGURES = {
     "seed_curves": Figure(
         "10_tables_and_figures", _BOTH, _all("curves", TABLES["main"]), _seed_curves, 680
     ),
+    "recall_by_name": Figure("10_tables_and_figures", _BOTH, _names, _by_name, 680),
     "differences": Figure("10_tables_and_figures", _ALL, _of("ranks", "main"), _differences),
     "search_words": Figure("11_search", "csv"),
     "disagreements": Figure("11_search", "csv"),

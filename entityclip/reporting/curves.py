@@ -1,9 +1,10 @@
-"""Losses over a training: one run's steps, and the bands of several seeds."""
+"""Losses over a training, one run's steps and the bands of several seeds; recall by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,8 +13,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from entityclip.reporting.style import marks, panels, variant_legend
+from entityclip.reporting.tables import by_group
 from entityclip.results import read_log
-from entityclip.variants import CURVE_SPLITS, TERM, VARIANT_LABELS, in_order
+from entityclip.statistics import over_seeds
+from entityclip.variants import (
+    CURVE_SPLITS,
+    NAME_BINS,
+    NAMES_CUT,
+    SPLIT_LABELS,
+    TERM,
+    VARIANT_LABELS,
+    in_order,
+    label,
+)
 
 _PHASES = {"training": "Training (mean of each epoch)", "validation": "Validation"}
 TERMS = {"vtc": "VTC", "vtc_moe": "VTC of the experts", "itm": "GI-ITM"}
@@ -92,6 +104,53 @@ def plot_training_curves(logs: Mapping[str, str | Path], term: str = "vtc") -> F
             Line2D([], [], color="0.3", linestyle=d, label=TERMS[n]) for n, d in dashes.items()
         ]
         axes[2].legend(handles=lines, loc="upper right")
+    variant_legend(figure, variants)
+    return figure
+
+
+def name_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Recall by how often training captions hold a query's rarest name, from rows of kind "names".
+
+    Columns: `split`, `variant`, `training captions` (a bin of NAME_BINS), `metric`, `queries`,
+    `value`, `low`, `high` (over seeds), `seeds`; and what is left with the names cut, where that
+    was measured, as the bin "names cut".
+    """
+    told = rows["metric"].str.extract(r"^(R@\d+), (?:rarest name in (.+) training captions|(.+))$")
+    rows = rows.assign(metric=told[0], bin=told[1].fillna(told[2]))
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
+        found = over_seeds(group)._asdict()
+        return {"queries": int(group["n_queries"].iloc[0]), **found, "seeds": len(group)}
+
+    table = by_group(rows, ["split", "variant", "bin", "metric"], numbers)
+    places = {name: place for place, name in enumerate([*NAME_BINS.values(), NAMES_CUT])}
+    order = table.assign(place=table["bin"].map(places)).sort_values(
+        ["split", "metric", "place"], kind="stable"
+    )
+    found = order.drop(columns="place").rename(columns={"bin": "training captions"})
+    return found.reset_index(drop=True)
+
+
+def plot_by_name(table: pd.DataFrame) -> Figure:
+    """R@10 against the bins of `name_table`, a panel a split; a point is a variant's mean."""
+    table = table[table["metric"] == "R@10"]
+    splits = in_order(table["split"], SPLIT_LABELS)
+    variants = marks(in_order(table["variant"], VARIANT_LABELS))
+    figure, (axes,) = panels(1, len(splits), 2.8, sharey=True)
+    for axis, split in zip(axes, splits, strict=True):
+        here = table[table["split"] == split]
+        bins = [b for b in (*NAME_BINS.values(), NAMES_CUT) if b in set(here["training captions"])]
+        for number, (variant, (colour, marker)) in enumerate(variants.items()):
+            rows = here[here["variant"] == variant].set_index("training captions")
+            places = [bins.index(name) + 0.08 * (number - len(variants) / 2) for name in rows.index]
+            ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            axis.errorbar(places, rows["value"], ends, color=colour, fmt=marker, linewidth=1)
+        counts = here.groupby("training captions")["queries"].first()
+        axis.set_xticks(range(len(bins)), [f"{name}\n({counts[name]})" for name in bins])
+        axis.set_xlim(-0.6, len(bins) - 0.4)
+        axis.set_title(label(split, SPLIT_LABELS), loc="left")
+        axis.set_xlabel("training captions with the rarest name (queries)")
+    axes[0].set_ylabel("text to picture, R@10 (%)")
     variant_legend(figure, variants)
     return figure
 

@@ -26,7 +26,8 @@ from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset,
 from entityclip.datasets.pair import ImageError, Pair
 from entityclip.evaluation.retrieval import encode_pairs
 from entityclip.experiments.experiment import Experiment
-from entityclip.experiments.measure import measure, measure_leak, measure_matching
+from entityclip.experiments.measure import measure
+from entityclip.experiments.probes import measure_leak, measure_matching
 from entityclip.models.clip import create_backbone
 from entityclip.results import log_table, read_log
 from entityclip.training.processes import SplitServer

@@ -5,10 +5,16 @@ import logging
 import pandas as pd
 import pytest
 
-from entityclip.reporting.curves import plot_seed_curves, plot_training_curves, seed_curves
+from entityclip.reporting.curves import (
+    name_table,
+    plot_by_name,
+    plot_seed_curves,
+    plot_training_curves,
+    seed_curves,
+)
 from entityclip.reporting.style import save_figure
 from entityclip.results import ResultsError, log_table, read_log
-from tests.reporting.samples import make_log
+from tests.reporting.samples import make_log, make_rows
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 
@@ -116,3 +122,24 @@ def test_seed_curves_are_means_with_the_least_and_the_greatest_seed():
     assert figure.axes[0].get_ylabel() == "VTC"
     with pytest.raises(ValueError, match="no curves"):
         plot_seed_curves(curves.iloc[:0])
+
+
+def test_recall_by_name_is_averaged_over_seeds_in_the_order_of_the_bins():
+    rows = make_rows(seeds=(0, 2))
+    asked = rows[(rows["direction"] == "text_to_image") & rows["metric"].isin(["R@1", "R@10"])]
+    named = [
+        asked.assign(metric=asked["metric"] + f", rarest name in {name} training captions")
+        for name in ("20–99", "0")
+    ]
+    cut = asked.assign(metric=asked["metric"] + ", names cut", n_queries=300)
+    table = name_table(pd.concat([cut, *named]))
+    one = table[(table["split"] == "test") & (table["variant"] == "clip")]
+    one = one[one["metric"] == "R@10"].set_index("training captions")
+    assert one.index.tolist() == ["0", "20–99", "names cut"]
+    assert one["value"].tolist() == [73.0] * 3  # R@10 is the third metric, seeds 0 and 2
+    assert one["seeds"].tolist() == [2] * 3
+    assert one["queries"].tolist() == [400, 400, 300]
+    figure = plot_by_name(table)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["Test", "Long tail"]
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["0\n(400)", "20–99\n(400)", "names cut\n(300)"]
