@@ -160,3 +160,14 @@ def test_texts_are_read_and_written_as_utf8_everywhere():
     command = [str(ruff), "check", "--preview", "--select", "PLW1514", "--no-cache", "entityclip"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["evaluate", "--no-such-λ"], ["sweep", "--help"]]
+)
+def test_a_terminal_that_lacks_signs_stops_nothing(arguments):
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "cp437:strict"}
+    command = [sys.executable, "-m", "entityclip", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert b"UnicodeEncodeError" not in done.stderr
+    assert done.returncode == (2 if "evaluate" in arguments else 0), done.stderr
