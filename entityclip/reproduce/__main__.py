@@ -33,7 +33,7 @@ def main(
     130, 143: stopped by SIGINT, SIGTERM.
     """
     arguments = _parser().parse_args(argv)
-    if not notebooks.is_dir():
+    if notebooks == NOTEBOOKS and not IN_CHECKOUT:
         raise Refused(
             "the notebooks are no part of an installed package: get the repository and run "
             "`make reproduce` there (`entityclip figures` redraws what needs no notebook)"
