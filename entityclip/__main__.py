@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entityclip import __version__
-from entityclip.console import guarded
+from entityclip.console import guarded, print_anything
 
 # subcommand -> the function that is it, and what it does
 COMMANDS = {
@@ -31,6 +31,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand, `guarded`; its exit code, or 2 where there is none of that name."""
+    print_anything()
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())

@@ -1,6 +1,6 @@
 """Every knob: what models are and how they are trained, and the profile that holds those of a run.
 
-A profile is a papermill parameter file (``notebooks/profiles/<name>.yaml``): ``profile``, ``seed``
+A profile is a papermill parameter file (``entityclip/profiles/<name>.yaml``): ``profile``, ``seed``
 and one ``settings`` mapping. All values are checked when they are made, in code as from a profile.
 This module imports neither torch nor open_clip, so that a misspelt name is refused at once.
 """
@@ -25,8 +25,12 @@ from pydantic.dataclasses import dataclass
 from entityclip.console import Refused
 from entityclip.files import Location, parse_yaml, printable, read_yaml, shortened, told
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PROFILES = REPOSITORY / "notebooks" / "profiles"
+PACKAGE = Path(__file__).resolve().parent
+PROFILES = PACKAGE / "profiles"
+REPOSITORY = PACKAGE.parent
+IN_CHECKOUT = (REPOSITORY / "data_manifest.yaml").is_file()
+# what is installed has the manifest and the rows of figures/ from setup.py
+SHIPPED_FILES = REPOSITORY if IN_CHECKOUT else PACKAGE / "shipped"
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 
 CAPITALS = "capitals"  # the finder of names that needs no model
@@ -310,8 +314,12 @@ class Settings(_Settings):
 
 
 def runs_folder() -> Path:
-    """Where all that is trained and measured is kept: ``$ENTITYCLIP_RUNS``, else ``runs/`` here."""
-    return Path(os.environ.get("ENTITYCLIP_RUNS") or REPOSITORY / "runs")
+    """Where all that is trained and measured is kept.
+
+    ``$ENTITYCLIP_RUNS``, else ``runs/`` of the checkout or, outside one, below the current folder.
+    """
+    home = REPOSITORY if IN_CHECKOUT else Path.cwd()
+    return Path(os.environ.get("ENTITYCLIP_RUNS") or home / "runs")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -344,7 +352,7 @@ class ProfileError(Refused):
 def load_profile(
     name: str, *, seed: int | None = None, settings: dict[str, Any] | None = None
 ) -> Profile:
-    """Read ``notebooks/profiles/<name>.yaml`` and lay `settings` over it.
+    """Read ``entityclip/profiles/<name>.yaml`` and lay `settings` over it.
 
     Nested mappings merge (``{"model": {"heads": 2}}`` changes one knob). Raises ProfileError naming
     the file, the field and what is allowed, for unknown names, wrong types and unreadable files.

@@ -25,12 +25,24 @@ def refusing() -> Iterator[None]:
         raise Refused(in_one_line(error)) from error
 
 
+def print_anything() -> None:
+    """From here on a sign that the terminal's encoding lacks, as Windows' does many, stops nothing.
+
+    It is shown written out.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8":
+            with contextlib.suppress(AttributeError):  # a notebook's stream
+                stream.reconfigure(errors="backslashreplace")
+
+
 def guarded(command: Callable[..., int], arguments: Sequence[str], **options: Any) -> int:
     """Run a command; its exit code, or that of its error, which ends in a line on stderr.
 
     2 for `Refused`, 1 for all others, 130 for Ctrl-C. With ``--debug`` anywhere among the arguments
     the traceback is shown instead.
     """
+    print_anything()
     debug = "--debug" in arguments
     try:
         return command([one for one in arguments if one != "--debug"], **options)

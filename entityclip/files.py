@@ -7,7 +7,6 @@ what is written neither a kill, a full disk nor a second process spoils. Also: c
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -16,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +24,11 @@ from typing import Any, NoReturn
 import yaml
 from tqdm.auto import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 log = logging.getLogger(__name__)
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -31,6 +36,9 @@ _BLOCK = 1 << 16  # bytes read at a time in search of the last newline
 _YAML_NODES = 100_000  # a profile or manifest with its aliases written out has a few thousand
 _YAML_SIZE, _YAML_DEPTH = 1 << 18, 50  # characters, and brackets in brackets
 _MODE = 0o666  # of new files, less the umask
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows writes \r\n else
+_LOCKED_BYTE = 2**30  # where Windows locks a file: what is locked there nobody else can read
+_HELD_OPEN = 2.0  # seconds that Windows' readers and virus scanners may hold a file's old content
 
 # control characters, a terminal's escape codes among them, and what turns lines over or is half a
 # character; joiners and unusual spaces are ordinary text
@@ -210,7 +218,38 @@ def _yaml_size(node: yaml.Node, sizes: dict[int, int]) -> int:
 
 def open_to_append(path: Path) -> int:
     """A file descriptor to read and append with; the file is made as needed."""
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, _MODE)
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY, _MODE)
+
+
+def _lock(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock an open file against all others that open it; whether it is ours."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+    while not (ours := _windows_lock(descriptor, "LK_NBLCK")) and wait:
+        time.sleep(0.01)
+    return ours
+
+
+def _unlock(descriptor: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    else:
+        _windows_lock(descriptor, "LK_UNLCK")
+
+
+def _windows_lock(descriptor: int, mode: str) -> bool:
+    import msvcrt
+
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)  # appending goes to the end all the same
+    try:
+        msvcrt.locking(descriptor, getattr(msvcrt, mode), 1)
+    except PermissionError:  # another process has it
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -218,39 +257,46 @@ def locked(path: Path) -> Iterator[int]:
     """`open_to_append`, locked against other processes, for one use."""
     descriptor = open_to_append(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
+        with lock(descriptor):
+            yield descriptor
     finally:
-        os.close(descriptor)  # and so unlocks
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def lock(descriptor: int) -> Iterator[None]:
     """Lock a file that stays open against whoever else has opened it."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    _lock(descriptor)
     try:
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        _unlock(descriptor)
 
 
 @contextlib.contextmanager
 def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
     """Whether the work that `path` stands for is ours; a dead process's claim is void.
 
-    With `wait`, waits until it is; else False where another process has it.
+    With `wait`, waits until it is; else False where another process has it. `path` is a file, made
+    as needed, or a folder, in which Windows, where folders can't be locked, gets a file for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _MODE)
+    flags = os.O_RDWR | os.O_CREAT
+    if path.is_dir():
+        path, flags = (path, os.O_RDONLY) if fcntl is not None else (path / ".lock", flags)
+    descriptor = os.open(path, flags, _MODE)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield _lock(descriptor, wait=wait)
     finally:
         os.close(descriptor)  # and so unlocks
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes of an open file from `offset` on; its position may change."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
 
 
 def append(descriptor: int, payload: bytes, path: Path, *, sync: bool = True) -> None:
@@ -281,15 +327,15 @@ def mend_tail(
     one) is not `ours` is left as it is: raises `error`.
     """
     size = os.fstat(descriptor).st_size
-    first, _, more = os.pread(descriptor, _BLOCK, 0).partition(b"\n")
+    first, _, more = read_at(descriptor, _BLOCK, 0).partition(b"\n")
     if size and not ours(first + b"\n" if more or size > len(first) else first):
         raise error(f"{path} holds something else: it is left as it is; name another file")
-    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+    if size == 0 or read_at(descriptor, 1, size - 1) == b"\n":
         return
     kept, tail = size, b""
     while kept and b"\n" not in tail:
         start = max(0, kept - _BLOCK)
-        tail = os.pread(descriptor, kept - start, start) + tail
+        tail = read_at(descriptor, kept - start, start) + tail
         kept = start
     kept, tail = kept + tail.rfind(b"\n") + 1, tail[tail.rfind(b"\n") + 1 :]
     try:
@@ -333,14 +379,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     staged = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_serial)}.partial")
     try:
         yield staged
-        descriptor = os.open(staged, os.O_RDWR)
+        descriptor = os.open(staged, os.O_RDWR | _BINARY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(staged, path)
+        replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def replace(staged: Path, path: Path) -> None:
+    """`os.replace`, on Windows again for a moment while another program holds `path` open."""
+    until = time.monotonic() + (_HELD_OPEN if os.name == "nt" else 0)
+    while True:
+        try:
+            return os.replace(staged, path)
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -361,6 +419,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill's signal 0 is Ctrl-C
+        import psutil
+
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -394,8 +456,8 @@ def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
 def git_commit(repository: Path = _CHECKOUT) -> str:
     """The checkout's commit, "-dirty" if package files differ from it, "unknown" outside one.
 
-    Only `entityclip/` is compared: figures and executed notebooks change while a run goes on, and
-    the settings stand in the row itself.
+    Only `entityclip/` is compared, profiles apart: figures and executed notebooks change while a
+    run goes on, and the settings stand in the row itself.
     """
 
     def git(*arguments: str) -> str:
@@ -410,6 +472,7 @@ def git_commit(repository: Path = _CHECKOUT) -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != repository.resolve():
             return "unknown"
         commit = git("rev-parse", "--verify", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--", "entityclip") else "")
+        compared = ("entityclip", ":!entityclip/profiles")
+        return commit + ("-dirty" if git("status", "--porcelain", "--", *compared) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

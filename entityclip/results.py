@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from entityclip.config import REPOSITORY, Profile, config_hash
+from entityclip.config import SHIPPED_FILES, Profile, config_hash
 from entityclip.files import (
     append,
     atomic_write_text,
@@ -34,7 +34,7 @@ from entityclip.identities import CHAPTERS, measured_identity, reading_order
 from entityclip.statistics import DIRECTIONS
 from entityclip.variants import VARIANTS
 
-SHIPPED = REPOSITORY / "figures" / "rows"
+SHIPPED = SHIPPED_FILES / "figures" / "rows"
 KINDS = (
     *("curves", "leak", "matching", "names", "names_cut", "pretraining", "ranks", "retrieval"),
 )

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from entityclip.config import REPOSITORY
+from entityclip.config import SHIPPED_FILES
 from entityclip.files import Location, parse_yaml, read_text, told
 
-MANIFEST = REPOSITORY / "data_manifest.yaml"
+MANIFEST = SHIPPED_FILES / "data_manifest.yaml"
 _EXPANDED = 1000  # patterns that one with braces may stand for
 
 

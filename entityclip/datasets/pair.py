@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import io
 import json
@@ -47,7 +46,7 @@ class _Budget:
     loader forks have a share each, and take turns with what is larger.
     """
 
-    # no file behind it, shared by fork, and unlocked by the death of whoever holds it
+    # no file behind it, shared by fork, and unlocked by the death of whoever holds it; Linux only
     _turns = os.memfd_create("pixels") if hasattr(os, "memfd_create") else None
 
     def __init__(self) -> None:
@@ -59,22 +58,27 @@ class _Budget:
             self._room.wait_for(lambda: not self._used or self._used + size <= self.share)
             self._used += size
         try:
-            if size > self.share and self._turns is not None:
-                fcntl.lockf(self._turns, fcntl.LOCK_EX)
+            self._turn(size, "LOCK_EX")
         except BaseException:  # Ctrl-C
             self.give(size)
             raise
         if size > _ORDINARY:
-            with contextlib.suppress(AttributeError):  # another C library than glibc
+            with contextlib.suppress(AttributeError, TypeError):  # another C library than glibc
                 # which keeps what threads have freed, a large picture each
                 ctypes.CDLL(None).malloc_trim(0)
 
     def give(self, size: int) -> None:
-        if size > self.share and self._turns is not None:
-            fcntl.lockf(self._turns, fcntl.LOCK_UN)
+        self._turn(size, "LOCK_UN")
         with self._room:
             self._used -= size
             self._room.notify()  # of the queue, one waits
+
+    def _turn(self, size: int, operation: str) -> None:
+        """Take or end this process's turn with a picture of that size."""
+        if size > self.share and self._turns is not None:
+            import fcntl  # no Windows has it
+
+            fcntl.lockf(self._turns, getattr(fcntl, operation))
 
 
 class _Held(threading.local):
@@ -83,7 +87,8 @@ class _Held(threading.local):
 
 
 _budget, _held = _Budget(), _Held()
-os.register_at_fork(after_in_child=_budget.__init__)  # what other threads hold is not ours
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_budget.__init__)  # what other threads hold is not ours
 
 
 @contextlib.contextmanager

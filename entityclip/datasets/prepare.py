@@ -31,6 +31,7 @@ from entityclip.files import (
     checked,
     parse_json,
     printable,
+    read_at,
     read_json,
     read_text,
 )
@@ -99,7 +100,7 @@ class TarPicture:
 
     def _content(self) -> bytes:
         with self.shard.open("rb", buffering=0) as file:
-            content = os.pread(file.fileno(), self.size, self.offset)
+            content = read_at(file.fileno(), self.size, self.offset)
         if self.checksum not in (-1, zlib.crc32(content)):
             raise ImageError("its bytes have changed since; prepare again")
         return content

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from entityclip.datasets.captions import SeveralCaptions
 from entityclip.datasets.dataset import Batch, PairDataset, whole_batch
+from entityclip.devices import doubled
 from entityclip.evaluation.retrieval import Embeddings
 from entityclip.models.ascl import (
     WRONG_KINDS,
@@ -276,7 +277,7 @@ def uniformity(x: Tensor, t: float = 2) -> float:
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"uniformity needs at least two rows [N, d], got {list(x.shape)}")
-    x, total = x.double(), 0.0
+    x, total = doubled(x), 0.0
     for start in range(0, len(x), _CHUNK):
         near = torch.exp(-t * torch.cdist(x[start : start + _CHUNK], x).square())
         total += near.triu(diagonal=start + 1).sum().item()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from entityclip.config import as_dict, config_hash
+from entityclip.devices import best_device
 from entityclip.files import git_commit
 from entityclip.results import Provenance
 
@@ -55,7 +55,7 @@ def provenance(
 
 def environment() -> dict[str, str]:
     """Versions of what a run depends on, the device, the cores and the commit."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     machine = {"device": _device_name(device), "cores": str(os.cpu_count())}
     return {**_versions(), **machine, "commit": git_commit()}
 
@@ -69,6 +69,12 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
+    if os.name == "nt":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from entityclip.datasets.dataset import PairDataset, whole_batch
 from entityclip.datasets.pair import Pair, data_fingerprint
+from entityclip.devices import doubled
 from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.files import progress_bar
@@ -280,4 +281,4 @@ def reordered(position: Tensor, back: Tensor, k: int) -> Tensor:
     """Keys [Nq, Nc] whose ascending order is the re-ranked one; exact in float64."""
     most = position.shape[1] + 1
     beyond = back.max() + 1
-    return (torch.where(position <= k, back, beyond) * most + position).double()
+    return doubled(torch.where(position <= k, back, beyond) * most + position)

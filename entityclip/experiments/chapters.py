@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from entityclip import identities, variants
 from entityclip.config import AsCLConfig, Profile, Settings, config_hash
 from entityclip.datasets import DATASETS, DRAWN
+from entityclip.devices import best_device
 from entityclip.evaluation.inspection import alignment, uniformity
 from entityclip.evaluation.relations import (
     Classes,
@@ -37,7 +38,7 @@ from entityclip.evaluation.retrieval import (
     retrieve_reranked,
     similarities,
 )
-from entityclip.experiments.experiment import Experiment, Run, device, load_best
+from entityclip.experiments.experiment import Experiment, Run, load_best
 from entityclip.experiments.measure import joined, measured, origin, rank_rows, retrieved
 from entityclip.experiments.splits import Served
 from entityclip.models.ascl import AsCL
@@ -84,7 +85,7 @@ def build_ascl(experiment: Experiment, config: AsCLConfig, seed: int) -> AsCL:
     """AsCL before fine-tuning: the shared pretrained towers and a new fusion."""
     pretrained = experiment.settings.pretraining
     towers = experiment.towers(seed, lambda: experiment.pretrain() if pretrained else None)
-    return AsCL(towers, config).to(device())
+    return AsCL(towers, config).to(best_device())
 
 
 def load_ascl(experiment: Experiment, variant: str, seed: int) -> AsCL:

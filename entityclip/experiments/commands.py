@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from entityclip.config import Profile, load_profile, parse_settings
+from entityclip.config import IN_CHECKOUT, Profile, load_profile, parse_settings
 from entityclip.console import refusing
 from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS
 
@@ -113,14 +113,16 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         "on. Start it twice, with OMP_NUM_THREADS=1, and two processes share the work.",
     )
     add = parser.add_argument
-    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
     add("--tables", nargs="+", choices=list(TABLES), default=[])
     add("--variants", nargs="+", choices=list(VARIANTS), default=[], metavar="NAME")
     add("--seeds", nargs="+", type=int, help="instead of the profile's")
     add("--keep", nargs="*", default=["clip", "entityclip"], help="variants whose weights stay")
     add("--anew", action="store_true", help="ignore the rows that are shipped")
-    add("--ship", action="store_true", help="merge the rows into figures/rows")
+    add("--ship", action="store_true", help="merge the rows into figures/rows of the checkout")
     options = parser.parse_args(argv)
+    if options.ship and not IN_CHECKOUT:
+        parser.error("--ship is for a checkout: an installed package has no figures/rows")
     options.seed, options.set = None, []
     profile = _profile(options)
     from entityclip.experiments.chapters import ship_chapters
@@ -150,7 +152,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     """The options of what works on one variant under one seed."""
     parser = argparse.ArgumentParser(prog=f"entityclip {command}", description=description)
     add = parser.add_argument
-    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
     add("--variant", default="entityclip", choices=TRAINED, metavar="NAME",
         help=f"one of {', '.join(TRAINED)}")  # fmt: skip
     add("--seed", type=int, help="instead of the profile's")

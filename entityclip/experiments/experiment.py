@@ -29,6 +29,7 @@ from entityclip.config import (
 )
 from entityclip.datasets.captions import ONE_CAPTION, has_second_captions
 from entityclip.datasets.registry import LOADERS
+from entityclip.devices import best_device
 from entityclip.evaluation.retrieval import evaluate_embeddings, evaluate_similarity
 from entityclip.experiments.preflight import find_problems
 from entityclip.experiments.splits import Served, Splits
@@ -142,7 +143,7 @@ class Experiment(Splits):
         """The variant before fine-tuning: pretrained towers, freshly drawn experts or fusion."""
         method = METHODS[find_variant(variant).method]
         towers = self.towers(self.seed, lambda: method.start(self))
-        return method.model(towers, self.config(variant)).to(device())
+        return method.model(towers, self.config(variant)).to(best_device())
 
     def towers(self, seed: int, start: Callable[[], Path | None]) -> Backbone:
         """A backbone with the profile's weights, or those of the run that `start` gives."""
@@ -319,8 +320,3 @@ def load_best(folder: Path, build: Callable[[], Model]) -> Model:
     model = build()
     load_model(model, read_tensors(folder / BEST), folder / BEST)
     return model.eval()
-
-
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 
 from entityclip.config import config_hash
+from entityclip.devices import best_device
 from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.retrieval import evaluate_retrieval
 from entityclip.evaluation.sections import classify_sections
-from entityclip.experiments.experiment import METHODS, Experiment, device
+from entityclip.experiments.experiment import METHODS, Experiment
 from entityclip.files import claimed
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import (
@@ -99,7 +100,7 @@ def origin(
 ) -> Provenance:
     """What the rows of one measurement on a split of `on` share, which took `seconds`."""
     return provenance(
-        config=identity, seed=seed, data_fingerprint=on.fingerprint(split), device=device(),
+        config=identity, seed=seed, data_fingerprint=on.fingerprint(split), device=best_device(),
         wall_time_s=seconds,
     )  # fmt: skip
 

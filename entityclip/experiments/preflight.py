@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from entityclip.config import Profile, Settings
 from entityclip.console import Refused, refusing
 from entityclip.datasets import DATASETS, LOADERS
@@ -18,6 +16,7 @@ from entityclip.datasets.manifest import missing_files
 from entityclip.datasets.pair import ImageError, Pair
 from entityclip.datasets.prepare import MANIFEST
 from entityclip.datasets.table import PairTable
+from entityclip.devices import best_device
 from entityclip.experiments.splits import Splits
 from entityclip.files import cores, unwritable
 
@@ -131,7 +130,7 @@ def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]
 
 def gpu_problems(settings: Settings) -> list[str]:
     """Whether there should be a GPU: for all but the small CLIP that a profile pretrains itself."""
-    if torch.cuda.is_available() or settings.pretraining:
+    if best_device().type != "cpu" or settings.pretraining:
         return []
     return [
         f"no GPU, and {settings.backbone} is of CLIP's own size: training takes days; use the demo "

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from entityclip.devices import own_draws
 from entityclip.evaluation.inspection import batches_of, mixed_embeddings
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.experiments.experiment import Experiment
@@ -75,8 +76,7 @@ def measure_matching(
     start = time.perf_counter()
     dataset = experiment.dataset(split, explanations=model.needs_explanations)
     right: dict[str, list[Tensor]] = {name: [] for name in MATCHING}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with own_draws(model.device):
         torch.manual_seed(experiment.seed)
         for _, batch in batches_of(dataset, model.device):
             outputs = model.eval()(

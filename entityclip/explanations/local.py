@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from entityclip.devices import best_device, supports_bf16
 from entityclip.explanations.answers import has_thinking
 from entityclip.explanations.llm import Completion, LLMError, Sampling, need
 
@@ -85,7 +86,7 @@ class LocalLLM:
         unreadable model; ValueError for an unknown precision.
         """
         need("transformers")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or best_device())
         dtype = _dtype(precision, device)
         source, options = _source(model)
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -236,7 +237,7 @@ def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision is {precision!r}; it is auto, fp32 or bf16")
-    fast = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    fast = precision == "auto" and supports_bf16(device)
     return torch.bfloat16 if fast or precision == "bf16" else torch.float32
 
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure as Chart
 
-from entityclip.config import REPOSITORY, Profile
+from entityclip.config import SHIPPED_FILES, Profile
 from entityclip.reporting import charts, curves, differences, scores, style, tables
 from entityclip.reporting.markup import (
     Sheet,
@@ -32,7 +32,7 @@ from entityclip.variants import LEAK, SPLIT_LABELS, TABLES, VARIANT_LABELS, in_o
 
 _RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
 
-REPORTED = REPOSITORY / "figures" / "paper_reported.csv"
+REPORTED = SHIPPED_FILES / "figures" / "paper_reported.csv"
 COMPARED = (
     *(("clip", "zero-shot"), ("itr", "clip"), ("ascl", "clip"), ("entityclip", "clip")),
     *(("bridge", "clip"), ("bridge-entityclip", "bridge")),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entityclip.config import REPOSITORY, SHIPPED_PROFILE, load_profile
+from entityclip.config import IN_CHECKOUT, REPOSITORY, SHIPPED_PROFILE, load_profile
 from entityclip.console import Refused, guarded, in_one_line
 from entityclip.files import cores
 
@@ -27,6 +27,11 @@ def main(
     130, 143: stopped by SIGINT, SIGTERM.
     """
     arguments = _parser().parse_args(argv)
+    if notebooks == NOTEBOOKS and not IN_CHECKOUT:
+        raise Refused(
+            "the notebooks are no part of an installed package: get the repository and run "
+            "`make reproduce` there (`entityclip figures` redraws what needs no notebook)"
+        )
     from entityclip.reproduce.chain import run  # papermill's imports take longer than --help should
 
     return run(arguments, notebooks, figures)
@@ -41,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "its sources, settings or package changed, or --force is given.",
     )
     add, several = parser.add_argument, dict(nargs="+", action="extend", default=[])
-    add("--profile", default="demo", help="one of notebooks/profiles/ (default: demo)")
+    add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
     add("--only", **several, metavar="NOTEBOOK", help="e.g. 03_train")
     add("--skip", **several, metavar="NOTEBOOK", help="all but these")
     add("--set", **several, metavar="NAME=VALUE", help="override a setting; figures: below runs/")
@@ -65,8 +70,8 @@ def figures(argv: Sequence[str] | None = None) -> int:
         "processes at once. All are put in place together when all are drawn, or none.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a file's stem; none: all figures")
-    parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of notebooks/profiles/")
-    parser.add_argument("--figures", type=Path, help="where to; default: figures/ here for demo")
+    parser.add_argument("--profile", default=SHIPPED_PROFILE, help="one of entityclip/profiles/")
+    parser.add_argument("--figures", type=Path, help="where to; default: the checkout's for demo")
     parser.add_argument("--workers", type=int, help="processes; default: one a core, 4 at most")
     options = parser.parse_args(argv)
     workers = min(cores(), 4) if options.workers is None else options.workers
@@ -79,7 +84,8 @@ def figures(argv: Sequence[str] | None = None) -> int:
         parser.error(problem)
     try:
         profile = load_profile(options.profile)
-        home = FIGURES if profile.name == SHIPPED_PROFILE else profile.figures()
+        shipped = IN_CHECKOUT and profile.name == SHIPPED_PROFILE
+        home = FIGURES if shipped else profile.figures()
         folder = (options.figures or home).resolve()
         with stoppable(), alone_with(profile, folder):
             return redraw(profile, folder, options.names, workers=workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import psutil
 
 from entityclip.config import Profile
 from entityclip.console import Refused
-from entityclip.files import atomic_write_text, read_json
+from entityclip.files import atomic_write_text, claimed, read_json, replace
 
 
 def journal_in(runs: Path) -> Path:
@@ -43,7 +42,7 @@ def promote(pairs: Sequence[tuple[Path, Path]], journal: Path) -> None:
         entries = [[str(target), target.exists()] for target in targets]
         atomic_write_text(journal, json.dumps(entries))
         for target in targets:
-            os.replace(_beside(target, "new"), target)
+            replace(_beside(target, "new"), target)
     except BaseException:
         recover(journal, [target.parent for target in targets])
         raise
@@ -76,7 +75,7 @@ def recover(journal: Path, folders: Sequence[Path]) -> bool:
     for target, existed in targets if undone else []:
         with contextlib.suppress(OSError):  # go on: restore as many as can be
             if _beside(target, "old").exists():
-                os.replace(_beside(target, "old"), target)
+                replace(_beside(target, "old"), target)
             elif not existed:
                 target.unlink(missing_ok=True)
     _clear([target for target, _ in targets], journal)
@@ -129,16 +128,11 @@ def _remove_leftovers(folder: Path) -> None:
 @contextlib.contextmanager
 def _held(path: Path, refused: str) -> Iterator[None]:
     """Hold a folder, or a file that is made as needed; InUse if another process does."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with claimed(path, wait=False) as ours:
+        if not ours:
             said = path.read_text(encoding="utf-8") if path.is_file() else ""
-            raise InUse(refused.format(said)) from error
+            raise InUse(refused.format(said))
         yield
-    finally:
-        os.close(descriptor)  # and so unlocks
 
 
 class Stopped(KeyboardInterrupt):

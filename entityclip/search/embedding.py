@@ -21,6 +21,7 @@ from torch import Tensor
 
 from entityclip.datasets.dataset import picture_tensor, split_preprocess
 from entityclip.datasets.pair import ImageError, decoding
+from entityclip.devices import best_device
 from entityclip.evaluation.retrieval import evaluating
 from entityclip.files import (
     atomic_write_text,
@@ -214,7 +215,7 @@ def embed(
     folder = Path(cache).expanduser() / fingerprint(backbone) if cache else None
     report, of_images, of_texts = EmbedReport(), None, None
     encoder = _Encoder(backbone, folder, report, batch_size, workers, progress)
-    home, away = backbone.device, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    home, away = backbone.device, device or best_device()
     try:
         with evaluating(backbone.to(away)):
             if images is not None:

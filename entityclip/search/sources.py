@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,6 +158,8 @@ def _as_text(name: str) -> str:
 def _inside(home: Path, path: Path) -> bool:
     """Whether links lead nowhere else: beyond the folder may lie anything of this machine."""
     try:
+        with contextlib.suppress(FileNotFoundError):
+            path.resolve(strict=True)  # else nothing is raised for a loop since Python 3.13
         return path.resolve().is_relative_to(home)
     except (OSError, RuntimeError):  # a link to itself
         return False

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from entityclip.config import TrainConfig, as_dict
 from entityclip.datasets.dataset import Batch, Broken, PairDataset
+from entityclip.devices import best_device, own_draws, supports_bf16
 from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone, DualEncoder
 from entityclip.training.processes import (
@@ -135,7 +136,7 @@ def hold_logit_scale(log_scale: Tensor, limit: float | None) -> dict[str, Tensor
 
 def precision(config: TrainConfig) -> str:
     """Accelerate's name of the precision; "auto" is bf16 where the device supports it."""
-    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    able = supports_bf16(best_device())
     return "bf16" if config.precision == "bf16" or (config.precision == "auto" and able) else "no"
 
 
@@ -274,8 +275,7 @@ class _Trainer:
         rows = covering_batches(len(served), self.config.batch_size, max(2, self.world.size))
         batches = served.batches(rows, seed, lambda new: self._found("val", self.step, new))
         sums: dict[str, Tensor] = {}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
+        with own_draws(self.device), self.accelerator.autocast():
             torch.manual_seed(seed)
             for batch in batches:
                 here = len(batch) if batch.peers is None else batch.peers.total

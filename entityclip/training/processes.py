@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from entityclip.console import Refused
 from entityclip.datasets.dataset import Batch, Broken, BrokenPairs, PairDataset
+from entityclip.devices import best_device
 from entityclip.models.gather import Peers
 
 Found = Callable[[dict[str, str]], None]  # told of broken pairs, id → problem
@@ -98,8 +99,9 @@ def this_world() -> World:
     Raises RuntimeError where they were started together and yet don't find each other.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    # several processes without a GPU are what accelerate asks to be told
-    on_cpu = started > 1 and not torch.accelerator.is_available()
+    # several processes without a GPU that they can share are what accelerate asks to be told
+    gpu = torch.accelerator.is_available() and best_device().type != "mps"
+    on_cpu = started > 1 and not gpu
     state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
     if started != state.num_processes:
         raise RuntimeError(
@@ -188,7 +190,8 @@ class SplitServer:
                 lengths = self.text_lengths(batch.captions, batch.explanations, batch.others)
                 batch = replace(batch, lengths=lengths)
             broken = served if batch is None else batch.broken
-            yield self._shared(batch, broken, found).to(self.device, non_blocking=True)
+            pinned = self.device.type == "cuda"
+            yield self._shared(batch, broken, found).to(self.device, non_blocking=pinned)
 
     def _shared(
         self,

@@ -39,6 +39,7 @@ from entityclip.checkpoints import (
     write_checkpoint,
 )
 from entityclip.config import AtLeast0, Weight, as_dict
+from entityclip.devices import random_state, set_random_state
 from entityclip.files import atomic_write_text, checked, claimed, json_lines, read_json
 from entityclip.training.processes import TrainingError, World
 
@@ -227,9 +228,7 @@ class RunFolder:
             write_checkpoint(self.path / BEST, weights, meta)
         state, about = pack_optimizer(optimizer)
         if generators:
-            state["rng.cpu"] = torch.get_rng_state()
-            if self.device.type == "cuda":
-                state["rng.cuda"] = torch.cuda.get_rng_state()
+            state |= {f"rng.{kind}": drawn for kind, drawn in random_state(self.device).items()}
         meta |= about | {"elapsed": self.spent()}
         save_last(self.path, weights | state, meta, self.keep)
 
@@ -334,11 +333,10 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | 
 
 def _restore_generators(tensors: dict[str, Tensor], device: torch.device, path: Path) -> None:
     """Set the random generators as they were, where a checkpoint keeps them."""
-    cuda = device.type == "cuda"
-    for name, generator in (("rng.cpu", torch), ("rng.cuda", torch.cuda if cuda else None)):
-        if name in tensors and generator is not None:
-            refuse_misfit({name: tensors[name]}, {name: generator.get_rng_state()}, path)
-            generator.set_rng_state(tensors[name])
+    ours = {f"rng.{kind}": state for kind, state in random_state(device).items()}
+    kept = {name: tensors[name] for name in ours if name in tensors}
+    refuse_misfit(kept, {name: ours[name] for name in kept}, path)
+    set_random_state({name.removeprefix("rng."): state for name, state in kept.items()})
 
 
 def _remove_leftovers(folder: Path) -> None:
