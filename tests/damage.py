@@ -30,7 +30,8 @@ from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, wri
 from entityclip.config import ProfileError, load_profile, parse_settings
 from entityclip.datasets.manifest import MANIFEST, ManifestError, load_manifest
 from entityclip.datasets.pair import ImageError, Pair, decode
-from entityclip.datasets.prepare import PreparedError, prepare, use_prepared
+from entityclip.datasets.prepare import prepare
+from entityclip.datasets.prepared import PreparedError, use_prepared
 from entityclip.datasets.registry import DATASETS, LOADERS
 from entityclip.explanations.answers import Broken, Unusable, read_completion
 from entityclip.explanations.cache import CacheError, ExplanationCache
