@@ -54,20 +54,15 @@ class Verification:
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
-        some = (
-            f"Pictures that two splits share, {min(_SHOWN, len(self.leaks))} of {len(self.leaks)}"
-        )
         tables = {"Layout": self.layout, "Splits": self.splits, "Checksums": self.checksums}
-        tables[some] = self.leaks[:_SHOWN]
+        tables[f"Pictures that splits share, {len(self.leaks)} in all"] = self.leaks[:_SHOWN]
         parts = []
         for title, rows in tables.items():
             shown = [{key: printable(str(value)) for key, value in row.items()} for row in rows]
             parts += [f"{title}\n{pd.DataFrame(shown).to_string(index=False)}"] if rows else []
         counts = f"{len(self.broken)} broken, {len(self.unreadable)} not readable"
         if self.known:
-            counts += (
-                f" ({self.known} decoded before and unchanged since: --again decodes them too)"
-            )
+            counts += f" ({self.known} of them earlier, and unchanged: --again decodes all anew)"
         parts.append(f"{self.pictures - len(self.unreadable)} pictures decoded, {counts}")
         parts += [printable(f"note: {note}") for note in self.notes]
         parts += [printable(f"PROBLEM: {problem}") for problem in self.problems]
@@ -288,8 +283,6 @@ def _check_sums(
                 result.problems.append(f"{what} (sha256 in {record}); {restore}")
         result.checksums.append({"file": name, "sha256": checksum, "status": status})
     # what was recorded first stays: a changed file must not become the standard unasked
-    free = (
-        sums if accept else {name: sums[name] for name in sums if name not in known or name == _ALL}
-    )
-    if keep and (standard := known | free) != known:
+    free = {name for name in sums if accept or name == _ALL or name not in known}
+    if keep and (standard := known | {name: sums[name] for name in free}) != known:
         atomic_write_text(record, json.dumps(standard, indent=1) + "\n")
