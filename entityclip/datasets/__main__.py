@@ -1,8 +1,9 @@
 """Look after downloaded data: ``entityclip data verify|summary|prepare DATASET …``.
 
-``verify`` checks layout, counts, checksums and every picture; ``summary`` counts and draws what is
-there; ``prepare`` writes a resized copy. Each exits with 0 if all is well, 1 if the data are not,
-2 for a wrong command line, and says in words what to do.
+``verify`` checks layout, counts, checksums and every picture, and names those that splits share by
+content; ``summary`` counts and draws what is there; ``prepare`` writes a resized copy. Each exits
+with 0 if all is well, 1 if the data are not, 2 for a wrong command line, and says in words what to
+do.
 """
 
 from __future__ import annotations

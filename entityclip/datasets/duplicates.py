@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from entityclip.files import progress_bar
+
 SAME_FILE = "the same file"
 NEAR = 16  # of 256 bits: two pictures that differ in no more are nearly the same
 _SIDE, _WAVES = 64, 16  # the grey picture's side in pixels, its frequencies a direction
@@ -59,7 +61,9 @@ def perceptual_hash(picture: Image.Image) -> np.ndarray:
     return np.packbits(strength.ravel()[order] > 0).view(">u8").astype(np.uint64)
 
 
-def near_pairs(hashes: np.ndarray, near: int = NEAR) -> tuple[np.ndarray, np.ndarray]:
+def near_pairs(
+    hashes: np.ndarray, near: int = NEAR, *, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Every two of distinct [n, 4] uint64 hashes that differ in at most `near` bits.
 
     Returns their rows, [k, 2] int64, and how many bits differ, [k]. Hashes are compared with those
@@ -68,7 +72,8 @@ def near_pairs(hashes: np.ndarray, near: int = NEAR) -> tuple[np.ndarray, np.nda
     """
     count, found = len(hashes), np.empty(0, np.int64)  # found: first row * count + second
     bands = [hashes[:, n // 4] >> np.uint64(48 - n % 4 * 16) & np.uint64(0xFFFF) for n in range(16)]
-    for number, band in enumerate(bands):
+    bar = progress_bar(bands, "comparing", delay=2, show=progress)  # a minute for a million
+    for number, band in enumerate(bar):
         key = band
         for more in range(1, 4):
             key = key << np.uint64(16) | bands[(number + more) % 16]
@@ -96,11 +101,11 @@ class Alike:
     Rows of zeros stand for pictures that could not be read, or are too plain to compare.
     """
 
-    def __init__(self, sums: np.ndarray, looks: np.ndarray) -> None:
+    def __init__(self, sums: np.ndarray, looks: np.ndarray, *, progress: bool = False) -> None:
         self.same, _ = _numbered(sums)
         self.look, distinct = _numbered(looks)
         self._near: dict[int, list[tuple[int, int]]] = defaultdict(list)  # look -> (bits, look)
-        rows, apart = near_pairs(distinct)
+        rows, apart = near_pairs(distinct, progress=progress)
         for (one, other), bits in zip(rows.tolist(), apart.tolist(), strict=True):
             self._near[one].append((bits, other))
             self._near[other].append((bits, one))

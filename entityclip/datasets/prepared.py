@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -143,9 +144,13 @@ def size_of(image: Path | Picture) -> int:
     """A picture file's bytes; -1: there is none, -2: it may not be read, which may change."""
     if not isinstance(image, Path):
         return getattr(image, "size", 0)  # a picture in an archive
-    if not image.is_file():
+    try:
+        status = image.stat()
+    except OSError:
         return -1
-    return image.stat().st_size if os.access(image, os.R_OK) else -2
+    if not stat.S_ISREG(status.st_mode):
+        return -1
+    return status.st_size if os.access(image, os.R_OK) else -2
 
 
 def checksum_of(image: Path | Picture) -> int:

@@ -15,9 +15,9 @@ import pandas as pd
 
 from entityclip.datasets import DATASETS, DRAWN, LOADERS
 from entityclip.datasets.care import shared_pairs
-from entityclip.datasets.checks import Checked, JournalError, check_pictures
 from entityclip.datasets.duplicates import SAME_FILE, Alike, Leak, leaks
 from entityclip.datasets.manifest import Entry, LayoutEntry, expand
+from entityclip.datasets.picture_checks import Checked, JournalError, check_pictures
 from entityclip.datasets.prepared import originals
 from entityclip.datasets.reading import inside, sha256_of
 from entityclip.datasets.table import PairTable
@@ -126,7 +126,7 @@ def verify(
             result.problems.append(str(error))
         else:
             _tell_pictures(result, found)
-            _compare_pictures(result, entry, tables, found)
+            _compare_pictures(result, entry, tables, found, progress)
             # of some of the splits, another sum than of all
             sums |= {} if splits else {_ALL: found.digest}
             whole = whole and not result.broken and not result.unreadable and not found.decayed
@@ -236,10 +236,11 @@ def _tell_pictures(result: Verification, found: Checked) -> None:
 
 
 def _compare_pictures(
-    result: Verification, entry: Entry, tables: Mapping[str, PairTable], found: Checked
-) -> None:
+    result: Verification, entry: Entry, tables: Mapping[str, PairTable], found: Checked,
+    progress: bool,
+) -> None:  # fmt: skip
     """Note pictures that repeat others, and list those that two splits share, by content."""
-    alike, names = Alike(found.sums, found.looks), found.names
+    alike, names = Alike(found.sums, found.looks, progress=progress), found.names
     if groups := list(alike.groups()):
         repeats, (one, other, *_) = sum(map(len, groups)) - len(groups), groups[0]
         example = f"{names[one]} = {names[other]}"

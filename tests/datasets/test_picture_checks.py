@@ -7,8 +7,9 @@ import pytest
 import tqdm
 
 from entityclip import files
-from entityclip.datasets import checks
-from entityclip.datasets.checks import JournalError, check_pictures
+from entityclip.datasets import pair
+from entityclip.datasets import picture_checks as checks
+from entityclip.datasets.picture_checks import JournalError, check_pictures
 from tests import processes
 from tests.fixtures.pictures import photo
 
@@ -91,7 +92,7 @@ def test_torn_and_foreign_journals(pictures, tmp_path, decoded):
     assert check(pictures, journal).known == 4
     for other in (b'{"mine": 1}\n', b"mine"):
         journal.write_bytes(other)
-        with pytest.raises(JournalError, match="holds something else: it is left as it is"):
+        with pytest.raises(JournalError, match="holds something else: name another folder"):
             check(pictures, journal)
         assert journal.read_bytes() == other
 
@@ -114,6 +115,17 @@ def test_progress_counts_pictures_and_reckons_from_what_is_left(pictures, tmp_pa
     (one, start), (other, skipped) = bars
     assert (start, one.n, one.total, one.steps) == (0, 2, 2, [1, 1])
     assert (skipped, other.n, other.total, other.steps) == (2, 5, 5, [1, 1, 1])
+
+
+def test_a_pictures_pixels_count_until_it_is_hashed(pictures, monkeypatch):
+    held, real = [], checks.perceptual_hash
+    monkeypatch.setattr(
+        checks, "perceptual_hash",
+        lambda picture: (held.append((pair._held.size, pair._budget._used)), real(picture))[1],
+    )  # fmt: skip
+    check(pictures, None)
+    assert held == [(160 * 120 * 4,) * 2] * 5
+    assert pair._budget._used == 0
 
 
 def check_all(folder, journal):

@@ -21,7 +21,7 @@ _WINDOW = 512  # pictures in flight, and rows written at once: bounds memory on 
 Stamp = tuple[int, int, int]  # bytes, and nanoseconds of the last change of content and of anything
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A line of the journal: a picture that was whole."""
 
     name: str
@@ -30,7 +30,7 @@ class _Row(NamedTuple):
     look: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # its perceptual hash
 
 
-_ROW = TypeAdapter(_Row)
+_ROW = TypeAdapter(Row)
 
 
 class JournalError(ValueError):
@@ -107,7 +107,7 @@ def check_pictures(
                     (found.decayed if same[place] else found.changed).append(names[place])
                 # of one that has decayed, the journal keeps what it was
                 if stamps[place] and not same[place]:
-                    rows.append(_Row(names[place], stamps[place], *result))
+                    rows.append(Row(names[place], stamps[place], *result))
             _write(journal, rows)
     return found
 
@@ -115,7 +115,7 @@ def check_pictures(
 def _recall(found: Checked, stamps: list[Stamp | None], journal: Path | None) -> np.ndarray:
     """Note what the journal has; [n] bool, whose files are still what they were then."""
     same, place_of = np.zeros(len(stamps), bool), {n: place for place, n in enumerate(found.names)}
-    for row in _read_journal(journal):
+    for row in read_journal(journal) if journal else ():
         if (place := place_of.get(row.name)) is not None:
             _note(found, place, row.sha256, row.look)
             same[place] = row.stamp == stamps[place]
@@ -150,19 +150,22 @@ def _stamp(image: Path | Picture) -> Stamp | None:
         return None
 
 
-def _read_journal(journal: Path | None) -> Iterator[_Row]:
-    """Its rows, later ones of a name last; lines that are none are passed over: checked again."""
-    if journal is None or not journal.exists():
+def read_journal(journal: Path) -> Iterator[Row]:
+    """Its rows, later ones of a name last; lines that are none are passed over: checked again.
+
+    Raises JournalError for a file that does not begin as a journal does.
+    """
+    if not journal.exists():
         return
-    with locked(journal) as descriptor:
-        mend_tail(descriptor, journal, _is_row, JournalError)
     with journal.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
+            if not number and not _is_row(line):
+                raise JournalError(f"{journal} holds something else: name another folder by --out")
             if row := _row(line):
                 yield row
 
 
-def _row(line: bytes) -> _Row | None:
+def _row(line: bytes) -> Row | None:
     try:
         return _ROW.validate_json(line)
     except ValidationError:
@@ -174,9 +177,10 @@ def _is_row(line: bytes) -> bool:
     return _row(line) is not None or (line.startswith(b'["') and not line.endswith(b"\n"))
 
 
-def _write(journal: Path | None, rows: list[_Row]) -> None:
+def _write(journal: Path | None, rows: list[Row]) -> None:
     if journal is not None and rows:
         journal.parent.mkdir(parents=True, exist_ok=True)
         lines = b"".join(_ROW.dump_json(row) + b"\n" for row in rows)
         with locked(journal) as descriptor:
+            mend_tail(descriptor, journal, _is_row, JournalError)
             append(descriptor, lines, journal, sync=False)
