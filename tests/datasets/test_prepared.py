@@ -10,12 +10,14 @@ import pytest
 from entityclip.config import load_profile
 from entityclip.console import Refused, guarded
 from entityclip.datasets import __main__, load_pairs
+from entityclip.datasets.picture_checks import check_pictures
 from entityclip.datasets.prepare import PrepareOptions, prepare
 from entityclip.datasets.prepared import (
     PreparedError,
     TarPicture,
     data_folder,
     find_copy,
+    originals,
     use_prepared,
 )
 from entityclip.experiments import preflight
@@ -241,3 +243,18 @@ def test_a_killed_prepare_goes_on_and_ends_with_the_same_bytes(tmp_path):
     prepare_all(root, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
     assert len(use_prepared(load_pairs("folder", "all", root=root), out)) == 30
+
+
+def test_pictures_inside_archives_are_prepared_and_checked_too(tmp_path):
+    root, out = own_folder(tmp_path / "root", 1), tmp_path / "out"
+    table = load_pairs("folder", "all", root=root)
+    prepare("folder", [table], tmp_path / "tars", progress=False)
+    archived = use_prepared(table, tmp_path / "tars")
+    prepare("folder", [archived], out, PrepareOptions(side=60), progress=False)
+    pairs = use_prepared(archived, out)
+    assert [pair.load_image().size for pair in pairs] == [(80, 60)] * 12
+    with pytest.raises(PreparedError, match="12 made from other files than lie there now"):
+        use_prepared(table, out)
+    found = check_pictures(originals(archived), tmp_path / "journal", progress=False)
+    assert (len(found.names), found.broken) == (12, {})
+    assert len({row.tobytes() for row in found.sums}) == 12
