@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from benchmarks.turns import Taken, medians, options, timed
 from entityclip.datasets.dataset import PairDataset
-from entityclip.datasets.prepare import prepare, use_prepared
+from entityclip.datasets.prepare import prepare
+from entityclip.datasets.prepared import use_prepared
 from entityclip.datasets.table import COLUMNS, PairTable, TextColumn
 
 BATCH, SIDE = 64, 224

@@ -271,7 +271,8 @@ class Settings(_Settings):
 
     dataset: Name
     data_root: str | None = None
-    # a copy of data_root's pictures that ``entityclip.datasets prepare`` made; texts stay there
+    # a copy of data_root's pictures that ``entityclip data prepare`` made, "auto" for the one that
+    # it made where it does if not told; texts are read from data_root. None: so are pictures
     prepared: str | None = None
     backbone: Name
     pretrained: str | None = None

@@ -30,7 +30,9 @@ from entityclip.checkpoints import CheckpointError, read_meta, read_tensors, wri
 from entityclip.config import ProfileError, load_profile, parse_settings
 from entityclip.datasets.manifest import MANIFEST, ManifestError, load_manifest
 from entityclip.datasets.pair import ImageError, Pair, decode
-from entityclip.datasets.prepare import PreparedError, prepare, use_prepared
+from entityclip.datasets.picture_checks import JournalError, check_pictures, read_journal
+from entityclip.datasets.prepare import prepare
+from entityclip.datasets.prepared import PreparedError, use_prepared
 from entityclip.datasets.registry import DATASETS, LOADERS
 from entityclip.explanations.answers import Broken, Unusable, read_completion
 from entityclip.explanations.cache import CacheError, ExplanationCache
@@ -43,6 +45,7 @@ from entityclip.search.embedding import Vectors, VectorsError
 from entityclip.search.encoder import VectorCache
 from entityclip.training.run_folder import read_last, read_record
 from tests.fixtures import layouts
+from tests.fixtures.pictures import photo
 from tests.test_results import row
 
 LONGEST_S = 10.0  # for one damaged file of some kilobytes
@@ -320,6 +323,15 @@ def _prepared(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def _journal(folder: Path) -> Path:
+    """What `verify` keeps of four pictures."""
+    paths = {f"{number}.png": folder / f"{number}.png" for number in range(4)}
+    for number, path in enumerate(paths.values()):
+        photo(number, (24, 18)).save(path)
+    check_pictures(paths, folder / "pictures.jsonl", workers=1, progress=False)
+    return folder / "pictures.jsonl"
+
+
 def _from_prepared(path: Path) -> Any:
     table, _ = LOADERS["n24news"](path.parents[1] / "root", "train")
     pairs = use_prepared(table, path.parent)
@@ -418,6 +430,9 @@ READERS: dict[str, Reader] = {
         )
         for name in ("prepared.json", "*-000000.json", "*.tar")
     },
+    "journal of pictures": Reader(
+        _journal, lambda path: list(read_journal(path)), (JournalError,)
+    ),
     "explanation cache": Reader(_cache, _cached, (CacheError,)),
     "authors' explanations": Reader(
         _authors, lambda path: read_authors(path, "n24news"), (ValueError,)

@@ -1,23 +1,26 @@
 """Look after downloaded data: ``entityclip data verify|summary|prepare DATASET …``.
 
-``verify`` checks layout, counts, checksums and every picture; ``summary`` counts and draws what is
-there; ``prepare`` writes a resized copy. Each exits with 0 if all is well, 1 if the data are not,
-2 for a wrong command line, and says in words what to do.
+``verify`` checks layout, counts, checksums and every picture, and names those that splits share by
+content; ``summary`` counts and draws what is there; ``prepare`` writes a resized copy. Each exits
+with 0 if all is well, 1 if the data are not, 2 for a wrong command line, and says in words what to
+do.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from entityclip.config import runs_folder
 from entityclip.console import refusing
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
+from entityclip.datasets.prepared import data_folder
 from entityclip.datasets.reading import known
-from entityclip.files import atomic_write_text, cores, printable
+from entityclip.files import atomic_write_bytes, atomic_write_text, cores, printable
 
 _SHOWN = 5  # broken pictures
 # (summaries of the splits, folder) -> the files of the figure drawn there
@@ -41,16 +44,21 @@ def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace, entry: Entry) -> int:
-    from entityclip.datasets.care import verify
+    from entityclip.datasets.verification import verify
 
+    out = _home(options)
+    record, before = out / "checksums.json", data_folder(options.dataset, None) / "checksums.json"
+    # earlier versions kept one, whatever the root
+    if not (options.out or options.dataset == "folder" or record.exists()) and before.is_file():
+        atomic_write_bytes(record, before.read_bytes())
     result = verify(
         options.dataset, entry, options.root, splits=options.splits,
-        record=options.out / "checksums.json", workers=options.workers,
-        pictures=not options.no_pictures, progress=not options.quiet,
+        folder=out, workers=options.workers, pictures=not options.no_pictures,
+        again=options.again, accept=options.accept, progress=not options.quiet,
     )  # fmt: skip
     print(result)
-    atomic_write_text(options.out / "verify.json", result.as_json())
-    print(f"written to {options.out / 'verify.json'}")
+    atomic_write_text(out / "verify.json", result.as_json())
+    print(printable(f"written to {out / 'verify.json'}"))
     return 0 if result.ok else 1
 
 
@@ -62,16 +70,18 @@ def _summary(options: argparse.Namespace, entry: Entry) -> int:
     )
     table = summary_table(parts)
     print(f"{entry.title}: {entry.about}\n\n{table.T.to_string(header=False)}")
-    written = [options.out / "summary.csv"]
+    out = _home(options)
+    written = [out / "summary.csv"]
     atomic_write_text(written[0], table.to_csv(index=False))
-    written += options.draw(parts, options.out) if options.draw else []
+    written += options.draw(parts, out) if options.draw else []
     print("written to " + ", ".join(str(path) for path in written))
     return 0
 
 
 def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     from entityclip.datasets.care import found_splits
-    from entityclip.datasets.prepare import PrepareOptions, prepare
+    from entityclip.datasets.prepare import PrepareOptions, earlier_copy, prepare
+    from entityclip.datasets.prepared import copy_name
 
     if options.dataset in DRAWN:
         raise ValueError(f"{options.dataset} is drawn at any size; there is nothing to prepare")
@@ -80,20 +90,35 @@ def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     found = found_splits(options.dataset, options.root, splits, required=required)
     for split, table, report in found:
         print(printable(f"{split}: {report}"))
-        tables.append(table)
+        tables += [table] if len(table) else []
+    if not tables:
+        raise ValueError(f"{options.dataset} below {options.root} has no picture to prepare")
     chosen = PrepareOptions(options.side, options.quality, options.lossless, options.shard_pictures)
-    out = options.out / "prepared"
+    if before := earlier_copy(options.dataset, tables, chosen, options.out):
+        print(printable(f"{before}, of an earlier version, holds them all; {_use(before)}"))
+        return 0
+    out = _home(options) / copy_name(options.dataset, tables[0].root, asdict(chosen), splits)
     manifest = prepare(
         options.dataset, tables, out, chosen, workers=options.workers,
         max_broken=options.max_broken, progress=not options.quiet,
     )  # fmt: skip
     for name, problem in list(manifest["broken"].items())[:_SHOWN]:
         print(printable(f"left out: {name}: {problem}"))
-    print(
+    print(printable(
         f"{manifest['pictures']} pictures in {len(manifest['shards'])} shards below {out}, "
         f"{len(manifest['broken'])} broken left out, fingerprint {manifest['fingerprint']}"
-    )
+    ))  # fmt: skip
+    print(printable(_use(out)))
     return 0
+
+
+def _use(copy: Path) -> str:
+    return f"to train on them: --set {shlex.quote(f'prepared={copy.absolute()}')}"
+
+
+def _home(options: argparse.Namespace) -> Path:
+    """Where to write: a folder for each data set and root, if not told."""
+    return options.out or data_folder(options.dataset, options.root)
 
 
 def _entry(options: argparse.Namespace) -> Entry:
@@ -104,7 +129,6 @@ def _entry(options: argparse.Namespace) -> Entry:
     if lacking:
         where = f"{options.manifest.name}: datasets.{options.dataset}.splits"
         raise ManifestError(f"{where} and the loader differ in {', '.join(sorted(lacking))}")
-    options.out = options.out or runs_folder() / "data" / options.dataset
     return entries[options.dataset]
 
 
@@ -115,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("dataset", choices=DATASETS)
     common.add_argument("--root", type=Path, help="the folder the data set lies in")
     common.add_argument("--splits", nargs="+", help="only these; default: all found")
-    common.add_argument("--out", type=Path, help="default: runs/data/DATASET")
+    common.add_argument("--out", type=Path, help="default: below runs/data, a folder a root")
     common.add_argument("--workers", type=int, default=cores())
     common.add_argument("--quiet", action="store_true", help="no progress bar")
     common.add_argument("--manifest", type=Path, default=MANIFEST)
@@ -123,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
                                 for name in ("verify", "summary", "prepare"))  # fmt: skip
     verify.set_defaults(run=_verify)
     verify.add_argument("--no-pictures", action="store_true", help="don't decode them")
+    verify.add_argument("--again", action="store_true", help="pictures seen whole before, too")
+    verify.add_argument("--accept", action="store_true", help="changed files are meant to be so")
     summary.set_defaults(run=_summary)
     summary.add_argument("--pictures", type=int, default=500, help="sampled for their size")
     prepare.set_defaults(run=_prepare)

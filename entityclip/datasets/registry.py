@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from entityclip.datasets.newsroom import outlet_a, outlet_b
 from entityclip.datasets.pair import Pair
-from entityclip.datasets.prepare import use_prepared
+from entityclip.datasets.prepared import use_prepared
 from entityclip.datasets.reading import known
 from entityclip.datasets.sources import folder, goodnews, karpathy, n24news, tweets, visualnews
 from entityclip.datasets.table import PairTable, Report
@@ -101,4 +101,4 @@ def load_pairs(
     pairs, report = LOADERS[dataset](Path(root), split, limit=limit, seed=seed)
     if not pairs:
         raise ValueError(f"{dataset} {split} below {root} holds no usable pair: {report}")
-    return pairs if prepared is None else use_prepared(pairs, Path(prepared))
+    return pairs if prepared is None else use_prepared(pairs, Path(prepared), dataset)

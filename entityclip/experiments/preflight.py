@@ -14,7 +14,7 @@ from entityclip.console import Refused, refusing
 from entityclip.datasets import DATASETS, LOADERS
 from entityclip.datasets.manifest import missing_files
 from entityclip.datasets.pair import ImageError, Pair
-from entityclip.datasets.prepare import MANIFEST
+from entityclip.datasets.prepared import MANIFEST, find_copy, prepare_command
 from entityclip.datasets.table import PairTable
 from entityclip.devices import best_device
 from entityclip.experiments.splits import Splits
@@ -114,12 +114,14 @@ def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]
         return problems
     if not settings.data_root:
         return [*problems, f"settings.data_root is not set, and {settings.dataset} lies in files"]
-    if settings.prepared and not (Path(settings.prepared).expanduser() / MANIFEST).is_file():
-        problems.append(
-            f"settings.prepared: {settings.prepared} has no {MANIFEST}; "
-            f"`entityclip data prepare {settings.dataset} --root {settings.data_root}` makes one"
-        )
     root = Path(settings.data_root).expanduser()
+    try:
+        copy = find_copy(settings.dataset, root, settings.prepared)
+        if copy and not (copy / MANIFEST).is_file():
+            command = prepare_command(settings.dataset, root)
+            problems.append(f"settings.prepared: {copy} has no {MANIFEST}; {command}")
+    except ValueError as error:
+        problems.append(f"settings.prepared: {error}")
     if not root.is_dir():
         problems.append(f"settings.data_root: {root} is no folder; set it to where the data lie")
     elif missing_files(settings.dataset, root):

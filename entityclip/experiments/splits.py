@@ -19,6 +19,7 @@ from entityclip.datasets.captions import SeveralCaptions, second_captions, with_
 from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.names import Names, cut_names, find_names, rarest
 from entityclip.datasets.pair import Pair, data_fingerprint
+from entityclip.datasets.prepared import find_copy
 from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.joining import training_pairs
 from entityclip.models.clip import Backbone, create_backbone
@@ -87,6 +88,7 @@ class Splits:
 
     def _load_pairs(self, split: str) -> Sequence[Pair]:
         settings, source = self.settings, self._source(split)
+        root = _folder(source.data_root)
         spared = settings.itr.held_out if split in ("itr:unlabelled", "itr:held_out") else 0
         pairs = load_pairs(
             source.dataset,
@@ -94,8 +96,8 @@ class Splits:
             limit=None if source.limit is None else source.limit + spared,
             seed=settings.data_seed,
             image_size=settings.image_size,
-            root=_folder(source.data_root),
-            prepared=None if ":" in split else _folder(settings.prepared),
+            root=root,
+            prepared=None if ":" in split else find_copy(source.dataset, root, settings.prepared),
         )
         if spared >= len(pairs):
             raise ValueError(

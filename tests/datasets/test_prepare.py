@@ -15,7 +15,8 @@ from entityclip.config import load_profile
 from entityclip.datasets import load_pairs
 from entityclip.datasets import prepare as prepare_module
 from entityclip.datasets.pair import ImageError, data_fingerprint
-from entityclip.datasets.prepare import PreparedError, PrepareOptions, TarPicture, prepare
+from entityclip.datasets.prepare import PrepareOptions, prepare
+from entityclip.datasets.prepared import PreparedError, TarPicture
 from entityclip.experiments.chapters import Domain, domain_experiment
 from entityclip.experiments.experiment import Experiment
 from tests.fixtures import layouts
