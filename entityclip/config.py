@@ -31,6 +31,7 @@ REPOSITORY = PACKAGE.parent
 IN_CHECKOUT = (REPOSITORY / "data_manifest.yaml").is_file()
 # what is installed has the manifest and the rows of figures/ from setup.py
 SHIPPED_FILES = REPOSITORY if IN_CHECKOUT else PACKAGE / "shipped"
+OWN_DATA = "folder"  # the data set that is yours
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 
 CAPITALS = "capitals"  # the finder of names that needs no model
@@ -276,6 +277,7 @@ class Settings(_Settings):
     prepared: str | None = None
     backbone: Name
     pretrained: str | None = None
+    from_scratch: bool = False  # random weights, neither `pretrained` nor a `pretraining`
     image_size: Count = 224
     data_seed: AtLeast0 = 0  # not the run's: all seeds share one test set
     train_pairs: Several | None = None  # None: the whole split
@@ -309,9 +311,14 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:
-        if self.pretrained is None and self.pretraining is None:
-            raise ValueError("give `pretrained` weights or a `pretraining` block")
+        if self.from_scratch and (self.pretrained or self.pretraining):
+            raise ValueError("from_scratch needs pretrained and pretraining null")
+        if not (self.pretrained or self.pretraining or self.from_scratch):
+            raise ValueError("give `pretrained` weights, a `pretraining` block or `from_scratch`")
         return self
+
+
+_PLAIN, _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*"), re.compile(r"[A-Za-z0-9_]+")
 
 
 def runs_folder() -> Path:
@@ -330,11 +337,24 @@ class Profile:
     name: str
     seed: AtLeast0
     settings: Settings
+    # below the profile's folder, that of its data: nothing of one root is taken for another's
+    data_folder: str = field(default="", metadata=_LEFT_OUT)
+    file: str | None = field(default=None, metadata=_LEFT_OUT)  # a profile of yours; None: shipped
 
     @property
     def runs(self) -> Path:
         """Where this profile keeps checkpoints and result rows."""
-        return runs_folder() / self.name
+        return runs_folder() / self.name / self.data_folder
+
+    @property
+    def asked(self) -> str:
+        """What `load_profile` finds it again by."""
+        return self.file or self.name
+
+    @property
+    def extracted(self) -> Path:
+        """Where ``entityclip explain --data`` keeps the explanations that training then reads."""
+        return self.runs / "explanations" / "extracted.jsonl"
 
     @property
     def results(self) -> Path:
@@ -353,37 +373,70 @@ class ProfileError(Refused):
 def load_profile(
     name: str, *, seed: int | None = None, settings: dict[str, Any] | None = None
 ) -> Profile:
-    """Read ``entityclip/profiles/<name>.yaml`` and lay `settings` over it.
+    """Read ``entityclip/profiles/<name>.yaml``, or your own .yaml file, and lay `settings` over it.
 
     Nested mappings merge (``{"model": {"heads": 2}}`` changes one knob). Raises ProfileError naming
     the file, the field and what is allowed, for unknown names, wrong types and unreadable files.
     """
-    path = PROFILES / f"{name}.yaml"
-    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-    if name not in known:
-        raise ProfileError(f"no profile {name!r}; there are {', '.join(known)} in {PROFILES.name}/")
+    path = _profile_file(name)
     raw = read_yaml(path, ProfileError)
     if not isinstance(raw, dict):
         raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
-    if (given := raw.pop("profile", None)) != name:
-        raise ProfileError(f"{path.name}: `profile` is {given!r}, not {name!r}")
+    if (given := raw.pop("profile", None)) != path.stem:
+        raise ProfileError(f"{path.name}: `profile` is {given!r}, not {path.stem!r}")
+    if others := sorted(raw.keys() - {"seed", "settings"}):
+        raise ProfileError(f"{path.name}: {others[0]}: there are profile, seed and settings only")
     over = {"seed": seed, "settings": settings}
     over = {key: value for key, value in over.items() if value is not None}
-    whole = _merge({"name": name, "seed": 0, "settings": {}, **raw}, over)
+    whole = merged({"name": path.stem, "seed": 0, "settings": {}, **raw}, over)
+    if path.parent != PROFILES:
+        whole["file"] = str(path)
     try:
         # JSON mode keeps strictness but reads the YAML lists that stand for tuples; dates as text
-        return TypeAdapter(Profile).validate_json(json.dumps(whole, default=str))
+        profile = TypeAdapter(Profile).validate_json(json.dumps(whole, default=str))
     except ValidationError as error:
         unknown = told(error, unknown=lambda place: f"there is no such setting{_hint(place)}")
         raise ProfileError(f"{path.name}: {unknown}") from error
+    chosen = profile.settings
+    if chosen.dataset != OWN_DATA or not chosen.data_root:
+        return profile
+    return dataclasses.replace(profile, data_folder=_folder_of(Path(chosen.data_root)))
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def _profile_file(name: str) -> Path:
+    """A shipped profile's file, or one of yours, told by its ending."""
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if Path(name).suffix not in (".yaml", ".yml"):
+        if name not in known:
+            raise ProfileError(
+                f"no profile {name!r}; there are {', '.join(known)}, or a .yaml file of yours"
+            )
+        return PROFILES / f"{name}.yaml"
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise ProfileError(f"there is no file {path}")
+    if path.stem in known or not _PLAIN.fullmatch(path.stem):
+        raise ProfileError(
+            f"{path}: its runs would lie in the folder {path.stem!r}; name the file otherwise, by "
+            f"letters, digits, - and _, and not {', '.join(known)}"
+        )
+    return path
+
+
+def _folder_of(root: Path) -> str:
+    """A name that no other root has, by which people know it again."""
+    root = root.expanduser().resolve()
+    digest = hashlib.sha256(str(root).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{'-'.join(_WORD.findall(root.name)) or 'data'}-{digest}"
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, groups of settings within each other."""
+    whole = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+        whole[key] = merged(whole[key], value) if both else value
+    return whole
 
 
 def _hint(location: Location) -> str:

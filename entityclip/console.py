@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
 
 from entityclip.files import printable
 
+_SECONDS = 30.0  # between a bar's lines in a log file
 STOPPED = 130  # the exit code after Ctrl-C, 128 + SIGINT
 
 
@@ -67,3 +71,31 @@ def in_one_line(error: BaseException) -> str:
     if ours or isinstance(error, OSError | ValueError):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
+    """A tqdm bar, hidden if `show` is False or ``TQDM_DISABLE`` is set.
+
+    Where it would go to a file, it is a line now and then: a log keeps no bar that redraws itself.
+    """
+    # tqdm's notebook bar draws an empty widget where only the variable hides it
+    hidden = not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    if not (hidden or "ipykernel" in sys.modules or sys.stderr.isatty()):
+        quiet = {"mininterval": _SECONDS, "maxinterval": 2 * _SECONDS, "delay": _SECONDS}
+        options = {**quiet, "file": _Lines(sys.stderr), **options}
+    return tqdm(*arguments, **options, disable=hidden)
+
+
+class _Lines:
+    """A stream that ends each state of a bar as a line, and drops what only clears the last."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        state = text.strip()
+        if state:
+            self.stream.write(state + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from tqdm.auto import tqdm
 
 try:
     import fcntl
@@ -444,13 +443,6 @@ def unwritable(folder: str | Path) -> str | None:
 def cores() -> int:
     """Cores that this process may run on; where the system does not tell, all there are."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
-    """A tqdm bar, hidden if `show` is False or ``TQDM_DISABLE`` is set."""
-    # tqdm's notebook bar draws an empty widget where only the variable hides it
-    hidden = not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    return tqdm(*arguments, **options, disable=hidden)
 
 
 def git_commit(repository: Path = _CHECKOUT) -> str:

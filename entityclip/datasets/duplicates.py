@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from entityclip.files import progress_bar
+from entityclip.console import progress_bar
 
 SAME_FILE = "the same file"
 NEAR = 16  # of 256 bits: two pictures that differ in no more are nearly the same

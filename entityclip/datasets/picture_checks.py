@@ -12,10 +12,11 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from entityclip.console import progress_bar
 from entityclip.datasets.duplicates import perceptual_hash
 from entityclip.datasets.pair import Picture, decode, decoding
 from entityclip.datasets.reading import sha256_of
-from entityclip.files import append, locked, mend_tail, progress_bar
+from entityclip.files import append, locked, mend_tail
 
 _WINDOW = 512  # pictures in flight, and rows written at once: bounds memory on a million
 Stamp = tuple[int, int, int]  # bytes, and nanoseconds of the last change of content and of anything

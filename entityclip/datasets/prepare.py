@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from entityclip.console import progress_bar
 from entityclip.datasets.pair import Picture, decode, decoding
 from entityclip.datasets.prepared import (
     MANIFEST,
@@ -39,7 +40,6 @@ from entityclip.files import (
     atomic_write_bytes,
     atomic_write_text,
     printable,
-    progress_bar,
     read_json,
 )
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from entityclip.config import ClassifierConfig
+from entityclip.console import progress_bar
 from entityclip.datasets.dataset import Batch, PairDataset
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.sources.tweets import relation_labels
 from entityclip.evaluation.retrieval import evaluating
 from entityclip.evaluation.sections import class_counts
-from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import cluster
 from entityclip.statistics import Estimate, interval

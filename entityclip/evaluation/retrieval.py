@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from entityclip.console import progress_bar
 from entityclip.datasets.dataset import PairDataset, whole_batch
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.devices import doubled
 from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
-from entityclip.files import progress_bar
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import Row, measurement_rows

@@ -6,21 +6,21 @@ What imports torch is imported late: help, and the refusal of a misspelt name, n
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entityclip.config import IN_CHECKOUT, Profile, load_profile, parse_settings
+from entityclip.config import IN_CHECKOUT, Profile
 from entityclip.console import refusing
+from entityclip.experiments.options import add_options, choose, log
 from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TRAINED = [name for name, variant in VARIANTS.items() if variant.finetuned]
-
-log = logging.getLogger("entityclip.commands")
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -29,30 +29,42 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="only train")
     parser.add_argument("--force", action="store_true", help="train and measure anew")
     options = parser.parse_args(argv)
-    profile = _profile(options)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    log.setLevel(logging.INFO)
+    profile, variant = choose(options)
     from accelerate import PartialState
 
     from entityclip.experiments.train import train_variant
     from entityclip.training.processes import this_world
-    from entityclip.training.run_folder import read_record
 
     world = this_world()
-    logging.basicConfig(format="%(asctime)s %(message)s")
     if world.main:
         logging.getLogger("entityclip").setLevel(logging.INFO)
     try:
-        folder = train_variant(
-            profile, options.variant, measure=options.measure, force=options.force
-        )
+        folder = train_variant(profile, variant, measure=options.measure, force=options.force)
     finally:
         PartialState().destroy_process_group()
     if world.main:
-        record = read_record(folder)
-        print(
-            f"{folder.name}: {record['steps']} steps on {world.size} process(es), best "
-            f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
-        )
+        _tell_of_run(profile, variant, folder, world.size, options.measure)
     return 0
+
+
+def _tell_of_run(
+    profile: Profile, variant: str, folder: Path, processes: int, measured: bool
+) -> None:
+    """What a training came to: its metrics, and where it left what."""
+    from entityclip.training.run_folder import BEST, read_record
+
+    record = read_record(folder)
+    print(
+        f"{folder.name}: {record['steps']} steps on {processes} process(es), best "
+        f"epoch {record['epoch']} with validation loss {record['val_loss']:.4f}"
+    )
+    if measured:
+        print(_metrics(_rows_of(profile, variant, profile.settings.test_splits)))
+    print(f"weights: {folder / BEST}\nlog:     {folder / 'log.jsonl'}")
+    if measured:
+        print(f"rows:    {profile.results / 'retrieval.jsonl'}")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
@@ -66,30 +78,47 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="train it first, if need be")
     parser.add_argument("--force", action="store_true", help="measure anew")
     options = parser.parse_args(argv)
-    profile = _profile(options)
+    profile, variant = choose(options)
     splits = options.splits or profile.settings.test_splits
     from entityclip.experiments.experiment import Experiment
     from entityclip.experiments.measure import measure, stored_ranks
     from entityclip.experiments.preflight import refuse_impossible
-    from entityclip.results import find_rows
 
-    experiment, variant = Experiment(profile, progress=sys.stderr.isatty()), options.variant
+    experiment = Experiment(profile, progress=sys.stderr.isatty())
     with refusing():
         refuse_impossible(experiment, splits)
         stored = all(stored_ranks(experiment, variant, s, shipped=False) for s in splits)
     if not (options.train or experiment.trained(variant) or (stored and not options.force)):
-        given = "".join(f" {text}" for text in options.set)
         print(
             f"{variant} is not trained under these settings; the command that trains it:\n"
-            f"entityclip train --profile {profile.name} --variant {variant} "
-            f"--seed {profile.seed}" + (f" --set{given}" if given else ""),
+            f"{_training_command(options, profile, variant)}",
             file=sys.stderr,
         )
         return 1
     measure(experiment, [variant], splits, force=options.force)
-    rows = find_rows(profile, "retrieval", variants=[variant], shipped=False)
-    print(_metrics(rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]))
+    print(_metrics(_rows_of(profile, variant, splits)))
     return 0
+
+
+def _training_command(options: argparse.Namespace, profile: Profile, variant: str) -> str:
+    """The words of ``entityclip train`` that train what these options ask for."""
+    words = ["entityclip", "train"]
+    words += ["--data", options.data] if options.data else []
+    if options.profile or not options.data:
+        words += ["--profile", profile.asked]
+    words += ["--backbone", options.backbone] if options.backbone else []
+    words += ["--from-scratch"] if options.from_scratch else []
+    words += ["--variant", variant, "--seed", str(profile.seed)]
+    words += ["--set", *options.set] if options.set else []
+    return shlex.join(words)
+
+
+def _rows_of(profile: Profile, variant: str, splits: Sequence[str]) -> pd.DataFrame:
+    """The retrieval rows of a variant on some splits, of the profile's own seed."""
+    from entityclip.results import find_rows
+
+    rows = find_rows(profile, "retrieval", variants=[variant], shipped=False)
+    return rows[rows["split"].isin(splits) & (rows["seed"] == profile.seed)]
 
 
 def _metrics(rows: pd.DataFrame) -> str:
@@ -113,9 +142,11 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         "on. Start it twice, with OMP_NUM_THREADS=1, and two processes share the work.",
     )
     add = parser.add_argument
-    add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
+    add_options(parser, of_a_run=False)
     add("--tables", nargs="+", choices=list(TABLES), default=[])
-    add("--variants", nargs="+", choices=list(VARIANTS), default=[], metavar="NAME")
+    add("--variants", nargs="+", choices=list(VARIANTS), default=[], metavar="NAME",
+        help="with --data by default zero-shot, clip and, where explained, entityclip and bridge"
+    )  # fmt: skip
     add("--seeds", nargs="+", type=int, help="instead of the profile's")
     add("--keep", nargs="*", default=["clip", "entityclip"], help="variants whose weights stay")
     add("--anew", action="store_true", help="ignore the rows that are shipped")
@@ -123,15 +154,19 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.ship and not IN_CHECKOUT:
         parser.error("--ship is for a checkout: an installed package has no figures/rows")
-    options.seed, options.set = None, []
-    profile = _profile(options)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
+    profile, variant = choose(options)
+    if not (options.tables or options.variants or options.ship):
+        if not options.data:
+            parser.error("give --tables, --variants or --data")
+        options.variants = ["zero-shot", "clip"]
+        options.variants += ["entityclip", "bridge"] if variant != "clip" else []
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment
     from entityclip.experiments.preflight import refuse_impossible, refuse_training
     from entityclip.experiments.sweep import ship_rows, sweep
 
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("entityclip").setLevel(logging.INFO)  # open_clip's is not news
     settings = profile.settings
     work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
     if "main" in work:
@@ -145,23 +180,34 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         sweep(experiments, names, shipped=not options.anew, keep=options.keep)
     if options.ship:
         log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
+    _tell_of_sweep(profile, dict.fromkeys(itertools.chain(*(names for _, names in work.values()))))
     return 0
+
+
+def _tell_of_sweep(profile: Profile, variants: Iterable[str]) -> None:
+    """The table of what was swept, and where rows and checkpoints lie."""
+    from entityclip.results import find_rows
+    from entityclip.statistics import RSUM_AT, over_seeds
+
+    rows = find_rows(profile, "retrieval", variants=list(variants))
+    rows = rows[rows["metric"].isin([f"R@{k}" for k in RSUM_AT])]
+    if rows.empty:
+        return
+    found = {}
+    keys = ["split", "direction", "variant"]
+    for (split, direction, variant, metric), group in rows.groupby([*keys, "metric"], sort=False):
+        value, low, high = over_seeds(group)
+        row = found.setdefault((split, DIRECTION_LABELS[direction], variant), {})
+        row |= {metric: f"{value:.1f} [{low:.1f}, {high:.1f}]", "seeds": len(group)}
+    import pandas as pd
+
+    table = pd.DataFrame.from_dict(found, orient="index").rename_axis(keys)
+    print(table.sort_index(level=[0, 1], sort_remaining=False, kind="stable").to_string())
+    print(f"rows: {profile.results / 'retrieval.jsonl'}\nruns: {profile.runs / 'checkpoints'}")
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     """The options of what works on one variant under one seed."""
     parser = argparse.ArgumentParser(prog=f"entityclip {command}", description=description)
-    add = parser.add_argument
-    add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
-    add("--variant", default="entityclip", choices=TRAINED, metavar="NAME",
-        help=f"one of {', '.join(TRAINED)}")  # fmt: skip
-    add("--seed", type=int, help="instead of the profile's")
-    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-        help="override a setting, e.g. finetuning.epochs=3")  # fmt: skip
+    add_options(parser)
     return parser
-
-
-def _profile(options: argparse.Namespace) -> Profile:
-    """The profile with what `--seed` and `--set` override."""
-    settings = parse_settings(options.set)
-    return load_profile(options.profile, seed=options.seed, settings=settings)

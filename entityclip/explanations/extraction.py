@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from entityclip.console import progress_bar
 from entityclip.datasets.pair import Pair
 from entityclip.explanations.answers import SPENT, STOPPED, clean_answer
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
@@ -28,7 +29,6 @@ from entityclip.explanations.llm import (
     Prompt,
     Sampling,
 )
-from entityclip.files import progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from entityclip.console import progress_bar
 from entityclip.datasets.dataset import picture_tensor, split_preprocess
 from entityclip.datasets.pair import ImageError, decoding
 from entityclip.devices import best_device
@@ -27,7 +28,6 @@ from entityclip.files import (
     atomic_write_text,
     claimed,
     printable,
-    progress_bar,
     read_json,
     replacing,
     unwritable,

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entityclip.config import ITRConfig, as_dict
+from entityclip.console import progress_bar
 from entityclip.datasets.dataset import Batch, PairDataset
-from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone
 from entityclip.models.itr import PARTNER, ITRModel, cluster, joint
 from entityclip.training.loop import cut_texts, repeatable

@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entityclip.config import TrainConfig, as_dict
+from entityclip.console import progress_bar
 from entityclip.datasets.dataset import Batch, Broken, PairDataset
 from entityclip.devices import best_device, own_draws, supports_bf16
-from entityclip.files import progress_bar
 from entityclip.models.clip import Backbone, DualEncoder
 from entityclip.training.processes import (
     CannotTrain,
@@ -210,7 +210,8 @@ class _Trainer:
                     for shown in self.folder.add(row, batch.ids):
                         self._tell_of_limit(shown)
                         terms = {k: shown[k] for k in ("loss", "vtc", "itm") if k in shown}
-                        bar.set_postfix({k: f"{value:.3f}" for k, value in terms.items()})
+                        told = {k: f"{value:.3f}" for k, value in terms.items()}
+                        bar.set_postfix(told, refresh=False)  # the bar's own pace decides
                     bar.update()
                     if self._checkpoint_is_due():
                         self.folder.flush()
