@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from benchmarks.turns import options, timed
 from entityclip.checkpoints import read_meta
 from entityclip.models.clip import create_backbone
+from entityclip.models.encoder import load_encoder
 from entityclip.search.embedding import Vectors, embed
-from entityclip.search.encoder import load_encoder
 
 
 def draw(folder: Path, n: int, side: int) -> None:

@@ -61,7 +61,7 @@ _HOME = {
     "create_backbone": "models.clip",
     "embed": "search.embedding",
     "evaluate_retrieval": "evaluation.retrieval",
-    "load_encoder": "search.encoder",
+    "load_encoder": "models.encoder",
     "load_pairs": "datasets",
     "load_profile": "config",
     "train": "training.loop",

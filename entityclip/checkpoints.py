@@ -11,9 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from entityclip.files import checked, parse_json, replacing
+from entityclip.files import checked, parse_json, read_json, replacing
 
+BEST = "best.safetensors"  # of a run
+INDEX = "model.safetensors.index.json"  # of weights that Hugging Face wrote in several files
 _META, _STATE = "entityclip", "optimizer."
 
 ONLY_SAFETENSORS = (
@@ -35,7 +38,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any
     try:
         with replacing(path) as staged:
             whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(whole, staged, metadata={_META: json.dumps(meta)})
+            save_file(whole, staged, metadata={_META: json.dumps(meta), "format": "pt"})
     except (OSError, SafetensorError) as error:
         kept = (
             f"the last good {path.name} is untouched"
@@ -48,11 +51,13 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any
 
 
 def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """All tensors of a .safetensors file.
+    """All tensors of a .safetensors file, or of all those that an INDEX names.
 
     Raises CheckpointError, naming `path`, for a file that is missing, may not be read or is damaged
     or of another kind, and, naming the tensor, for numbers that are NaN or infinite.
     """
+    if Path(path).name == INDEX:
+        return _read_shards(Path(path), device)
     tensors = _read(path, lambda: load_file(path, device=str(device)))
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -62,11 +67,35 @@ def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[s
     return tensors
 
 
+class _Index(TypedDict):
+    """What of an INDEX is looked at: each tensor's file."""
+
+    weight_map: dict[str, str]
+
+
+def _read_shards(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+    told = read_json(path, CheckpointError, _Index)["weight_map"]
+    tensors: dict[str, Tensor] = {}
+    for name in dict.fromkeys(told.values()):
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: {name!r} leads out of the folder")
+        tensors |= read_tensors(path.with_name(name), device)
+    lacking = [name for name in told if name not in tensors]
+    if lacking:
+        raise CheckpointError(f"{path}: its files lack {_some(lacking)}; fetch them again")
+    return tensors
+
+
 def read_meta(path: str | Path, kind: Any = dict[str, Any]) -> Any:
     """What was written beside the tensors, as a `kind`; empty for files that are not ours.
 
+    An INDEX says nothing beside.
+
     Raises CheckpointError as `read_tensors`, and naming the field that is not of the kind.
     """
+
+    if Path(path).name == INDEX:
+        return {}
 
     def text() -> str:
         with safe_open(path, framework="pt") as file:

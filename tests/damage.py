@@ -42,7 +42,7 @@ from entityclip.explanations.llm import KnowledgeBase
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.results import ResultsError, append_rows, read_log, read_rows
 from entityclip.search.embedding import Vectors, VectorsError
-from entityclip.search.encoder import VectorCache
+from entityclip.search.vector_cache import VectorCache
 from entityclip.training.run_folder import read_last, read_record
 from tests.fixtures import layouts
 from tests.fixtures.pictures import photo

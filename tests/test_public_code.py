@@ -28,12 +28,12 @@ from entityclip.experiments.measure import evaluate
 from entityclip.models import clip
 from entityclip.models.ascl import nt_xent
 from entityclip.models.clip import BackboneError, create_backbone
+from entityclip.models.encoder import load_encoder
 from entityclip.models.negatives import draw_in_batch, draw_scores
 from entityclip.models.weights import preprocessing_of
 from entityclip.reporting.style import read_table
 from entityclip.reporting.tables import articles_beside, retrieval_table
 from entityclip.results import stored_rows
-from entityclip.search.encoder import load_encoder
 from entityclip.search.export import export
 from entityclip.training.loop import hold_logit_scale
 from entityclip.variants import VARIANT_LABELS
@@ -191,7 +191,7 @@ def test_training_itr_search_and_export_prepare_pictures_alike(
     for folder in (experiment.finetune("clip"), experiment.pretrain_itr()):
         other_weights.unlink(missing_ok=True)  # the checkpoint knows it by itself
         assert load_encoder(folder).preprocessing == OTHER
-        exported = export(folder, tmp_path / f"out-{folder.name}")
+        exported, *_ = export(folder, tmp_path / f"out-{folder.name}")
         config = json.loads(exported.with_name("open_clip_config.json").read_text())
         assert config["preprocess_cfg"] == OTHER
         save_file(create_backbone("newsroom-tiny").clip.state_dict(), other_weights)

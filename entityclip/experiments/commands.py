@@ -71,15 +71,23 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """``entityclip evaluate``; 0: measured, 1: there is no trained run, 2: refused at the start."""
     parser = _parser(
         "evaluate",
-        "Measure a trained variant and print the metrics with their 95 % intervals. What is "
-        "measured already is only printed.",
+        "Measure a trained variant, or the towers of any checkpoint, and print the metrics with "
+        "their 95 % intervals. What is measured already is only printed.",
     )
+    parser.add_argument("checkpoint", nargs="?", help="a run's, an exported or a Hugging Face "
+        "model's folder, a .safetensors file, or hf-hub:NAME; else the variant's own run"
+    )  # fmt: skip
+    parser.add_argument("--model", help="open_clip's name, where the checkpoint does not tell it")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="of a checkpoint: append result "
+        "rows to this .jsonl file, as export --rows reads them")  # fmt: skip
     parser.add_argument("--splits", nargs="+", help="default: the profile's test splits")
     parser.add_argument("--train", action="store_true", help="train it first, if need be")
     parser.add_argument("--force", action="store_true", help="measure anew")
     options = parser.parse_args(argv)
     profile, variant = choose(options)
     splits = options.splits or profile.settings.test_splits
+    if options.checkpoint:
+        return _evaluate_checkpoint(options, profile, splits)
     from entityclip.experiments.experiment import Experiment
     from entityclip.experiments.measure import measure, stored_ranks
     from entityclip.experiments.preflight import refuse_impossible
@@ -97,6 +105,43 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         return 1
     measure(experiment, [variant], splits, force=options.force)
     print(_metrics(_rows_of(profile, variant, splits)))
+    return 0
+
+
+def _evaluate_checkpoint(
+    options: argparse.Namespace, profile: Profile, splits: Sequence[str]
+) -> int:
+    """Measure two towers on the profile's splits; what trained them is theirs to know."""
+    import pandas as pd
+
+    from entityclip.datasets.dataset import PairDataset
+    from entityclip.devices import best_device
+    from entityclip.evaluation.retrieval import evaluate_retrieval
+    from entityclip.experiments.experiment import Experiment
+    from entityclip.experiments.preflight import refuse_impossible
+    from entityclip.models.encoder import load_encoder
+    from entityclip.models.entityclip import EntityCLIP, EntityCLIPConfig
+    from entityclip.results import append_rows
+    from entityclip.variants import NO_EXPERTS
+
+    with refusing():
+        backbone = load_encoder(options.checkpoint, options.model)
+    experiment = Experiment(profile, progress=sys.stderr.isatty())
+    refuse_impossible(experiment, splits)
+    model = EntityCLIP(backbone, EntityCLIPConfig(**NO_EXPERTS)).to(best_device())
+    name, rows = Path(options.checkpoint).name, []
+    for split in splits:
+        served = PairDataset(experiment.pairs(split), backbone.preprocess, backbone.tokenize)
+        _, found = evaluate_retrieval(
+            model, served, variant=name, dataset_name=profile.settings.dataset, split=split,
+            config={"checkpoint": name, "model": backbone.name}, seed=profile.seed,
+            bootstrap=profile.settings.bootstrap, progress=experiment.progress,
+        )  # fmt: skip
+        rows += [row | {"trained_fingerprint": None} for row in found]
+    print(_metrics(pd.DataFrame(rows)))
+    if options.rows:
+        append_rows(options.rows, rows)
+        print(f"rows: {options.rows}")
     return 0
 
 

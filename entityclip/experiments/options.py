@@ -73,7 +73,7 @@ def choose(options: argparse.Namespace) -> tuple[Profile, str]:
     found, explained = _suited(profile, pairs, asked)
     if found:
         profile = load_profile(name, seed=seed, settings=merged(over, found))
-    if variant is None and not explained:
+    if variant is None and not explained and not getattr(options, "checkpoint", None):
         log.warning(
             "these captions have no explanations, so CLIP is trained; for EntityCLIP have a "
             "language model write some first: entityclip explain --data %s --server URL",

@@ -19,7 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entityclip.checkpoints import ONLY_SAFETENSORS, CheckpointError, read_tensors, refuse_misfit
+from entityclip.checkpoints import (
+    INDEX,
+    ONLY_SAFETENSORS,
+    CheckpointError,
+    read_tensors,
+    refuse_misfit,
+)
 from entityclip.models.weights import PREPROCESSING, as_open_clip, check_config, preprocessing_of
 
 
@@ -262,7 +268,7 @@ def create_backbone(
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-32"]
         raise BackboneError(f"open_clip knows no model {name!r}; close: {', '.join(close)}")
     local = pretrained is not None and Path(pretrained).suffix != ""
-    if local and Path(pretrained).suffix != ".safetensors":
+    if local and Path(pretrained).suffix != ".safetensors" and Path(pretrained).name != INDEX:
         raise BackboneError(f"{pretrained}: {ONLY_SAFETENSORS}")
     if pretrained is not None and not local:
         _check_tag(name, pretrained)

@@ -104,6 +104,9 @@ _TRANSPOSED = {"visual_projection.weight": "visual.proj",
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _IN_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
              "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+_BLOCK = re.compile(
+    r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias|in_proj_weight|in_proj_bias)"
+)
 _JOINED = [f"self_attn.{part}_proj" for part in "qkv"]
 
 
@@ -134,9 +137,34 @@ def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def as_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`as_open_clip` backwards: plain open_clip ViT weights under a CLIPModel's names."""
+    back = {ours: theirs for theirs, ours in _NAMES.items()}
+    transposed = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
+    in_layer = {ours: theirs for theirs, ours in _IN_LAYER.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        layer = _BLOCK.fullmatch(name)
+        if name in transposed:
+            renamed[transposed[name]] = tensor.T
+        elif layer:
+            visual, number, part, kind = layer.groups()
+            block = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}"
+            if part == "attn":  # in_proj_weight, in_proj_bias: the three one below the other
+                for of, third in zip(_JOINED, tensor.chunk(3), strict=True):
+                    renamed[f"{block}.{of}.{kind.removeprefix('in_proj_')}"] = third
+            else:
+                renamed[f"{block}.{in_layer.get(part, part)}.{kind}"] = tensor
+        else:
+            stem, dot, kind = name.rpartition(".")
+            renamed[back.get(name) or f"{back.get(stem, stem)}{dot}{kind}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in renamed.items()}
+
+
 class _CLIPConfig(TypedDict, total=False):
     """What of a CLIPConfig is looked at."""
 
+    projection_dim: int | None
     text_config: dict[str, Any] | None
     text_config_dict: dict[str, Any] | None
     vision_config: dict[str, Any] | None
@@ -146,6 +174,58 @@ class _CLIPConfig(TypedDict, total=False):
 def _side(config: _CLIPConfig, side: str) -> dict[str, Any]:
     """A tower's settings, as transformers takes them: those of the older name win."""
     return (config.get(f"{side}_config") or {}) | (config.get(f"{side}_config_dict") or {})
+
+
+# what transformers assumes where config.json says nothing, of the picture tower and of the text's
+_USUAL = {
+    "vision": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+               "intermediate_size": 3072, "patch_size": 32, "image_size": 224},
+    "text": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8,
+             "intermediate_size": 2048, "vocab_size": 49408, "max_position_embeddings": 77},
+}  # fmt: skip
+
+
+def model_like(path: Path) -> str | None:
+    """open_clip's name of the model that the config.json beside a CLIPModel's weights describes.
+
+    None where there is none. Raises CheckpointError for a model that open_clip has not.
+    """
+    beside = path.with_name("config.json")
+    if not beside.exists():
+        return None
+    config = read_json(beside, CheckpointError, _CLIPConfig)
+    if not (config.get("vision_config") or config.get("vision_config_dict")):
+        raise CheckpointError(f"{beside} describes no CLIPModel: it has no vision_config")
+    sides = {side: usual | _side(config, side) for side, usual in _USUAL.items()}
+    wanted = {"embed_dim": config.get("projection_dim") or 512, **sides}
+    activations = {side.get("hidden_act", "quick_gelu") for side in sides.values()}
+    import open_clip  # takes seconds
+
+    for name in open_clip.list_models():
+        known = open_clip.get_model_config(name)
+        quick = "quick_gelu" if known.get("quick_gelu") else "gelu"
+        if activations == {quick} and _same_model(known, wanted):
+            return name
+    raise CheckpointError(f"{beside} describes a model that open_clip has not")
+
+
+def _same_model(known: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether an open_clip configuration is that of these transformers settings."""
+    vision, text = known["vision_cfg"], known["text_cfg"]
+    if not isinstance(vision.get("layers"), int) or "hf_model_name" in text:
+        return False  # a ResNet, or a text tower of transformers' own
+    plain = not {"timm_model_name", "attentional_pool", "pool_type", "ls_init_value"} & {*vision}
+    size, side, words = vision.get("image_size", 224), wanted["vision"], wanted["text"]
+    heads = vision["width"] // vision.get("head_width", 64)
+    return plain and "multimodal_cfg" not in known and (
+        (known["embed_dim"], vision["width"], vision["layers"], heads, vision["patch_size"], size,
+         text["width"], text["layers"], text["heads"], text.get("vocab_size", 49408),
+         text.get("context_length", 77))
+        == (wanted["embed_dim"], side["hidden_size"], side["num_hidden_layers"],
+            side["num_attention_heads"], side["patch_size"], side["image_size"],
+            words["hidden_size"], words["num_hidden_layers"], words["num_attention_heads"],
+            words["vocab_size"], words["max_position_embeddings"])
+    )  # fmt: skip
 
 
 def check_config(path: Path, clip: nn.Module) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 
 from entityclip.datasets.pair import ImageError, Pair
 from entityclip.models.clip import Backbone
+from entityclip.models.encoder import load_encoder
 from entityclip.search.embedding import EmbedReport, Vectors, embed
-from entityclip.search.encoder import load_encoder
 from entityclip.search.sources import Images, Source, list_pictures, read_picture
 
 Floats = NDArray[np.floating]

@@ -14,6 +14,8 @@ from entityclip.console import Refused
 from entityclip.datasets import DATASETS, load_pairs
 from entityclip.files import atomic_write_text, unwritable
 
+TAKEN = "a run's, an exported or a Hugging Face model's folder, a .safetensors file"
+
 
 def embed(argv: Sequence[str] | None = None) -> int:
     """``entityclip embed``; 0: done. Raises what is wrong with the input, Refused at once."""
@@ -68,8 +70,7 @@ def _embed_parser() -> argparse.ArgumentParser:
         "goes on where it was. What was left out stands in FILE.report.json.",
     )
     add = parser.add_argument
-    add("checkpoint", help="a run's, an exported or a Hugging Face model's folder, a .safetensors "
-        "file, or a tag of open_clip")  # fmt: skip
+    add("checkpoint", help=f"{TAKEN}, hf-hub:NAME, or a tag of open_clip")
     add("--model", help="open_clip's name of the model, where the checkpoint does not tell it")
     add("--images", help="a folder, or a .csv or .parquet with a column `image`")
     add("--texts", type=Path, help="a file of texts, one a line")
@@ -90,22 +91,27 @@ def export(argv: Sequence[str] | None = None) -> int:
     """``entityclip export``; 0: the model was written. Raises why it was not."""
     parser = argparse.ArgumentParser(
         prog="entityclip export",
-        description="Write a checkpoint's two towers as a plain CLIP: weights and config as "
-        "open_clip's local-dir: reads them, and a model card. Weights of a Hugging Face CLIPModel "
-        "can be exported too, which converts them.",
+        description="Write a model's two towers as a plain CLIP with a model card: for open_clip "
+        "(local-dir:) or for transformers (CLIPModel.from_pretrained), the same features.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a .safetensors file, a run's or a Hugging Face folder")
+    add("checkpoint", help=f"{TAKEN}, or hf-hub:NAME")
     add("folder", type=Path, help="where the model is written")
+    add("--format", choices=["open_clip", "transformers"], default="open_clip")
+    add("--push", metavar="REPO", help="also upload it to this repository of the Hugging Face hub, "
+        "private if new, by HF_TOKEN or your login (never tried against the real hub)"
+    )  # fmt: skip
     add("--backbone", help="open_clip's name, where the checkpoint has none")
     add("--image-size", type=int, help="pixels, where it isn't the backbone's")
     add("--rows", type=Path, nargs="+", help="JSONL files of result rows")
     given = parser.parse_args(argv)
     from entityclip.search import export as exporting
 
-    weights = exporting.export(
-        given.checkpoint, given.folder,
+    files = exporting.export(
+        given.checkpoint, given.folder, form=given.format,
         backbone=given.backbone, image_size=given.image_size, rows=given.rows,
     )  # fmt: skip
-    print(f"wrote {weights}, {exporting.CONFIG} and {exporting.CARD}")
+    print(f"wrote {', '.join(path.name for path in files)} to {given.folder}")
+    if given.push:
+        print(f"pushed to {exporting.push(files, given.push)}")
     return 0

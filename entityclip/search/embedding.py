@@ -33,7 +33,7 @@ from entityclip.files import (
     unwritable,
 )
 from entityclip.models.clip import Backbone
-from entityclip.search.encoder import VectorCache, fingerprint, load_encoder
+from entityclip.models.encoder import load_encoder
 from entityclip.search.sources import (
     Images,
     LeftOut,
@@ -46,6 +46,7 @@ from entityclip.search.sources import (
     signature,
     text_key,
 )
+from entityclip.search.vector_cache import VectorCache, fingerprint
 
 _NAMED = 5  # files of a kind that the report's text names
 _LENGTH = 1e-3  # how far from 1 a stored vector's length may be

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from entityclip.checkpoints import (
+    BEST,
     CheckpointError,
     pack_optimizer,
     read_meta,
@@ -45,7 +46,7 @@ from entityclip.training.processes import TrainingError, World
 
 log = logging.getLogger(__name__)
 
-LAST, BEST, RECORD = "last.safetensors", "best.safetensors", "run.json"
+LAST, RECORD = "last.safetensors", "run.json"
 
 
 @with_config(ConfigDict(extra="allow"))

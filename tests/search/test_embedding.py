@@ -20,9 +20,10 @@ from entityclip.__main__ import main as command_line
 from entityclip.checkpoints import read_meta, read_tensors, write_checkpoint
 from entityclip.datasets import load_pairs
 from entityclip.models.clip import Backbone, BackboneError
+from entityclip.models.encoder import load_encoder
 from entityclip.search import embedding
 from entityclip.search.embedding import Vectors, VectorsError
-from entityclip.search.encoder import fingerprint, load_encoder
+from entityclip.search.vector_cache import fingerprint
 from tests import NARROW
 from tests.fixtures.pictures import BROKEN, bomb, save
 from tests.processes import start

@@ -1,25 +1,29 @@
 """Weights in and out: plain open_clip, Hugging Face, and the card that goes with them."""
 
 import json
+import re
+import shutil
+from unittest import mock
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from entityclip.__main__ import main as command_line
 from entityclip.checkpoints import read_meta, write_checkpoint
 from entityclip.config import EntityCLIPConfig, as_dict
 from entityclip.evaluation.provenance import provenance
 from entityclip.models.clip import BackboneError, create_backbone
+from entityclip.models.encoder import load_encoder
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.models.weights import as_open_clip
 from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
-from entityclip.search.encoder import fingerprint, load_encoder
 from entityclip.search.export import ExportError, export
+from entityclip.search.vector_cache import fingerprint
 
 IDENTITY = {
     "variant": "entityclip",
@@ -75,7 +79,7 @@ def add_rows(run, *, metrics, seed=3, variant="entityclip"):
 
 @pytest.mark.parametrize("how", ["name", "local-dir"])
 def test_open_clip_gives_the_same_embeddings(trained, run, tmp_path, how):
-    weights = export(run, tmp_path / "out")
+    weights, *_ = export(run, tmp_path / "out")
     if how == "name":
         plain = open_clip.create_model("newsroom-tiny", pretrained=str(weights)).eval()
     else:
@@ -96,12 +100,12 @@ def test_open_clip_gives_the_same_embeddings(trained, run, tmp_path, how):
 
 
 def test_only_the_towers_are_exported_and_read_back_and_exported_again(trained, run, tmp_path):
-    weights = export(run, tmp_path / "out")
+    weights, *_ = export(run, tmp_path / "out")
     assert set(load_file(weights)) == set(trained.clip_state_dict())
     assert read_meta(weights)["identity"] == IDENTITY | OF_THE_RUN
     names = sorted(path.name for path in weights.parent.iterdir())
     assert names == ["README.md", "open_clip_config.json", "open_clip_model.safetensors"]
-    again = export(weights, tmp_path / "again")
+    again, *_ = export(weights, tmp_path / "again")
     assert again.read_bytes() == weights.read_bytes()
     loaded = create_backbone("newsroom-tiny", str(weights))
     assert torch.equal(loaded.clip.visual.proj, trained.backbone.clip.visual.proj)
@@ -112,7 +116,7 @@ def test_another_image_size_is_kept(tmp_path):
     clip = randomised(create_backbone("newsroom-tiny", image_size=32).clip)
     path = tmp_path / "small.safetensors"
     save_file(clip.state_dict(), path)
-    folder = export(path, tmp_path / "out", backbone="newsroom-tiny", image_size=32).parent
+    folder = export(path, tmp_path / "out", backbone="newsroom-tiny", image_size=32)[0].parent
     plain = open_clip.create_model(f"local-dir:{folder}")
     assert plain.visual.image_size == (32, 32)
     assert "force_image_size=32" in (folder / "README.md").read_text()
@@ -126,11 +130,11 @@ def card_of(run, changes=None):
     path = run / "best.safetensors"
     if changes:
         write_checkpoint(path, load_file(path), {"identity": IDENTITY | OF_THE_RUN | changes})
-    return (export(run, run / "out").parent / "README.md").read_text()
+    return (export(run, run / "out")[0].parent / "README.md").read_text()
 
 
 def test_the_card_has_data_settings_metrics_licence_and_commit(run, monkeypatch):
-    monkeypatch.setattr("entityclip.search.export.git_commit", lambda: "0123abcd")
+    monkeypatch.setattr("entityclip.search.card.git_commit", lambda: "0123abcd")
     add_rows(run, metrics={"R@1": 15.625, "MedR": 3.0, "R@100": 99.0})
     add_rows(run, metrics={"R@1": 77.0}, seed=4)
     add_rows(run, metrics={"R@1": 88.0}, variant="clip")
@@ -190,12 +194,12 @@ def test_weights_that_do_not_say_what_they_are(trained, tmp_path):
     with pytest.raises(BackboneError, match="does not fit"):
         export(path, tmp_path / "out", backbone="newsroom-tiny", image_size=32)
     assert not (tmp_path / "out").exists()
-    assert export(path, tmp_path / "out", backbone="newsroom-tiny").exists()
+    assert export(path, tmp_path / "out", backbone="newsroom-tiny")[0].exists()
 
 
 def test_a_full_disk_leaves_the_last_export(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    before = export(run, out).read_bytes()
+    before = export(run, out)[0].read_bytes()
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -280,19 +284,18 @@ def test_folders_of_models_are_read_as_runs_are(tmp_path, capsys):
     assert main([str(tmp_path / "empty"), str(tmp_path / "no"), "--backbone", "newsroom-tiny"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "no checkpoint at" in line
-    assert "nor open_clip_model.safetensors or model.safetensors there" in line
+    assert "nor open_clip_model.safetensors or model.safetensors or " in line
 
 
-@pytest.mark.parametrize("name", ["epoch_1.pt", "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", ["epoch_1.pt", "hf/pytorch_model.bin"])
 def test_other_formats_are_told_how_to_convert(name, tmp_path, capsys):
     path = tmp_path / name
-    if name.endswith(".pt"):
-        torch.save({"epoch": 1, "state_dict": {"a": torch.zeros(2)}}, path)
-    else:
-        path.write_text('{"weight_map": {}}')
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"epoch": 1, "state_dict": {"a": torch.zeros(2)}}, path)
+    given = path if name.endswith(".pt") else path.parent
     before = path.read_bytes()
-    exporting = ["export", str(path), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]
-    embedding = ["embed", str(path), "--model", "newsroom-tiny", "--images", str(tmp_path)]
+    exporting = ["export", str(given), str(tmp_path / "out"), "--backbone", "newsroom-tiny"]
+    embedding = ["embed", str(given), "--model", "newsroom-tiny", "--images", str(tmp_path)]
     embedding += ["--out", str(tmp_path / "o.npy"), "--cache", str(tmp_path / "cache")]
     for command in (exporting, embedding):
         assert command_line(command) == 1
@@ -346,3 +349,160 @@ def test_hugging_face_weights_must_be_whole_and_have_their_config(tmp_path):
 def test_a_tag_of_another_activation_is_refused():
     with pytest.raises(BackboneError, match="use ViT-B-32-quickgelu"):
         create_backbone("ViT-B-32", "openai")
+
+
+# ------------------------------------------------------------------------ transformers, and the hub
+
+
+@pytest.fixture(params=["newsroom-tiny", "ViT-B-32-quickgelu"])
+def weights(request, tmp_path):
+    """Random weights of a small and of a real shape, whose activations differ."""
+    torch.manual_seed(2)
+    clip = create_backbone(request.param).clip
+    if request.param == "newsroom-tiny":
+        randomised(clip)
+    path = tmp_path / "weights.safetensors"
+    save_file(clip.state_dict(), path)
+    return request.param, path
+
+
+def test_what_is_exported_for_transformers_gives_the_same_features(weights, tmp_path):
+    name, path = weights
+    out = tmp_path / "out"
+    command = [str(path), str(out), "--backbone", name, "--format", "transformers"]
+    assert main(command) == 0
+    ours, theirs = load_encoder(path, name), CLIPModel.from_pretrained(out).eval()
+    side = ours.clip.visual.image_size[0]
+    images = torch.randn(2, 3, side, side)
+    told = CLIPProcessor.from_pretrained(out)
+    texts = ["Envoys from Nairobi, it's 5 o'clock", "a", "ÜBER   the treaty\n" * 40]
+    tokens = told(text=texts, padding="max_length", truncation=True, return_tensors="pt")
+    unit = torch.nn.functional.normalize
+    with torch.no_grad():
+        pairs = (
+            (ours.encode_image(images), theirs.get_image_features(pixel_values=images)),
+            (ours.encode_text(ours.tokenize(texts)), theirs.get_text_features(**tokens)),
+        )
+    for mine, other in pairs:
+        other = getattr(other, "pooler_output", other)
+        torch.testing.assert_close(unit(mine, dim=-1), unit(other, dim=-1), atol=1e-5, rtol=0)
+    picture = Image.effect_noise((90, 70), 80).convert("RGB")
+    theirs = told(images=picture, return_tensors="pt")["pixel_values"][0]
+    # one resizes with Pillow, the other with torchvision
+    assert (theirs - ours.preprocess(picture)).abs().mean() < 0.02
+    # and it is read again, without being told what it is
+    again = load_encoder(out)
+    assert fingerprint(again) == fingerprint(load_encoder(path, again.name))
+
+
+def test_weights_in_shards_are_read(tmp_path):
+    theirs = hugging_face(tmp_path / "hf")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    assert len(list(index.parent.glob("*.safetensors"))) > 1
+    shutil.copy(tmp_path / "hf" / "config.json", index.parent)
+    whole, parts = load_encoder(tmp_path / "hf"), load_encoder(index.parent)
+    assert whole.name == parts.name == "newsroom-tiny"
+    assert fingerprint(whole) == fingerprint(parts)
+    told = json.loads(index.read_text())
+    index.write_text(json.dumps({**told, "weight_map": {"a": "../a.safetensors"}}))
+    with pytest.raises(BackboneError, match="leads out of the folder"):
+        load_encoder(index.parent)
+    told["weight_map"]["more"] = next(iter(told["weight_map"].values()))
+    index.write_text(json.dumps(told))
+    with pytest.raises(BackboneError, match="its files lack more"):
+        load_encoder(index.parent)
+
+
+def test_a_model_that_open_clip_has_not_is_named(tmp_path):
+    hugging_face(tmp_path)
+    config = tmp_path / "config.json"
+    told = json.loads(config.read_text())
+    told["vision_config"]["num_hidden_layers"] = 5
+    config.write_text(json.dumps(told))
+    with pytest.raises(
+        BackboneError, match=r"config\.json describes a model that open_clip has not"
+    ):
+        load_encoder(tmp_path)
+    config.write_text('{"model_type": "bert"}')
+    with pytest.raises(BackboneError, match=r"config\.json describes no CLIPModel"):
+        load_encoder(tmp_path)
+
+
+def test_what_transformers_cannot_say_is_refused_before_anything_is_written(trained, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(trained.clip_state_dict(), path)
+    built = create_backbone("newsroom-tiny", str(path))
+    built.clip.visual.set_grad_checkpointing(False)
+    for block in built.clip.visual.transformer.resblocks:
+        block.ls_1 = torch.nn.Linear(1, 1)  # stands for a part of another architecture
+    with (
+        mock.patch.object(exporting, "create_backbone", return_value=built),
+        pytest.raises(ExportError, match="transformers' CLIPModel has not: use open_clip"),
+    ):
+        export(path, tmp_path / "out", form="transformers", backbone="newsroom-tiny")
+    assert not [*(tmp_path / "out").glob("*")]
+
+
+def test_a_hub_id_is_fetched_and_what_fails_is_one_line(tmp_path, monkeypatch):
+    hugging_face(tmp_path / "hf")
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "gone/model":
+            raise OSError("401 Client Error\nsee the page")
+        return str(tmp_path / "hf")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_encoder("hf-hub:some/model").name == "newsroom-tiny"
+    assert asked[0][0] == "some/model"
+    assert not any("bin" in pattern or "*.py" in pattern for pattern in asked[0][1])
+    with pytest.raises(
+        BackboneError, match="hf-hub:gone/model could not be fetched: 401"
+    ) as caught:
+        load_encoder("hf-hub:gone/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_pushing_uploads_the_exported_files_alone(run, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+            return "https://hub/me/model"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert main([str(run), str(out), "--push", "me/model"]) == 0
+    assert "pushed to https://hub/me/model" in capsys.readouterr().out
+    assert calls[0] == ("me/model", {"private": True, "exist_ok": True})
+    names = {"open_clip_model.safetensors", "open_clip_config.json", "README.md"}
+    assert set(calls[1]["allow_patterns"]) == names
+    monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: 1 / 0)
+    assert main([str(run), str(out), "--push", "me/model"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "me/model was not pushed: division by zero" in line
+
+
+def test_no_path_of_this_machine_is_exported(run, tmp_path):
+    path = run / "best.safetensors"
+    tensors, meta = load_file(path), read_meta(path)
+    meta["identity"] |= {"explanation_source": str(tmp_path / "secret" / "told.jsonl"),
+                         "start": "/home/ada/w.safetensors", "dataset": "`x` <script>"}  # fmt: skip
+    write_checkpoint(path, tensors, meta)
+    for form in ("open_clip", "transformers"):
+        files = export(run, tmp_path / form, form=form)
+        whole = b"".join(file.read_bytes() for file in files)
+        assert str(tmp_path).encode() not in whole
+        assert b"/home/ada" not in whole
+        assert b"told.jsonl" in whole
+        card = (tmp_path / form / "README.md").read_text()
+        prose = re.sub(r"````json.*?````", "", card, flags=re.DOTALL)
+        assert "<script>" not in prose
