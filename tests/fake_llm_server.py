@@ -39,6 +39,7 @@ class FakeServer:
         self.delay_s, self.faults, self.port = delay_s, faults, 0
         self.asked, self.answered = Counter(), Counter()
         self.bodies, self.headers = [], []
+        self.models = [{"id": "fake", "object": "model", "created": 1, "owned_by": "tests"}]
         self.in_flight = self.most_in_flight = 0
 
     @property
@@ -78,6 +79,8 @@ class FakeServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _respond(self, request: web.BaseRequest) -> web.Response:
+        if request.path.endswith("/models"):
+            return web.json_response({"object": "list", "data": self.models})
         self.headers.append(str(request.headers))
         self.bodies.append(await request.json())
         self.in_flight += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,12 @@ def refuse_impossible(splits: Splits, measured: Sequence[str]) -> None:
         raise Refused("; ".join(problems))
     with refusing():
         for split in measured:
-            splits.pairs(split)
+            pairs = splits.pairs(split)
+            if len({pair.image_key for pair in itertools.islice(pairs, _LOOKED_AT)}) < 2:
+                raise Refused(
+                    f"{splits.settings.dataset} {split} has {len(pairs)} pair(s) of fewer than 2 "
+                    "pictures, too few to measure on; give more, or say which by a column `split`"
+                )
 
 
 def refuse_training(splits: Splits, measured: Sequence[str]) -> None:

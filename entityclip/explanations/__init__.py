@@ -21,7 +21,7 @@ _NAMES = {
     "llm": "DEFAULT_PROMPT LLM PROMPTS Completion KnowledgeBase LLMError Prompt Sampling StubLLM "
     "neutralise",
     "local": "LocalLLM",
-    "openai_chat": "OpenAIChat refuse_keys",
+    "openai_chat": "OpenAIChat refuse_keys served_model",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME)

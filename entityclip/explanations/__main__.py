@@ -1,5 +1,6 @@
 """Explain a data set's captions, by a server's model, one of this machine, or the knowledge base.
 
+``entityclip explain --data photos --server http://localhost:8000/v1``
 ``entityclip explain --dataset newsroom --knowledge-base --out explanations.jsonl``
 
 Interrupted or failed, run it again: what was answered is in the file and is not asked a second
@@ -19,23 +20,46 @@ from typing import TYPE_CHECKING
 # both load their names on use: help and misspelt options wait for none of them
 import entityclip.datasets as data
 import entityclip.explanations as ex
-from entityclip.console import guarded, refusing
+from entityclip.config import OWN_DATA, load_profile
+from entityclip.console import Refused, guarded, refusing
+from entityclip.files import unwritable
 
 if TYPE_CHECKING:
     from entityclip.datasets.pair import Pair
+
+
+GENERAL = "general-v1"
+_SHORT = {"news": ex.DEFAULT_PROMPT.version, "general": GENERAL}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code. Raises Refused for what cannot be started."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.knowledge_base == bool(options.model):
-        parser.error("give --knowledge-base, or --model and, if it is served, --server URL")
+    if bool(options.data) == bool(options.dataset):
+        parser.error("give --data FOLDER, or --dataset NAME and, if it lies in files, --root")
+    if options.knowledge_base == bool(options.model or options.server):
+        parser.error("give --knowledge-base, --server URL, or --model")
+    if not (options.data or options.out):
+        parser.error("give --out, the cache to write")
     logging.basicConfig(format="%(message)s")
     with refusing():
-        prompt = ex.PROMPTS.get(options.prompt) or ex.Prompt.read(options.prompt)
-        llm, pairs = _llm(options), _pairs(options)
-    return _explain(pairs, llm, prompt, options.out)
+        usual = GENERAL if options.data else ex.DEFAULT_PROMPT.version
+        named = options.prompt or usual
+        prompt = ex.PROMPTS.get(_SHORT.get(named, named)) or ex.Prompt.read(named)
+        pairs, out = _pairs(options), options.out or _kept_at(options.data)
+        if reason := unwritable(out.parent):
+            raise Refused(f"{reason}: give another --out, or set ENTITYCLIP_RUNS")
+        llm = _llm(options)
+    code = _explain(pairs, llm, prompt, out)
+    if options.data:
+        print(f"kept in {out}" + ("; train --data reads it" if options.out is None else ""))
+    return code
+
+
+def _kept_at(folder: str) -> Path:
+    """Where training on that folder looks for explanations."""
+    return load_profile("own", settings={"data_root": str(Path(folder).resolve())}).extracted
 
 
 def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> int:
@@ -60,11 +84,17 @@ def _llm(options: argparse.Namespace) -> ex.LLM:
     if options.knowledge_base:
         return ex.KnowledgeBase()
     if options.server:
-        return ex.OpenAIChat(options.model, options.server, concurrency=options.workers)
+        model = options.model or ex.served_model(options.server[0])
+        return ex.OpenAIChat(model, options.server, concurrency=options.workers)
     return ex.LocalLLM.load(options.model, batch_size=options.workers)
 
 
 def _pairs(options: argparse.Namespace) -> list[Pair]:
+    if options.data:
+        root = Path(options.data).expanduser().resolve()
+        splits = options.split or ["all"]
+        found = (data.load_pairs(OWN_DATA, s, root=root, limit=options.limit) for s in splits)
+        return [pair for pairs in found for pair in pairs]
     known = data.DATASETS.get(options.dataset, ())
     splits = options.split or [split for split in ("train", "val") if split in known] or ["train"]
     wanted = {"limit": options.limit, "root": options.root}
@@ -74,16 +104,20 @@ def _pairs(options: argparse.Namespace) -> list[Pair]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="entityclip explain", description=__doc__)
     add = parser.add_argument
-    add("--dataset", required=True, help="by name: newsroom, n24news, visualnews, goodnews, …")
+    add("--data", metavar="FOLDER", help="your own pictures and captions, all splits at once")
+    add("--dataset", help="by name: newsroom, n24news, visualnews, goodnews, …")
     add("--root", type=Path, help="the folder a data set of files lies in")
     add("--split", nargs="+", help="default: train and val, where explanations are read")
     add("--limit", type=int, help="pairs a split at most")
-    add("--prompt", default="entities-v1", help="a version of ours, or a file with {caption} in it")
+    add("--prompt", help="news, general, a version of ours, or a file with {caption} in it "
+        "(default: news, with --data general)")  # fmt: skip
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--knowledge-base", action="store_true", help="the drawn newsroom's own facts")
     who.add_argument("--server", nargs="+", help="base URLs of servers: http://localhost:8000/v1")
-    add("--model", help="as the servers name it; else a folder, a .gguf file or a hub's name")
-    add("--out", type=Path, required=True, help="the cache, JSON lines; made or gone on with")
+    add("--model", help="as the servers name it (default: the first they serve); else a folder, a "
+        ".gguf file or a hub's name")  # fmt: skip
+    add("--out", type=Path, help="the cache, JSON lines; made or gone on with (default with "
+        "--data: where training on it looks)")  # fmt: skip
     add("--workers", type=int, default=32, help="captions asked at a time (default: %(default)s)")
     return parser
 

@@ -143,9 +143,17 @@ class _Extraction:
             open_ = failed.keys() | self.errors
             self.cache.append([(key, row) for key, row in rows if key not in open_])
             bar.update(sum(key not in failed for key, _ in rows))
+            self._tell(bar)
         for rows in self._ask({key: wanted[key] for key in failed}, sampling.again()):
             self.cache.append([(key, _better(failed[key], second)) for key, second in rows])
             bar.update(len(rows))
+            self._tell(bar)
+
+    def _tell(self, bar: Any) -> None:
+        """How many are answered, failed and left, at the bar's own pace."""
+        failed = len(self.errors)
+        counts = f"{bar.n - failed} answered, {failed} failed, {bar.total - bar.n} left"
+        bar.set_postfix_str(counts, refresh=False)
 
     def _ask(
         self, wanted: dict[bytes, Pair], sampling: Sampling

@@ -330,6 +330,29 @@ def _client() -> Any:
     return Bounded(timeout=None)
 
 
+def served_model(base_url: str) -> str:
+    """The first model that an OpenAI-compatible server names. Raises LLMError where it tells none.
+
+    The key comes from ``OPENAI_API_KEY`` only, as for `OpenAIChat`.
+    """
+    need("openai", "aiohttp")
+    import openai
+
+    refuse_keys({"base_url": base_url})
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    client = openai.OpenAI(base_url=base_url, api_key=key, timeout=30, max_retries=1)
+    try:
+        names = [model.id for model in client.models.list().data]
+    except Exception as error:  # the client's own, and what answers that are none of it raise
+        raise LLMError(
+            f"{base_url} does not say which models it serves ({type(error).__name__}); name one by "
+            "--model"
+        ) from None
+    if not names or not isinstance(names[0], str):
+        raise LLMError(f"{base_url} serves no model; name one by --model")
+    return names[0]
+
+
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from a number or an HTTP date; None if absent or neither."""
     value = headers.get("retry-after", "")

@@ -99,7 +99,7 @@ def test_a_damaged_cache_is_named(run, tmp_path):
     assert "line 1 starts with no key" in said
 
 
-@pytest.mark.parametrize("who", [(), (KNOWLEDGE, "--model", "x"), ("--server", "http://x")])
+@pytest.mark.parametrize("who", [(), (KNOWLEDGE, "--model", "x")])
 def test_one_model_must_be_named(who, run):
     with pytest.raises(SystemExit) as ended:
         run(*who)
