@@ -32,6 +32,7 @@ IN_CHECKOUT = (REPOSITORY / "data_manifest.yaml").is_file()
 # what is installed has the manifest and the rows of figures/ from setup.py
 SHIPPED_FILES = REPOSITORY if IN_CHECKOUT else PACKAGE / "shipped"
 OWN_DATA = "folder"  # the data set that is yours
+HUB = "hf:/"  # before the name of a data set on the hub; a Path has one slash less than is typed
 SHIPPED_PROFILE = "demo"  # whose figures and rows the repository ships
 
 CAPITALS = "capitals"  # the finder of names that needs no model

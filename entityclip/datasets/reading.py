@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,10 +27,11 @@ _NUMBER = 64  # characters; more than a number leaves unread ("1." or "1e+") whe
 # what a JSON value that begins with a character is
 _KINDS = {"[": "list", "{": "dict", '"': "str", "t": "bool", "f": "bool", "n": "null"}
 _KINDS |= dict.fromkeys("-0123456789", "number")
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _MAX_FIELD = 1 << 24  # characters the csv module takes as one field
 # what others' tables call our columns
-_ALIASES = {
-    "image": ("filepath", "file_name", "filename", "file", "path", "image_path"),
+ALIASES = {
+    "image": ("file_name", "filename", "filepath", "file", "path", "image_path", "img"),
     "caption": ("text", "title"),
 }
 
@@ -353,8 +354,12 @@ def csv_rows(
     first: int = 0,
     fetched: bool = False,
     note: Callable[[str], object] = _log.warning,
+    delimiter: str = ",",
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a comma-separated UTF-8 file whose first line names its columns.
+    """The rows of a UTF-8 file, separated by `delimiter`, whose first line names its columns.
+
+    `names` says what the file's columns are called here, where otherwise.
 
     `columns` must be there, `optional` ones may; others are ignored. `escapechar` stands before a
     quote inside quotes (None: quotes are doubled); errors name the row below the header `first`,
@@ -365,8 +370,8 @@ def csv_rows(
     before, number, blank = csv.field_size_limit(_MAX_FIELD), first - 2, 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, escapechar=escapechar, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+            reader = csv.reader(file, escapechar=escapechar, strict=True, delimiter=delimiter)
+            header = [_called(name, names or {}) for name in next(reader, [])]
             _check_header(path, header, columns, optional, note)
             number = first - 1
             for number, cells in enumerate(reader, start=first):
@@ -376,11 +381,12 @@ def csv_rows(
                 if len(cells) != len(header):
                     raise ValueError(
                         f"{path}, row {number}: {len(cells)} fields for {len(header)} columns; "
-                        "is a comma not quoted?"
+                        f"is a {_SEPARATORS.get(delimiter, repr(delimiter))} not quoted?"
                     )
                 yield Row(dict(zip(header, cells, strict=True)), path, number)
     except (UnicodeDecodeError, csv.Error) as error:
-        what, advice = _fault(path, first, escapechar) or (f"{error}, row {number + 1}", "mend it")
+        found = _fault(path, first, escapechar, delimiter)
+        what, advice = found or (f"{error}, row {number + 1}", "mend it")
         advice = "fetch it again" if fetched else advice
         raise ValueError(f"{path} is not readable CSV: {what}; {advice}") from error
     finally:
@@ -404,7 +410,7 @@ def _check_header(
             hint = "; are the columns separated by something else than commas?"
         for name in lacking:
             close = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
-            meant = close or [other for other in _ALIASES.get(name, ()) if other in others]
+            meant = close or [other for other in ALIASES.get(name, ()) if other in others]
             hint += f"; is {others[meant[0]]!r} it? Then name it {name}" if meant else ""
         raise ValueError(
             f"{path}: the first line must name the columns {', '.join(columns)} once each, and "
@@ -415,7 +421,16 @@ def _check_header(
             note(f"{path.name}: column {others[close]!r} is ignored; is it {name!r}?")
 
 
-def _fault(path: Path, first: int, escapechar: str | None) -> tuple[str, str] | None:
+def _called(name: str, names: Mapping[str, str]) -> str:
+    """A column's name here; one of the file's that is called as another is here is not it."""
+    if name in names:
+        return names[name]
+    return f"{name.strip()} " if name.strip() in names.values() else name.strip()
+
+
+def _fault(
+    path: Path, first: int, escapechar: str | None, delimiter: str
+) -> tuple[str, str] | None:
     """What is wrong with the first cell that is not UTF-8 or whose quotes are wrong, and advice."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -425,7 +440,8 @@ def _fault(path: Path, first: int, escapechar: str | None) -> tuple[str, str] | 
     mark = re.escape(escapechar or "")
     escaped = f"|{mark}." if mark else ""
     quoted = re.compile(rf'"(?:[^"{mark}]|""{escaped})*', re.DOTALL)
-    cell = re.compile(rf'({quoted.pattern}"|[^",\r\n][^,\r\n]*|)(,|\r\n|\r|\n|\Z)', re.DOTALL)
+    d = re.escape(delimiter)
+    cell = re.compile(rf'({quoted.pattern}"|[^"{d}\r\n][^{d}\r\n]*|)({d}|\r\n|\r|\n|\Z)', re.DOTALL)
     at, number, column, header = 0, first - 1, 0, []
     while at < len(text):
         name = header[column] if number >= first and column < len(header) else column
@@ -442,6 +458,6 @@ def _fault(path: Path, first: int, escapechar: str | None) -> tuple[str, str] | 
             return f"not UTF-8 {where} (byte 0x{byte:02x})", "save it as CSV UTF-8"
         if number < first:
             header.append(content.strip().strip('"'))
-        number, column = (number, column + 1) if found[2] == "," else (number + 1, 0)
+        number, column = (number, column + 1) if found[2] == delimiter else (number + 1, 0)
         at = found.end()
     return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from entityclip.config import (
+    HUB,
     OWN_DATA,
     PACKAGE,
     SHIPPED_PROFILE,
@@ -82,14 +83,21 @@ def choose(options: argparse.Namespace) -> tuple[Profile, str]:
     return profile, variant or ("entityclip" if explained else "clip")
 
 
+def data_root(data: str) -> str:
+    """What ``--data`` gives as the setting: a folder's whole path, or a name on the hub as it is."""
+    if data.startswith(HUB):
+        return data
+    root = Path(data).expanduser().resolve()
+    if not root.is_dir():
+        raise Refused(f"--data: {root} is no folder; give the one your pictures lie in")
+    return str(root)
+
+
 def _overrides(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str, Any]:
     """The settings that `--data`, `--backbone` and `--from-scratch` stand for."""
     over: dict[str, Any] = {}
     if options.data:
-        root = Path(options.data).expanduser().resolve()
-        if not root.is_dir():
-            raise Refused(f"--data: {root} is no folder; give the one your pictures lie in")
-        over["data_root"] = str(root)
+        over["data_root"] = data_root(options.data)
     if options.backbone:
         over["backbone"] = options.backbone
         ours = PACKAGE / "backbones" / f"{options.backbone}.json"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-from entityclip.config import Profile, Settings
+from entityclip.config import HUB, Profile, Settings
 from entityclip.console import Refused, refusing
 from entityclip.datasets import DATASETS, LOADERS
 from entityclip.datasets.manifest import missing_files
@@ -120,6 +120,8 @@ def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]
         return problems
     if not settings.data_root:
         return [*problems, f"settings.data_root is not set, and {settings.dataset} lies in files"]
+    if settings.data_root.startswith(HUB):
+        return problems
     root = Path(settings.data_root).expanduser()
     try:
         copy = find_copy(settings.dataset, root, settings.prepared)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 # both load their names on use: help and misspelt options wait for none of them
 import entityclip.datasets as data
 import entityclip.explanations as ex
-from entityclip.config import OWN_DATA, load_profile
+from entityclip.config import HUB, OWN_DATA, load_profile
 from entityclip.console import Refused, guarded, refusing
 from entityclip.files import unwritable
 
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _kept_at(folder: str) -> Path:
     """Where training on that folder looks for explanations."""
-    return load_profile("own", settings={"data_root": str(Path(folder).resolve())}).extracted
+    root = folder if folder.startswith(HUB) else str(Path(folder).expanduser().resolve())
+    return load_profile("own", settings={"data_root": root}).extracted
 
 
 def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> int:
@@ -91,7 +92,8 @@ def _llm(options: argparse.Namespace) -> ex.LLM:
 
 def _pairs(options: argparse.Namespace) -> list[Pair]:
     if options.data:
-        root = Path(options.data).expanduser().resolve()
+        root = Path(options.data).expanduser()
+        root = root if options.data.startswith(HUB) else root.resolve()
         splits = options.split or ["all"]
         found = (data.load_pairs(OWN_DATA, s, root=root, limit=options.limit) for s in splits)
         return [pair for pairs in found for pair in pairs]
