@@ -28,6 +28,9 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser = _parser("train", "Train one variant, unless a finished run is there, and measure it.")
     parser.add_argument("--no-measure", dest="measure", action="store_false", help="only train")
     parser.add_argument("--force", action="store_true", help="train and measure anew")
+    parser.add_argument("--track", nargs="+", default=[], metavar="TRACKER",
+        help="watch it in tensorboard or wandb: losses, rates, logit scale, validation, its recall"
+    )  # fmt: skip
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
@@ -41,7 +44,9 @@ def train(argv: Sequence[str] | None = None) -> int:
     if world.main:
         logging.getLogger("entityclip").setLevel(logging.INFO)
     try:
-        folder = train_variant(profile, variant, measure=options.measure, force=options.force)
+        folder = train_variant(
+            profile, variant, measure=options.measure, force=options.force, trackers=options.track
+        )
     finally:
         PartialState().destroy_process_group()
     if world.main:
@@ -65,6 +70,8 @@ def _tell_of_run(
     print(f"weights: {folder / BEST}\nlog:     {folder / 'log.jsonl'}")
     if measured:
         print(f"rows:    {profile.results / 'retrieval.jsonl'}")
+    if (watched := profile.runs / "tracking" / folder.name).is_dir():
+        print(f"watched: {watched}")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:

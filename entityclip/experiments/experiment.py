@@ -41,6 +41,7 @@ from entityclip.training.itr import pretrain_itr
 from entityclip.training.loop import train
 from entityclip.training.processes import World, this_world
 from entityclip.training.run_folder import BEST, claim, is_finished, load_model, read_record
+from entityclip.training.tracking import Tracking
 from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, Tasks, find_variant
 
 Model = EntityCLIP | AsCL
@@ -107,7 +108,12 @@ METHODS: dict[variants.Method, Method] = {
 
 
 class Experiment(Splits):
-    """A profile's runs and their models, beside its data (`Splits`) and its results."""
+    """A profile's runs and their models, beside its data (`Splits`) and its results.
+
+    `trackers`, some of `tracking.TRACKERS`, watch its trainings below ``runs/PROFILE/tracking``.
+    """
+
+    trackers: tuple[str, ...] = ()
 
     def on(self, dataset: str, data_root: str | None) -> Experiment:
         """This experiment on another data set, from the pretraining of this one."""
@@ -197,12 +203,24 @@ class Experiment(Splits):
             sets, config = run.data(model), run.train_config
             about = {"identity": run.identity, "progress": self.progress}
             if together:
-                train(model, *sets, config, folder, **about)
+                train(model, *sets, config, folder, tracking=self._tracking(run, sets[1]), **about)
             else:
                 pretrain_itr(model, sets[0], config, folder, val_set=sets[1], **about)
             if world.main:
                 shutil.rmtree(previous, ignore_errors=True)
         return folder
+
+    def _tracking(self, run: Run, validated: Served) -> Tracking | None:
+        """What watches a run: its validation pairs' retrieval beside its losses."""
+        if not self.trackers:
+            return None
+
+        def retrieval(model: Model) -> dict[str, float]:
+            ranks = evaluate_similarity if isinstance(model, AsCL) else evaluate_embeddings
+            found = ranks(model, validated, progress=False).metrics()
+            return {f"{metric}/{way}": v for way, of in found.items() for metric, v in of.items()}
+
+        return Tracking(self.trackers, self.profile.runs / "tracking" / run.name, retrieval)
 
     def folder(self, run: Run) -> Path:
         """Where a run lies."""

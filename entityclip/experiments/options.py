@@ -84,7 +84,7 @@ def choose(options: argparse.Namespace) -> tuple[Profile, str]:
 
 
 def data_root(data: str) -> str:
-    """What ``--data`` gives as the setting: a folder's whole path, or a name on the hub as it is."""
+    """What ``--data`` gives as the setting: a folder's whole path, or a name on the hub."""
     if data.startswith(HUB):
         return data
     root = Path(data).expanduser().resolve()

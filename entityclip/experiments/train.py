@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from entityclip.experiments.measure import measured_ranks
 from entityclip.experiments.preflight import refuse_impossible, refuse_training
 from entityclip.training.processes import this_world
 from entityclip.training.run_folder import TrainingError
+from entityclip.training.tracking import refuse_missing
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,18 @@ def train_variant(
     measure: bool = True,
     force: bool = False,
     progress: bool = True,
+    trackers: Sequence[str] = (),
 ) -> Path:
     """Train `variant` under `profile`, and measure it on the profile's test splits; its folder.
 
     All processes that were started together call this alike; the first one measures and writes. A
-    finished run is not trained again unless `force`, an interrupted one goes on. What would end it
-    later raises Refused before the first step.
+    finished run is not trained again unless `force`, an interrupted one goes on. `trackers` (of
+    `tracking.TRACKERS`) watch it. What would end it later raises Refused before the first step.
     """
+    refuse_missing(tuple(trackers))
     world = this_world()  # before anything asks for "the" GPU: this process has its own
     experiment = Experiment(profile, progress=progress and world.main)
+    experiment.trackers = tuple(trackers)
     splits = profile.settings.test_splits if measure else []
     refuse_impossible(experiment, splits)
     with refusing():

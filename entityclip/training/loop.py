@@ -34,6 +34,7 @@ from entityclip.training.processes import (
     this_world,
 )
 from entityclip.training.run_folder import RunFolder, TrainResult, run_facts
+from entityclip.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,13 @@ def train(
     *,
     identity: dict[str, Any] | None = None,
     progress: bool = True,
+    tracking: Tracking | None = None,
 ) -> TrainResult:
     """Train `model` in place and leave a run in `folder`; goes on where an earlier call stopped.
 
     Several processes, started as `accelerate launch` does, call it alike and train as one
     (`processes`); the first of them writes. `config.chunk` trains batches larger than memory.
+    `tracking` shows the run elsewhere while it goes on.
 
     `identity` (anything JSON-ready, say data fingerprint and variant) is kept with the checkpoint;
     a checkpoint of another identity or configuration is refused. A pair whose picture cannot be
@@ -68,7 +71,7 @@ def train(
     another run, TooManyBroken above a dataset's share of broken pictures.
     """
     sets = {"train": train_set, "val": val_set}
-    return _Trainer(model, sets, config, folder, identity or {}, progress).run()
+    return _Trainer(model, sets, config, folder, identity or {}, progress, tracking).run()
 
 
 def cut_texts(backbone: Backbone, sets: dict[str, PairDataset], *, tell: bool) -> list[str]:
@@ -161,13 +164,16 @@ def repeatable(device: torch.device) -> Iterator[None]:
 class _Trainer:
     """A run: `model` is what is called, `bare` the same weights without what DDP wraps it in."""
 
-    def __init__(self, model: DualEncoder, sets, config: TrainConfig, folder, identity, progress):
-        self.config, self.world = config, this_world()
+    def __init__(
+        self, model: DualEncoder, sets, config: TrainConfig, folder, identity, progress, tracking
+    ):
+        self.config, self.world, self.tracking = config, this_world(), tracking
         _refuse_impossible(model, sets, config, self.world)
         self.progress = progress and self.world.main
         # accelerate keeps one precision a process, and a notebook trains several models in one
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision(config))
+        watched = {} if tracking is None else tracking.options
+        self.accelerator = Accelerator(mixed_precision=precision(config), **watched)
         torch.manual_seed(config.seed)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare, self.device = model, self.accelerator.device
@@ -193,6 +199,8 @@ class _Trainer:
 
     def run(self) -> TrainResult:
         resumed = self._resume()
+        if self.tracking:
+            self.tracking.begin(self.accelerator, as_dict(self.config), self.step)
         datasets = {split: served.dataset for split, served in self.sets.items()}
         cut = cut_texts(self.bare.backbone, datasets, tell=self.world.main)
         bar = progress_bar(total=self.total, initial=self.step, show=self.progress, unit="step")
@@ -209,6 +217,8 @@ class _Trainer:
                     clock = now
                     for shown in self.folder.add(row, batch.ids):
                         self._tell_of_limit(shown)
+                        if self.tracking:
+                            self.tracking.add(self.accelerator, shown)
                         terms = {k: shown[k] for k in ("loss", "vtc", "itm") if k in shown}
                         told = {k: f"{value:.3f}" for k, value in terms.items()}
                         bar.set_postfix(told, refresh=False)  # the bar's own pace decides
@@ -219,6 +229,8 @@ class _Trainer:
                 self.folder.flush()
                 self._save(self._validated(epoch))
         broken = {split: served.broken.problems for split, served in self.sets.items()}
+        for tracker in self.accelerator.trackers if self.tracking else ():
+            tracker.finish()
         return self.folder.finish(self.step, self.best, resumed, broken=broken, cut=cut)
 
     def _step(self, batch: Batch) -> dict[str, Any]:
@@ -262,11 +274,20 @@ class _Trainer:
         chosen_by = {} if self.by == "val_loss" else {"best_by": self.by}
         self.folder.write({"epoch": epoch + 1, "step": self.step, **val, **chosen_by})
         self._tell(epoch, val["val_loss"])
+        if self.tracking and self.world.main:
+            self._track(val)
         improved = val[self.by] < self.best[self.by]
         if improved:
             shown = {"val_loss": val["val_loss"], self.by: val[self.by]}
             self.best = {"epoch": epoch + 1, **shown}
         return improved
+
+    def _track(self, val: dict[str, float]) -> None:
+        """Show a validation, and what the tracking asks of the model beside."""
+        with own_draws(self.device):  # the run draws as if nobody had looked
+            found = self.tracking.probe(self.bare)
+        probed = {f"val_{name}": value for name, value in found.items()}
+        self.tracking.add(self.accelerator, {"step": self.step, **val, **probed})
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
