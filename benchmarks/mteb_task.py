@@ -87,13 +87,11 @@ def main() -> None:
     served = PairDataset(pairs, backbone.preprocess, backbone.tokenize)
     found = evaluate_embeddings(ours, served, progress=False).metrics()["text_to_image"]
 
-    print(
-        f"\n{len(pairs)} captions, mteb {mteb.__version__}\n\n| | mteb | entityclip |\n|---|--:|--:|"
-    )
+    print(f"\n{len(pairs)} captions, mteb {mteb.__version__}\n")
+    print("| | mteb | entityclip |\n|---|--:|--:|")
     for k in AT:
-        print(
-            f"| text to picture, R@{k} (%) | {100 * theirs[f'recall_at_{k}']:.1f} | {found[f'R@{k}']:.1f} |"
-        )
+        both = f"{100 * theirs[f'recall_at_{k}']:.1f} | {found[f'R@{k}']:.1f}"
+        print(f"| text to picture, R@{k} (%) | {both} |")
     print(f"| nDCG@10 | {theirs['ndcg_at_10']:.3f} | |")
 
 

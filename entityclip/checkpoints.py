@@ -30,15 +30,19 @@ class CheckpointError(RuntimeError):
     """A checkpoint can't be read or written; the message names it and what to do."""
 
 
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and JSON-ready `meta` to `path` atomically.
+def write_checkpoint(
+    path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, transformers: bool = False
+) -> None:
+    """Write `tensors` and JSON-ready `meta` to `path` atomically, so that `transformers` reads it.
 
     Raises CheckpointError if the disk is full or not writable; what stood at `path` still does.
     """
     try:
         with replacing(path) as staged:
             whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(whole, staged, metadata={_META: json.dumps(meta), "format": "pt"})
+            # one note alone: the order of several is drawn anew each time
+            notes = {_META: json.dumps(meta)} | ({"format": "pt"} if transformers else {})
+            save_file(whole, staged, metadata=notes)
     except (OSError, SafetensorError) as error:
         kept = (
             f"the last good {path.name} is untouched"

@@ -385,8 +385,8 @@ def load_profile(
         raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
     if (given := raw.pop("profile", None)) != path.stem:
         raise ProfileError(f"{path.name}: `profile` is {given!r}, not {path.stem!r}")
-    if others := sorted(raw.keys() - {"seed", "settings"}):
-        raise ProfileError(f"{path.name}: {others[0]}: there are profile, seed and settings only")
+    for name in {"name", "data_folder", "file"} & raw.keys():  # which are not the file's to say
+        raise ProfileError(f"{path.name}: {name}: there is no such setting")
     over = {"seed": seed, "settings": settings}
     over = {key: value for key, value in over.items() if value is not None}
     whole = merged({"name": path.stem, "seed": 0, "settings": {}, **raw}, over)

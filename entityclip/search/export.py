@@ -130,7 +130,7 @@ def _write_transformers(
     _refuse_other_features(built, model.eval(), name)
     tokenizer, processor = _tokenizer(built), _processor(built, name)
     files = [folder / "model.safetensors"]
-    write_checkpoint(files[0], state, meta)
+    write_checkpoint(files[0], state, meta, transformers=True)
     with tempfile.TemporaryDirectory() as staged:
         for part in (config, tokenizer, processor):
             part.save_pretrained(staged)

@@ -6,7 +6,7 @@ import time
 import pytest
 import tqdm
 
-from entityclip import files
+from entityclip import console
 from entityclip.datasets import pair
 from entityclip.datasets import picture_checks as checks
 from entityclip.datasets.picture_checks import JournalError, check_pictures
@@ -109,7 +109,7 @@ def test_progress_counts_pictures_and_reckons_from_what_is_left(pictures, tmp_pa
             self.steps = [*getattr(self, "steps", []), n]
             super().update(n)
 
-    monkeypatch.setattr(files, "tqdm", Bar)
+    monkeypatch.setattr(console, "tqdm", Bar)
     check_pictures(dict(list(pictures.items())[:2]), tmp_path / "j", progress=True)
     check_pictures(pictures, tmp_path / "j", progress=True)
     (one, start), (other, skipped) = bars

@@ -187,7 +187,7 @@ def told(capsys):
 @pytest.mark.parametrize(
     ("splits", "more", "says"),
     [
-        (WHOLE, ["data_root=/nowhere"], "settings.data_root: /nowhere is no folder"),
+        (WHOLE, ["data_root=/nowhere"], "/nowhere does not exist"),
         (["train"] * 6 + ["test"] * 3, [], "val"),
         (WHOLE[:9], [], "test"),
         (WHOLE, ["test_splits=[tset]"], "folder has no split 'tset'"),

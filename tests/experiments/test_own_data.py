@@ -124,7 +124,7 @@ def test_a_profile_of_ones_own_is_a_file(here):
     assert (profile.name, profile.seed, profile.asked) == ("mine", 7, str(file))
     assert profile.runs == here / "runs" / "mine"
     file.write_text(yaml.safe_dump(told | {"profile": "mine", "data_folder": "../../x"}))
-    with pytest.raises(ProfileError, match="data_folder: there are profile, seed"):
+    with pytest.raises(ProfileError, match="data_folder: there is no such setting"):
         load_profile(str(file))
     for name in ("demo.yaml", "a b.yaml", "..yaml"):
         (here / name).write_text(yaml.safe_dump(told))

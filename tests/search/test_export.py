@@ -494,14 +494,14 @@ def test_pushing_uploads_the_exported_files_alone(run, tmp_path, monkeypatch, ca
 def test_no_path_of_this_machine_is_exported(run, tmp_path):
     path = run / "best.safetensors"
     tensors, meta = load_file(path), read_meta(path)
-    meta["identity"] |= {"explanation_source": str(tmp_path / "secret" / "told.jsonl"),
-                         "start": "/home/ada/w.safetensors", "dataset": "`x` <script>"}  # fmt: skip
+    told, start = tmp_path / "secret" / "told.jsonl", tmp_path / "w.safetensors"
+    meta["identity"] |= {"explanation_source": str(told), "start": str(start)}
+    meta["identity"]["dataset"] = "`x` <script>"
     write_checkpoint(path, tensors, meta)
     for form in ("open_clip", "transformers"):
         files = export(run, tmp_path / form, form=form)
         whole = b"".join(file.read_bytes() for file in files)
         assert str(tmp_path).encode() not in whole
-        assert b"/home/ada" not in whole
         assert b"told.jsonl" in whole
         card = (tmp_path / form / "README.md").read_text()
         prose = re.sub(r"````json.*?````", "", card, flags=re.DOTALL)
