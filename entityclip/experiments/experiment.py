@@ -35,6 +35,7 @@ from entityclip.experiments.preflight import find_problems
 from entityclip.experiments.splits import Served, Splits
 from entityclip.models.ascl import AsCL
 from entityclip.models.clip import Backbone, create_backbone, load_clip_weights
+from entityclip.models.encoder import start_weights
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.statistics import Retrieval
 from entityclip.training.itr import pretrain_itr
@@ -155,7 +156,8 @@ class Experiment(Splits):
         """A backbone with the profile's weights, or those of the run that `start` gives."""
         settings = self.settings
         torch.manual_seed(seed)
-        backbone = create_backbone(settings.backbone, settings.pretrained, settings.image_size)
+        weights = start_weights(settings.pretrained)
+        backbone = create_backbone(settings.backbone, weights, settings.image_size)
         if folder := start():
             load_clip_weights(backbone, folder / BEST)
         return backbone

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-from entityclip.config import HUB, Profile, Settings
+from entityclip.config import HUB, OWN_DATA, Profile, Settings
 from entityclip.console import Refused, refusing
 from entityclip.datasets import DATASETS, LOADERS
 from entityclip.datasets.manifest import missing_files
@@ -20,6 +20,8 @@ from entityclip.datasets.table import PairTable
 from entityclip.devices import best_device
 from entityclip.experiments.splits import Splits
 from entityclip.files import cores, unwritable
+from entityclip.identities import model_config
+from entityclip.variants import find_variant
 
 PACKAGES = ("matplotlib", "seaborn", "ipywidgets", "IPython")  # of the extra `notebooks`
 
@@ -60,6 +62,24 @@ def refuse_training(splits: Splits, measured: Sequence[str]) -> None:
                 raise Refused(f"{split}: explanation_policy {policy!r} leaves no pair of it")
         for split in measured:
             _refuse_broken(splits.pairs(split), split)
+
+
+def refuse_unexplained(splits: Splits, variant: str) -> None:
+    """Raise Refused, with the command that writes them, for a variant without its explanations."""
+    config, asked = model_config(splits.settings, variant), find_variant(variant).explanations
+    reads = getattr(config, "explanation_experts", 0) or getattr(config, "bridge", 0)
+    if not reads or asked == "caption":
+        return
+    for split in ("train", "val"):
+        lacking = [pair.id for pair in splits.pairs(split)[:1] if not pair.explanation]
+        if lacking:  # then all do: pairs are left out where only some are explained
+            root = splits.settings.data_root
+            own = splits.settings.dataset == OWN_DATA
+            where = f"--data {root}" if own else f"--dataset {splits.settings.dataset}"
+            raise Refused(
+                f"{variant} reads explanations, and {split} has none; have them written by "
+                f"`entityclip explain {where} --server URL`, or train --variant clip"
+            )
 
 
 def _refuse_broken(pairs: Sequence[Pair], split: str) -> None:

@@ -23,6 +23,7 @@ from entityclip.datasets.prepared import find_copy
 from entityclip.datasets.registry import LOADERS
 from entityclip.explanations.joining import training_pairs
 from entityclip.models.clip import Backbone, create_backbone
+from entityclip.models.encoder import start_weights
 from entityclip.variants import Explanations, find_variant
 
 log = logging.getLogger(__name__)
@@ -223,9 +224,8 @@ class Splits:
     def backbone(self) -> Backbone:
         """One with random weights, for its tokenizer, shapes and the profile's preprocessing."""
         settings = self.settings
-        return create_backbone(
-            settings.backbone, settings.pretrained, settings.image_size, weights=False
-        )
+        start = start_weights(settings.pretrained)
+        return create_backbone(settings.backbone, start, settings.image_size, weights=False)
 
 
 def _folder(path: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from entityclip.config import Profile, load_profile
 from entityclip.console import refusing
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measured_ranks
-from entityclip.experiments.preflight import refuse_impossible, refuse_training
+from entityclip.experiments.preflight import refuse_impossible, refuse_training, refuse_unexplained
 from entityclip.training.processes import this_world
 from entityclip.training.run_folder import TrainingError
 from entityclip.training.tracking import refuse_missing
@@ -49,6 +49,7 @@ def train_variant(
         finished = not force and experiment.trained(variant)
     if not finished:
         refuse_training(experiment, splits)
+        refuse_unexplained(experiment, variant)
     folder = experiment.finetune(variant, force=force)
     if splits:
         model = experiment.load(variant)  # all processes ask together whether it is finished

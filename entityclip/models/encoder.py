@@ -81,6 +81,22 @@ class _Meta(TypedDict, total=False):
     identity: _Identity
 
 
+def start_weights(pretrained: str | None) -> str | None:
+    """What a training starts from, as `create_backbone` takes it: a folder's or a hub's weights.
+
+    Tags and files stay as they are. Raises BackboneError as `load_encoder`.
+    """
+    if pretrained is None:
+        return None
+    path = Path(pretrained).expanduser()
+    if not (pretrained.startswith(HUB) or ("/" in pretrained and path.is_dir())):
+        return pretrained
+    try:
+        return str(weights_in(pretrained))
+    except CheckpointError as error:
+        raise BackboneError(str(error)) from error
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """A checkpoint's metadata, for whoever builds its model. Raises CheckpointError by field."""
     return read_meta(path, _Meta)

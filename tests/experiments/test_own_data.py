@@ -195,3 +195,30 @@ def test_too_few_pictures_to_measure_on_are_refused_before_the_first_step(here, 
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert "folder test has 1 pair(s) of fewer than 2 pictures" in line
     assert not [*(here / "runs").rglob("*.safetensors")]
+
+
+def test_a_variant_without_its_explanations_is_refused_with_the_command(here, capsys):
+    photographs(here / "photos", 100)
+    words = ["train", "--data", "photos", *TINY, "--variant", "entityclip", "--set", *SHORT]
+    assert main(words) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "entityclip reads explanations, and train has none" in line
+    assert f"entityclip explain --data {here / 'photos'} --server URL" in line
+
+
+def test_a_training_starts_from_whatever_is_a_model(here, capsys):
+    photographs(here / "photos", 100)
+    assert main(["train", "--data", "photos", *TINY, "--set", *SHORT]) == 0
+    (run,) = (here / "runs" / "own").glob("*/checkpoints/clip-*/best.safetensors")
+    for form in ("open_clip", "transformers"):
+        assert main(["export", str(run.parent), form, "--format", form]) == 0
+    capsys.readouterr()
+    losses = set()
+    starts = ["pretrained=./open_clip", "pretrained=./transformers", f"pretrained={run.parent}"]
+    for start in starts:
+        words = ["train", "--data", "photos", "--set", "backbone=newsroom-tiny", "image_size=64"]
+        assert main([*words, start, *SHORT]) == 0
+        losses.add(re.search(r"validation loss (.*)$", capsys.readouterr().out, re.MULTILINE)[1])
+    assert len(losses) == 1
+    assert main([*words, "pretrained=./photos", *SHORT]) == 2
+    assert "no checkpoint at photos/best.safetensors" in capsys.readouterr().err
