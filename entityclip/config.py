@@ -96,7 +96,12 @@ class EntityCLIPConfig:
     @property
     def experts(self) -> int:
         """How many experts there are; 0 means no MMAE and no GI-ITM."""
-        return self.image_experts + self.text_experts + self.explanation_experts
+        return sum(self.groups)
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        """How many experts look at the picture, at the caption, at the explanation."""
+        return self.image_experts, self.text_experts, self.explanation_experts
 
     def lambda_at(self, progress: float) -> float:
         """λ after a share of the training, from 0 to 1."""

@@ -6,8 +6,8 @@ nothing at test time (section 3.5).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,17 +62,6 @@ class Outputs:
     image_plain: Tensor | None = None
     text_plain: Tensor | None = None
 
-    def joined(self, peers: Peers) -> Outputs:
-        """The whole batch's, from every process's part: on each of them, and with gradients."""
-        found = {}
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if name == "itm_logits" and value is not None:
-                found[name] = peers.gather(value.transpose(0, 1)).transpose(0, 1)
-            elif value is not None and value.ndim:
-                found[name] = peers.gather(value)
-        return replace(self, **found)
-
 
 class Encoded(NamedTuple):
     """What the towers make of a batch; a row's tokens follow from its own pair alone."""
@@ -116,8 +105,7 @@ class EntityCLIP(DualEncoder):
 
         Raises ValueError for a batch of fewer than 2 pairs, or without explanations where needed.
         """
-        rows = len(images) if peers is None else peers.total
-        if rows < 2:
+        if (rows := len(images) if peers is None else peers.total) < 2:
             raise ValueError(f"a batch of {rows}: contrastive losses need at least 2 pairs")
         if self.needs_explanations and explanations is None:
             raise ValueError("this model trains on explanations, and the batch has none")
@@ -128,7 +116,7 @@ class EntityCLIP(DualEncoder):
             explanations = torch.where(dropped[:, None], captions, explanations)
         encoded = self._encode_in_chunks((images, captions, explanations), lengths, chunk)
         outputs = self.compare(encoded, captions, image_keys, peers=peers)
-        return outputs if peers is None else outputs.joined(peers)
+        return outputs if peers is None else peers.joined(outputs, turned=("itm_logits",))
 
     def encode(
         self, images: Tensor, captions: Tensor, explanations: Tensor | None, lengths: Lengths = None
@@ -194,17 +182,15 @@ class EntityCLIP(DualEncoder):
         if "vtc_moe" in terms:
             loss = loss + config.lambda_at(progress) * terms["vtc_moe"]
         if o.itm_logits is not None:
-            terms["itm"] = itm_loss(o.itm_logits, o.itm_valid)
-            terms["itm_accuracy"] = itm_accuracy(o.itm_logits, o.itm_valid)
+            matched = o.itm_logits, o.itm_valid
+            terms |= {"itm": itm_loss(*matched), "itm_accuracy": itm_accuracy(*matched)}
             loss = loss + config.eta_itm * terms["itm"]
         if o.explanation is not None:
             terms["bridge"] = bridge_loss(o.image, o.text, o.explanation, scale)
             loss = loss + config.bridge * terms["bridge"]
         return {"loss": loss, **terms}
 
-    def text_lengths(
-        self, captions: Tensor, explanations: Tensor | None, others: Tensor | None = None
-    ) -> list[int]:
+    def text_lengths(self, captions: Tensor, explanations: Tensor | None, *_: Any) -> list[int]:
         """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
         sides = [captions, explanations] if self.needs_explanations else [captions]
         lengths = [self.backbone.longest(side) for side in sides]

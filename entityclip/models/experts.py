@@ -139,8 +139,7 @@ class Gate(nn.Module):
 class PairVectors(NamedTuple):
     """Expert vectors of B image-text pairs; a group without experts has 0 vectors.
 
-    `image` [B, n_v, d], `image_explanation` [B, n_e, d], `text_explanation` [B, n_e, d] and
-    `text` [B, n_t, d].
+    Shapes: [B, n_v, d], [B, n_e, d], [B, n_e, d] and [B, n_t, d].
     """
 
     image: Tensor
@@ -159,12 +158,10 @@ class MMAE(nn.Module):
     def __init__(self, width: int, config: EntityCLIPConfig):
         super().__init__()
         self.config = config
-        image, text = config.image_experts, config.text_experts
-        explanation = config.explanation_experts
-        apart = 0 if config.shared_explanation_experts else explanation
+        image, text, explanation = config.groups
+        counts = image, text, explanation, 0 if config.shared_explanation_experts else explanation
         self.image, self.text, self.explanation, self.explanation_text = (
-            ExpertGroup(n, width, config.heads) if n else None
-            for n in (image, text, explanation, apart)
+            ExpertGroup(n, width, config.heads) if n else None for n in counts
         )
         self.image_gate = Gate(width, image + explanation) if image + explanation else None
         self.text_gate = Gate(width, text + explanation) if text + explanation else None
@@ -184,8 +181,7 @@ class MMAE(nn.Module):
         image's CLS on its negative's explanation, and the negative image's CLS on the explanation.
         `pool` gives the rows that negatives number where other processes hold some of them.
         """
-        every = pool or Pool()
-        masked = not self.config.sees_padding
+        every, masked = pool or Pool(), not self.config.sees_padding
         image_keys = _Keys(image, False, every)
         text_keys, explanation_keys = (_Keys(side, masked, every) for side in (text, explanation))
         of_image = [_Query(image.pooled, normalize_tokens(image.pooled))]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")  # a dataclass
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ class Peers:
         if x.dtype == torch.bool:
             return self.gather(x.byte()).bool()
         return _GatherRows.apply(x, self)
+
+    def joined(self, outputs: T, turned: Sequence[str] = ()) -> T:
+        """A dataclass of outputs, gathered: tensors whose rows are pairs, `turned` [·, b, ·] ones.
+
+        What is None or a scalar stays.
+        """
+        found = {}
+        for name, value in vars(outputs).items():
+            if name in turned and value is not None:
+                found[name] = self.gather(value.transpose(0, 1)).transpose(0, 1)
+            elif value is not None and value.ndim:
+                found[name] = self.gather(value)
+        return replace(outputs, **found)
 
     def gather_sequences(self, x: Tensor) -> Tensor:
         """`gather` for [b, L, …] whose L differs; shorter ones end in zeros (False: not valid)."""

@@ -54,8 +54,7 @@ def itm_loss(logits: Tensor, valid: Tensor) -> Tensor:
 @torch.no_grad()
 def itm_accuracy(logits: Tensor, valid: Tensor) -> Tensor:
     """Share of pairs, true and negative, that the matching head classifies rightly."""
-    right = torch.stack(
-        [logits[0].argmax(-1) == 1, logits[1].argmax(-1) == 0, logits[2].argmax(-1) == 0]
-    )
+    found = logits.argmax(-1)
+    right = torch.stack([found[0] == 1, found[1] == 0, found[2] == 0])
     counted = torch.stack([torch.ones_like(valid), valid, valid])
     return (right & counted).sum() / counted.sum()

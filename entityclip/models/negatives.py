@@ -11,7 +11,6 @@ from entityclip.config import NegativeDraw
 from entityclip.models.gather import Peers
 
 _COMPARED = 1 << 26  # tokens
-
 FLOOR = 1e-5  # what the authors' code adds to every probability of its draw
 
 
@@ -79,9 +78,8 @@ def draw_in_batch(
 ) -> Negatives:
     """Negatives of this process's rows, given its features [b, d], captions [b, L] and keys [b].
 
-    All processes draw the whole batch's, from one seed. `draw` is the configuration's: "hard" is
-    the paper's, without a pair's repeats; "uniform" an ablation's; "floored" the authors' code's,
-    which excludes nothing.
+    All processes draw the whole batch's, from one seed. `draw`: "hard" is the paper's, without a
+    pair's repeats; "uniform" an ablation's; "floored" the authors' code's, which excludes nothing.
     """
     image, text = image.detach(), text.detach()
     if peers is not None:
