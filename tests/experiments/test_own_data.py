@@ -218,7 +218,8 @@ def test_a_training_starts_from_whatever_is_a_model(here, capsys):
     for start in starts:
         words = ["train", "--data", "photos", "--set", "backbone=newsroom-tiny", "image_size=64"]
         assert main([*words, start, *SHORT]) == 0
-        losses.add(re.search(r"validation loss (.*)$", capsys.readouterr().out, re.MULTILINE)[1])
+        out = capsys.readouterr().out
+        losses.add(re.search(r"with validation loss ([\d.]+)$", out, re.MULTILINE)[1])
     assert len(losses) == 1
     assert main([*words, "pretrained=./photos", *SHORT]) == 2
     assert "no checkpoint at photos/best.safetensors" in capsys.readouterr().err
