@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from entityclip.datasets.pair import ImageError, Pair, decode
 from entityclip.datasets.picture_checks import JournalError, check_pictures, read_journal
 from entityclip.datasets.prepare import prepare
 from entityclip.datasets.prepared import PreparedError, use_prepared
-from entityclip.datasets.registry import DATASETS, LOADERS
+from entityclip.datasets.registry import DATASETS, LOADERS, load_pairs
 from entityclip.explanations.answers import Broken, Unusable, read_completion
 from entityclip.explanations.cache import CacheError, ExplanationCache
 from entityclip.explanations.extraction import explain
@@ -44,6 +46,7 @@ from entityclip.results import ResultsError, append_rows, read_log, read_rows
 from entityclip.search.embedding import Vectors, VectorsError
 from entityclip.search.vector_cache import VectorCache
 from entityclip.training.run_folder import read_last, read_record
+from tests.datasets.test_own_files import FORMS
 from tests.fixtures import layouts
 from tests.fixtures.pictures import photo
 from tests.test_results import row
@@ -394,7 +397,28 @@ def _picture(ending: str, mode: str = "RGB", **options: Any) -> Callable[[Path],
     return make
 
 
+def _own(form: str, pattern: str) -> Reader:
+    """A form of one's own data, its pictures read, too; archives are unpacked outside of it."""
+
+    def make(folder: Path) -> Path:
+        FORMS[form](folder)
+        return sorted(folder.rglob(pattern))[0]
+
+    def read(path: Path) -> Any:
+        root = next(p for p in path.parents if p.name in ("whole", "damaged"))
+        with mock.patch.dict(os.environ, ENTITYCLIP_RUNS=str(root.parent / "runs")):
+            pairs = load_pairs("folder", "all", root=root)
+        return [(pair.id, pair.caption) for pair in pairs]
+
+    return Reader(make, read, (ValueError, FileNotFoundError))
+
+
 READERS: dict[str, Reader] = {
+    "own tar": _own("WebDataset", "*.tar"),
+    "own parquet": _own("Parquet of bytes", "*.parquet"),
+    "own datasets": _own("a saved data set", "*.arrow"),
+    "own table with tabs": _own("`captions.tsv`", "*.tsv"),
+    "own objects": _own("`metadata.jsonl`", "*.jsonl"),
     "result rows": Reader(_rows, read_rows, (ResultsError,)),
     "shipped rows": Reader(_shipped_rows, read_rows, (ResultsError,)),
     "training log": Reader(_log, read_log, (ResultsError,)),

@@ -43,7 +43,7 @@ def folder_pairs(
     first: dict[str, int] = {}
     missing, repeated = [], []
     for row, name, image, _ in pairs:
-        if not (found.pictures / image).is_file():
+        if not _is_file(found.pictures / image):
             missing.append((row, f"is {image!r}, and there is no such picture below {root}"))
         if first.setdefault(name, row.number) != row.number:
             repeated.append((row, f"is {name!r}, which row {first[name]} has already"))
@@ -70,12 +70,19 @@ def _read(rows: Iterator[Row], root: Path) -> Iterator[tuple[Row, str, str, str]
 def _image(row: Row, root: Path) -> str:
     """The picture's path below the root, which backslashes or the root itself may stand in."""
     value = row.text("image")
-    if "\\" in value and not (root / value).is_file():
+    if "\\" in value and not _is_file(root / value):
         value = value.replace("\\", "/")
     if value.startswith("/"):
         for home in (root, root.resolve()):
             value = value.removeprefix(f"{home.as_posix()}/")
     return Row({"image": value}, row.path, row.number).path_below("image")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False
 
 
 def _split(row: Row, image: str) -> str:

@@ -33,7 +33,13 @@ from typing import Any
 
 from entityclip.config import HUB, runs_folder
 from entityclip.datasets.reading import ALIASES, Row, csv_rows, inside
-from entityclip.files import atomic_write_bytes, atomic_write_text, json_lines
+from entityclip.files import (
+    atomic_write_bytes,
+    atomic_write_text,
+    json_lines,
+    parse_json,
+    read_text,
+)
 
 OPTIONAL = ("explanation", "id", "section", "group", "split")
 FIELDS = ("image", "caption", *OPTIONAL)
@@ -163,8 +169,11 @@ def _table_rows(path: Path, note: Note) -> Iterator[Row]:
     kind = path.suffix.lower()
     if kind == ".jsonl":
         told = Columns(path, note)
-        for number, value in json_lines(path, ValueError):
-            yield Row(told.named(value) if isinstance(value, dict) else value, path, number)
+        lines = read_text(path, ValueError).removeprefix("\ufeff").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if line.strip():  # a last line that is cut is no line, unlike in what we write
+                value = parse_json(line, ValueError, f"{path}, line {number}")
+                yield Row(told.named(value) if isinstance(value, dict) else value, path, number)
     elif kind == ".parquet":
         for values, _ in _parquet(path, None, note):
             number = values.pop("_row")
@@ -328,10 +337,18 @@ def _of_tars(
                         continue
                     told = {"split": split} if split else {}
                     yield told | values[0] | {"_row": number}, values[1]
+                _refuse_torn(tar, path)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(f"{path} is not a readable tar: {_line(error)}") from error
     if lacking:
         note(f"{lacking} samples without a picture passed over")
+
+
+def _refuse_torn(tar: tarfile.TarFile, path: Path) -> None:
+    """Raise ValueError unless a tar was read to its end: Python just stops at a damaged header."""
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(f"{path} is damaged or cut off at byte {tar.offset}; fetch it again")
 
 
 def _key_of(name: str) -> tuple[str, str]:
