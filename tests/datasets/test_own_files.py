@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from entityclip.__main__ import main
 from entityclip.config import REPOSITORY
 from entityclip.datasets import load_pairs
-from entityclip.datasets.sources import own_files
+from entityclip.datasets.sources import own_columns
 from tests.fixtures.pictures import save
 
 README = (REPOSITORY / "README.md").read_text()
@@ -102,7 +102,7 @@ def as_parquet_of_structs(root):
     data = pictures(root)
     shutil.rmtree(root)
     for split in ("train", "validation", "test"):
-        rows = [row for row in ROWS if row[2] == own_files.SPLIT_NAMES[split]]
+        rows = [row for row in ROWS if row[2] == own_columns.SPLIT_NAMES[split]]
         image = [{"bytes": data[name], "path": name} for name, *_ in rows]
         (root / "data").mkdir(parents=True, exist_ok=True)
         kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -133,7 +133,7 @@ def as_saved_datasets(root):
     shutil.rmtree(root)
     found = {}
     for split in ("train", "validation", "test"):
-        rows = [row for row in ROWS if row[2] == own_files.SPLIT_NAMES[split]]
+        rows = [row for row in ROWS if row[2] == own_columns.SPLIT_NAMES[split]]
         columns = {"image": [{"bytes": data[n], "path": n} for n, *_ in rows],
                    "text": [c for _, c, _ in rows]}  # fmt: skip
         features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))

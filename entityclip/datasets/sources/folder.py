@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from entityclip.datasets.reading import Row, known
-from entityclip.datasets.sources.own_files import SPLIT_NAMES, read_own
+from entityclip.datasets.sources.own_columns import SPLIT_NAMES
+from entityclip.datasets.sources.own_files import read_own
 from entityclip.datasets.table import PairBuilder, PairTable, Report
 
 SPLITS = ("train", "val", "test", "all")
