@@ -6,7 +6,7 @@ word embeddings. Commands that are started anew, and the notebooks, have the pac
 
 from pathlib import Path
 
-from entityclip.models.clip import BACKBONES, library
+from entityclip.models.weights import BACKBONES, library
 
 SHIPPED = BACKBONES
 NARROW = Path(__file__).parent / "fixtures" / "backbones"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,23 +25,17 @@ from entityclip.checkpoints import (
     read_tensors,
     refuse_misfit,
 )
-from entityclip.models.weights import PREPROCESSING, as_open_clip, check_config, preprocessing_of
+from entityclip.models.weights import (
+    PREPROCESSING,
+    as_open_clip,
+    check_config,
+    library,
+    preprocessing_of,
+)
 
 
 class BackboneError(ValueError):
     """The named model or its weights can't serve as EntityCLIP's backbone."""
-
-
-BACKBONES = Path(__file__).resolve().parent.parent / "backbones"  # our own architectures
-
-
-@cache
-def library() -> ModuleType:
-    """open_clip, knowing `BACKBONES` too; imported late, for it takes seconds."""
-    import open_clip
-
-    open_clip.add_model_config(BACKBONES)
-    return open_clip
 
 
 Lengths = Sequence[int] | None  # tokens of a batch's longest caption and explanation, if counted

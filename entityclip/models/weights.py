@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +15,18 @@ from typing_extensions import TypedDict
 
 from entityclip.checkpoints import CheckpointError, read_meta
 from entityclip.files import read_json
+
+BACKBONES = Path(__file__).resolve().parent.parent / "backbones"  # our own architectures
+
+
+@cache
+def library() -> ModuleType:
+    """open_clip, knowing `BACKBONES` too; imported late, for it takes seconds."""
+    import open_clip
+
+    open_clip.add_model_config(BACKBONES)
+    return open_clip
+
 
 # of open_clip's PreprocessCfg, what belongs to weights
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -54,9 +68,7 @@ def preprocessing_of(name: str, pretrained: str | None) -> dict[str, Any]:
         return {}
     path = Path(pretrained)
     if not path.suffix:
-        import open_clip  # takes seconds
-
-        return _known(open_clip.get_pretrained_cfg(name, pretrained))
+        return _known(library().get_pretrained_cfg(name, pretrained))
     told = read_meta(path) if path.exists() else {}
     if found := told.get("facts", {}).get("preprocessing"):
         return _known(found)
@@ -199,10 +211,9 @@ def model_like(path: Path) -> str | None:
     sides = {side: usual | _side(config, side) for side, usual in _USUAL.items()}
     wanted = {"embed_dim": config.get("projection_dim") or 512, **sides}
     activations = {side.get("hidden_act", "quick_gelu") for side in sides.values()}
-    import open_clip  # takes seconds
-
-    for name in open_clip.list_models():
-        known = open_clip.get_model_config(name)
+    models = library()
+    for name in models.list_models():
+        known = models.get_model_config(name)
         quick = "quick_gelu" if known.get("quick_gelu") else "gelu"
         if activations == {quick} and _same_model(known, wanted):
             return name

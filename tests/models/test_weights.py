@@ -1,11 +1,14 @@
 """Weights from elsewhere: what they and the files beside them must be, said by name."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import entityclip
 from entityclip.models.clip import BackboneError, create_backbone
 from tests.search.test_export import hugging_face
 
@@ -97,3 +100,16 @@ def test_half_precision_is_read_and_whole_numbers_are_not(tmp_path):
     save_file(state, path)
     assert "visual.proj is int8 [" in refused(path)
     assert load_file(path)["visual.proj"].dtype == torch.int8
+
+
+def test_open_clip_is_only_asked_where_it_knows_our_own_models_too():
+    package = Path(entityclip.__file__).parent
+    asking = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+        if str(name).split(".")[0] == "open_clip"
+    }
+    assert asking == {"models/weights.py"}

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from unittest import mock
 
 import open_clip
@@ -24,6 +26,7 @@ from entityclip.results import append_rows, measurement_rows
 from entityclip.search import export as exporting
 from entityclip.search.export import ExportError, export
 from entityclip.search.vector_cache import fingerprint
+from tests import NARROW
 
 IDENTITY = {
     "variant": "entityclip",
@@ -412,6 +415,20 @@ def test_weights_in_shards_are_read(tmp_path):
     index.write_text(json.dumps(told))
     with pytest.raises(BackboneError, match="its files lack more"):
         load_encoder(index.parent)
+
+
+def test_our_own_model_is_known_in_a_process_of_its_own(tmp_path):
+    save_file(create_backbone("newsroom-tiny").clip.state_dict(), tmp_path / "weights.safetensors")
+    export(tmp_path / "weights.safetensors", tmp_path / "hf", form="transformers",
+           backbone="newsroom-tiny")  # fmt: skip
+    # this process has asked for the model before; one that a user starts has not
+    code = "import sys; from entityclip.models import weights; from pathlib import Path\n"
+    code += f"weights.BACKBONES = Path({str(NARROW)!r})\n"
+    code += "print(weights.model_like(Path(sys.argv[1]) / 'model.safetensors'))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "hf")], capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == "newsroom-tiny", ran.stderr
 
 
 def test_a_model_that_open_clip_has_not_is_named(tmp_path):
