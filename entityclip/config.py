@@ -46,6 +46,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+Mix = Annotated[str, Field(pattern=r"^((1[0-6]|\d)-){2}(1[0-6]|\d)$")]
 NegativeDraw = Literal["hard", "uniform", "floored"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -273,6 +274,20 @@ class Pretraining(_Settings):
     train: TrainConfig
 
 
+class BackboneChoice(_Settings):
+    """A backbone to be set beside the profile's own, with its weights."""
+
+    backbone: Name
+    pretrained: str | None = None
+
+
+class Grid(_Settings):
+    """The weights of λ × η: VTC of the experts, GI-ITM."""
+
+    lambda_moe: list[Weight] = []
+    eta_itm: list[Weight] = []
+
+
 class Settings(_Settings):
     """Everything a profile decides; the same notebook cells run under each."""
 
@@ -314,6 +329,14 @@ class Settings(_Settings):
     # whether a notebook trains what its table lacks; else it says by which command to do so
     train_tables: bool = True
     itr: ITRSettings | None = None  # the neighbour ITR; None leaves it out
+    # archives beside the profile's own that its models are tested on, too: data set -> folder
+    domains: dict[str, str] = {}
+    # what notebook 13 compares; empty leaves the table out
+    backbones: list[BackboneChoice] = []  # beside the profile's own
+    mixes: list[Mix] = []  # experts a group as the paper writes them, v-s-e: "4-4-4"
+    grid: Grid = Grid()
+    # explanations by the name that tables give them, as `explanation_source` takes them
+    explanation_sources: dict[str, Name] = {}
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:
@@ -372,6 +395,23 @@ class Profile:
         return Path(output_dir or self.runs) / "figures"
 
 
+@dataclass(frozen=True, config=_STRICT)
+class Joined:
+    """Several data sets' profiles, whose rows are shown together."""
+
+    name: str
+    parts: tuple[Profile, ...]
+
+    @property
+    def runs(self) -> Path:
+        """Where the joined figures are kept; the parts keep their runs and rows."""
+        return runs_folder() / self.name
+
+    def figures(self, output_dir: str = "") -> Path:
+        """Where figures and tables are written: below `output_dir`, else below `runs`."""
+        return Path(output_dir or self.runs) / "figures"
+
+
 class ProfileError(Refused):
     """A profile or an override names an unknown setting or gives it a value of the wrong type."""
 
@@ -384,12 +424,10 @@ def load_profile(
     Nested mappings merge (``{"model": {"heads": 2}}`` changes one knob). Raises ProfileError naming
     the file, the field and what is allowed, for unknown names, wrong types and unreadable files.
     """
-    path = _profile_file(name)
-    raw = read_yaml(path, ProfileError)
-    if not isinstance(raw, dict):
-        raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
-    if (given := raw.pop("profile", None)) != path.stem:
-        raise ProfileError(f"{path.name}: `profile` is {given!r}, not {path.stem!r}")
+    path, raw = _read_profile(name)
+    if parts := parts_of(name):
+        several = ", ".join(parts)
+        raise ProfileError(f"{name} is {several} together, for `reproduce` and `figures`; name one")
     for name in {"name", "data_folder", "file"} & raw.keys():  # which are not the file's to say
         raise ProfileError(f"{path.name}: {name}: there is no such setting")
     over = {"seed": seed, "settings": settings}
@@ -407,6 +445,32 @@ def load_profile(
     if chosen.dataset != OWN_DATA or not chosen.data_root:
         return profile
     return dataclasses.replace(profile, data_folder=_folder_of(Path(chosen.data_root)))
+
+
+def parts_of(name: str) -> list[str]:
+    """The profiles that a profile of several, such as `paper`, puts together; else none."""
+    path, raw = _read_profile(name)
+    kind = TypeAdapter(list[Name], config=ConfigDict(strict=True))
+    try:
+        return kind.validate_python(raw.get("parts", []))
+    except ValidationError as error:
+        raise ProfileError(f"{path.name}: parts: {told(error)}") from error
+
+
+def _read_profile(name: str, above: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A profile's file and what it says, over what its `base` does."""
+    path = _profile_file(name)
+    raw = read_yaml(path, ProfileError)
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path.name}: write `profile`, `seed` and `settings` as a mapping")
+    if (given := raw.pop("profile", None)) != path.stem:
+        raise ProfileError(f"{path.name}: `profile` is {given!r}, not {path.stem!r}")
+    base = raw.pop("base", None)
+    if base is None:
+        return path, raw
+    if not isinstance(base, str) or _profile_file(base) in (path, *above):
+        raise ProfileError(f"{path.name}: `base` is {base!r}; name another profile")
+    return path, merged(_read_profile(base, (path, *above))[1], raw)
 
 
 def _profile_file(name: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from entityclip.config import (
     CAPITALS,
@@ -26,14 +26,19 @@ from entityclip.variants import (
     ASCL_WAYS,
     DOMAINS,
     GENERALIZED,
+    LISTED,
+    NO_EXPERTS,
     PROTOCOLS,
     RELATION_LABELS,
+    TABLES,
     TEMPLATES,
     VARIANTS,
     Measured,
     Tasks,
     find_variant,
+    mix_name,
     variant_name,
+    weights_name,
 )
 
 
@@ -109,6 +114,91 @@ def _unlabelled(settings: Settings) -> dict[str, Any]:
 
 def _source(source: PairSource) -> dict[str, Any]:
     return source.model_dump(exclude={"data_root"})
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+class Entry(NamedTuple):
+    """A row of a table: how it is called there, and the variant under these settings that it is."""
+
+    label: str
+    settings: Settings
+    variant: str
+
+
+def table_entries(settings: Settings, table: str) -> list[Entry]:
+    """The rows of one of TABLES, by variants' names, or of LISTED, as the profile lists them.
+
+    What the others of a table are compared with comes first. A table that the profile lists nothing
+    for is empty. Raises ValueError for another name.
+    """
+    if table in TABLES:
+        return [Entry(name, settings, name) for name in TABLES[table]]
+    if table not in _LISTED:
+        raise ValueError(f"no table {table!r}; there are {', '.join((*TABLES, *_LISTED))}")
+    return _LISTED[table](settings)
+
+
+def _backbones(settings: Settings) -> list[Entry]:
+    """The variants of notebook 07 from each backbone, the profile's own first."""
+    others = [settings.model_copy(update=dict(choice)) for choice in settings.backbones]
+    return [
+        Entry(f"{there.backbone}: {VARIANTS[name].label}", there, name)
+        for there in ([settings, *others] if others else [])
+        for name in GENERALIZED
+    ]
+
+
+def _mixes(settings: Settings) -> list[Entry]:
+    """Experts v-s-e, the profile's own mix first."""
+    own = "-".join(map(str, settings.model.groups))
+    listed = dict.fromkeys([own, *settings.mixes] if settings.mixes else [])
+    found = []
+    for mix in listed:
+        counts = dict(zip(NO_EXPERTS, map(int, mix.split("-")), strict=True))
+        found.append(Entry(mix, settings, _trained_as(settings, counts, mix_name(mix))))
+    return found
+
+
+def _grid(settings: Settings) -> list[Entry]:
+    """λ × η, row by row."""
+    found = []
+    for moe, itm in itertools.product(settings.grid.lambda_moe, settings.grid.eta_itm):
+        weights = {"lambda_moe": moe, "eta_itm": itm}
+        variant = _trained_as(settings, weights, weights_name(moe, itm))
+        found.append(Entry(f"{moe:g} × {itm:g}", settings, variant))
+    return found
+
+
+def _explanation_sources(settings: Settings) -> list[Entry]:
+    """What reads explanations, from each source; the caption in their place; and none at all."""
+    found = [
+        Entry(
+            f"{called}: {VARIANTS[name].label}",
+            settings.model_copy(update={"explanation_source": source}),
+            name,
+        )
+        for called, source in settings.explanation_sources.items()
+        for name in ("entityclip", "bridge")
+    ]
+    controls = ("caption-as-explanation", "clip") if found else ()
+    return [*found, *(Entry(VARIANTS[name].label, settings, name) for name in controls)]
+
+
+_LISTED: dict[str, Callable[[Settings], list[Entry]]] = dict(
+    zip(LISTED, (_backbones, _mixes, _grid, _explanation_sources), strict=True)
+)
+
+
+def _trained_as(settings: Settings, changes: dict[str, Any], spelt: str) -> str:
+    """The variant that is the profile's model so changed and is trained once, or `spelt`."""
+    wanted = replace(settings.model, **changes)
+    for name, spec in VARIANTS.items():
+        plain = spec.finetuned and spec.explanations == "own" and spec.method == "entityclip"
+        if plain and model_config(settings, name) == wanted:
+            return name
+    return spelt
 
 
 # -------------------------------------------------------------------------------- AsCL's chapter

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -30,13 +31,14 @@ from entityclip.files import (
     shortened,
     told,
 )
-from entityclip.identities import CHAPTERS, measured_identity, reading_order
+from entityclip.identities import CHAPTERS, measured_identity, reading_order, table_entries
 from entityclip.statistics import DIRECTIONS
 from entityclip.variants import VARIANTS
 
 SHIPPED = SHIPPED_FILES / "figures" / "rows"
 KINDS = (
-    *("curves", "leak", "matching", "names", "names_cut", "pretraining", "ranks", "retrieval"),
+    *("cost", "curves", "leak", "matching", "names", "names_cut", "pretraining", "ranks"),
+    "retrieval",
 )
 TASKS = (*DIRECTIONS, "image_to_section", "pairs")  # a row's direction; "pairs" match or do not
 
@@ -331,6 +333,18 @@ def find_rows(
     hashes = {config_hash(measured_identity(profile.settings, kind, *one)) for one in asked}
     rows = _latest(rows[rows["config_hash"].isin(hashes)], kind)
     return _placed(rows, {"variant": names, "direction": TASKS})
+
+
+def table_rows(profile: Profile, kind: str, table: str) -> pd.DataFrame:
+    """`find_rows` of a table's entries, in their order; `variant` is what the table calls each."""
+    parts = [
+        find_rows(replace(profile, settings=entry.settings), kind, variants=[entry.variant]).assign(
+            variant=entry.label
+        )
+        for entry in table_entries(profile.settings, table)
+    ]
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else _all_rows(profile, kind, True)[:0]
 
 
 def rows_of(

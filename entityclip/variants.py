@@ -7,6 +7,7 @@ paper does not; the search looks for something better with the same data, steps 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -158,15 +159,55 @@ TABLES: dict[str, tuple[str, ...]] = {
 NAME_BINS = {-1: "no name", 0: "0", 1: "1–3", 4: "4–19", 20: "20–99", 100: "100 and more"}
 BY_NAME, NAMES_CUT = "rarest name in {} training captions", "names cut"
 
+# what a step and a query cost (evaluation.cost), in the units that tables print
+COSTED = ("clip", "bridge", "no-matching", "entityclip")
+COSTS = {
+    "parameters": "parameters (millions)",
+    "GFLOPs a pair": "GFLOPs a pair",
+    "MMAE's share": "of these MMAE and GI-ITM (%)",
+    "ms a pair": "step, ms a pair",
+    "memory": "memory of a step (MiB)",
+    "query": "1,000 queries (s)",
+}
+
 # whose experts are asked how much of V*·T* is the explanation copied (evaluation.inspection)
 LEAK = ("entityclip", "separate-experts", "shuffled-explanations", "crossed", "bridge-entityclip")
 
 
+# tables of notebook 13, whose rows the profile lists (`identities.table_entries`)
+LISTED = ("backbones", "mixes", "grid", "explanation_sources")
+
+_MIX = re.compile(r"mix-(\d+)-(\d+)-(\d+)")
+_WEIGHTS = re.compile(r"weights-(\d[\d.e+-]*)-x-(\d[\d.e+-]*)")
+
+
+def mix_name(mix: str) -> str:
+    """The variant of a mix of experts, v-s-e: the picture's, the caption's, the explanation's."""
+    return f"mix-{mix}"
+
+
+def weights_name(lambda_moe: float, eta_itm: float) -> str:
+    """The variant of a place in the grid λ × η."""
+    return f"weights-{lambda_moe:g}-x-{eta_itm:g}"
+
+
 def find_variant(name: str) -> Variant:
-    """The variant of that name. Raises ValueError, naming those there are, for another."""
-    if name not in VARIANTS:
-        raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    """The variant of that name: one of VARIANTS, or one that its name spells out.
+
+    Such are `mix_name` and `weights_name`. Raises ValueError, naming those there are, for another.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    if mix := _MIX.fullmatch(name):
+        counts = dict(zip(NO_EXPERTS, map(int, mix.groups()), strict=True))
+        return Variant(
+            name, f"{'-'.join(mix.groups())} experts", "What does this mix give?", counts
+        )
+    if weights := _WEIGHTS.fullmatch(name):
+        first, second = map(float, weights.groups())
+        label, both = f"λ = {first:g}, η = {second:g}", {"lambda_moe": first, "eta_itm": second}
+        return Variant(name, label, "What do these weights give?", both)
+    raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
 
 
 # whose explanation each side reads, image and text: its own, or that of one other pair or another
@@ -234,6 +275,7 @@ def variant_name(tasks: Tasks) -> str:
 # ------------------------------------------------------------------ cross-domain, and sections
 
 DOMAINS = ("newsroom", "newsroom-b")  # the drawn ones, which are each other's
+ARCHIVES = ("n24news", "visualnews", "goodnews")  # the paper's
 
 # what a section's name stands in when a picture is compared with it
 TEMPLATES = (
@@ -263,6 +305,13 @@ SPLIT_LABELS = {
     "test_longtail": "Long tail",
     "val": "Validation",
     "generic_val": "Generic captions",
+}
+
+DATASET_LABELS = {
+    "n24news": "N24News",
+    "visualnews": "VisualNews",
+    "goodnews": "GoodNews",
+    "newsroom": "Newsroom",
 }
 
 DIRECTION_LABELS = {"text_to_image": "text → image", "image_to_text": "image → text"}

@@ -56,7 +56,7 @@ def test_apples_gpu_is_where_experiments_run(apple, monkeypatch):
     from entityclip.training.loop import precision
 
     assert environment()["device"] == "mps"
-    assert gpu_problems(load_profile("paper").settings) == []
+    assert gpu_problems(load_profile("n24news").settings) == []
     assert precision(TrainConfig()) == "no"  # auto: fp32 there
 
 

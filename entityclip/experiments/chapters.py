@@ -293,15 +293,15 @@ class Domain:
             raise ValueError(f"domain {self.dataset} lies in files: give the folder as its root")
 
 
-def choose_domains(settings: Settings, roots: Mapping[str, str]) -> list[Domain]:
-    """The profile's own data set, the other drawn ones beside a drawn one, and those with a root.
+def choose_domains(settings: Settings) -> list[Domain]:
+    """The profile's own data set, the other drawn ones beside a drawn one, and its `domains`.
 
-    `roots` maps data sets that lie in files to their folders. Raises ValueError as `Domain`.
+    Raises ValueError as `Domain`.
     """
     own, *drawn = identities.drawn_domains(settings)
     others = [Domain(name) for name in drawn]
-    others += [Domain(name, root) for name, root in roots.items() if name != own]
-    return [Domain(own, settings.data_root or roots.get(own)), *others]
+    others += [Domain(name, root) for name, root in settings.domains.items() if name != own]
+    return [Domain(own, settings.data_root), *others]
 
 
 def domain_experiment(home: Experiment, domain: Domain) -> Experiment:
@@ -318,9 +318,12 @@ def measure_cross_domain(
     train: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Every variant on every pair of domains; the rows in ``results/cross_domain.jsonl``.
+    """Every variant on every domain; the rows in ``results/cross_domain.jsonl``.
 
-    Rows and finished runs that are there, or that the repository ships, are not made again; with
+    Trained are they on the profile's own data set and, beside a drawn one, on the other drawn ones;
+    models of another archive are its own profile's, by its own settings, and the figure of several
+    profiles puts their rows together. Rows and finished runs that are there, or that the repository
+    ships, are not made again; with
     `train` False nothing is made, and what has no rows is left out. A variant that is not
     fine-tuned has no training domain and is tested once on each, `trained_on` being "none". `seeds`
     are the profile's unless given. Raises ValueError for a domain named twice.
@@ -332,8 +335,9 @@ def measure_cross_domain(
     bases = [domain_experiment(home, domain) for domain in domains]
     for seed in [profile.seed] if seeds is None else seeds:
         there = [base.of_seed(seed) for base in bases]
+        sources = there[: len(identities.drawn_domains(profile.settings))]
         for name in names:
-            for source in there if VARIANTS[name].finetuned else [home.of_seed(seed)]:
+            for source in sources if VARIANTS[name].finetuned else [home.of_seed(seed)]:
                 tests = zip(there, domains, strict=True)
                 parts += _measured_from(source, name, tests, train=train)
     return joined(parts)

@@ -10,14 +10,14 @@ import itertools
 import logging
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entityclip.config import IN_CHECKOUT, Profile
 from entityclip.console import refusing
 from entityclip.experiments.options import add_options, choose, log
-from entityclip.variants import DIRECTION_LABELS, TABLES, VARIANTS
+from entityclip.variants import DIRECTION_LABELS, LISTED, TABLES, VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +195,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add_options(parser, of_a_run=False)
-    add("--tables", nargs="+", choices=list(TABLES), default=[])
+    add("--tables", nargs="+", choices=[*TABLES, *LISTED], default=[])
     add("--variants", nargs="+", choices=list(VARIANTS), default=[], metavar="NAME",
         help="with --data by default zero-shot, clip and, where explained, entityclip and bridge"
     )  # fmt: skip
@@ -217,31 +217,34 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     from entityclip.experiments.chapters import ship_chapters
     from entityclip.experiments.experiment import Experiment
     from entityclip.experiments.preflight import refuse_impossible, refuse_training
-    from entityclip.experiments.sweep import ship_rows, sweep
+    from entityclip.experiments.sweep import ship_rows, sweep, table_runs, work_off
 
     settings = profile.settings
-    work = {table: (settings.ablation_seeds, TABLES[table]) for table in options.tables}
-    if "main" in work:
-        work["main"] = (settings.main_seeds, TABLES["main"])
-    work["chosen by name"] = (settings.ablation_seeds, options.variants)
     base = Experiment(profile, progress=False)
     refuse_impossible(base, settings.test_splits)
     refuse_training(base, settings.test_splits)
-    for seeds, names in work.values():
-        experiments = [base.of_seed(seed) for seed in options.seeds or seeds]
-        sweep(experiments, names, shipped=not options.anew, keep=options.keep)
+    how = {"shipped": not options.anew, "keep": options.keep}
+    for table in options.tables:
+        work_off(table_runs(base, table, options.seeds), **how)
+    chosen = [base.of_seed(seed) for seed in options.seeds or settings.ablation_seeds]
+    sweep(chosen, options.variants, **how)
     if options.ship:
         log.info("shipped: %s", ship_rows(base) | ship_chapters(base))
-    _tell_of_sweep(profile, dict.fromkeys(itertools.chain(*(names for _, names in work.values()))))
+    _tell_of_sweep(profile, options.tables, options.variants)
     return 0
 
 
-def _tell_of_sweep(profile: Profile, variants: Iterable[str]) -> None:
+def _tell_of_sweep(profile: Profile, tables: Sequence[str], variants: Sequence[str]) -> None:
     """The table of what was swept, and where rows and checkpoints lie."""
-    from entityclip.results import find_rows
+    import pandas as pd
+
+    from entityclip.results import find_rows, table_rows
     from entityclip.statistics import RSUM_AT, over_seeds
 
-    rows = find_rows(profile, "retrieval", variants=list(variants))
+    names = dict.fromkeys(itertools.chain(*(TABLES.get(t, ()) for t in tables), variants))
+    parts = [find_rows(profile, "retrieval", variants=list(names))]
+    parts += [table_rows(profile, "retrieval", table) for table in tables if table in LISTED]
+    rows = pd.concat([part for part in parts if len(part)] or parts[:1])
     rows = rows[rows["metric"].isin([f"R@{k}" for k in RSUM_AT])]
     if rows.empty:
         return
@@ -251,8 +254,6 @@ def _tell_of_sweep(profile: Profile, variants: Iterable[str]) -> None:
         value, low, high = over_seeds(group)
         row = found.setdefault((split, DIRECTION_LABELS[direction], variant), {})
         row |= {metric: f"{value:.1f} [{low:.1f}, {high:.1f}]", "seeds": len(group)}
-    import pandas as pd
-
     table = pd.DataFrame.from_dict(found, orient="index").rename_axis(keys)
     print(table.sort_index(level=[0, 1], sort_remaining=False, kind="stable").to_string())
     print(f"rows: {profile.results / 'retrieval.jsonl'}\nruns: {profile.runs / 'checkpoints'}")

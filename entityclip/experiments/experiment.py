@@ -126,6 +126,17 @@ class Experiment(Splits):
         other.home = self
         return other
 
+    def under(self, settings: Settings) -> Experiment:
+        """This experiment under other settings of the same data set; itself under its own."""
+        if settings == self.settings:
+            return self
+        other = Experiment(replace(self.profile, settings=settings), progress=self.progress)
+        if settings.explanation_source == self.settings.explanation_source:
+            other._pairs, other._fingerprints, other._names = (
+                self._pairs, self._fingerprints, self._names
+            )  # fmt: skip
+        return other
+
     def check(self, *, training: bool = True) -> None:
         """Say now what would fail later: missing data, packages, and memory for `training`."""
         for problem in find_problems(self.profile, training=training):

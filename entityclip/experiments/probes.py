@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from entityclip.devices import own_draws
+from entityclip.datasets.dataset import Batch, whole_batch
+from entityclip.devices import best_device, own_draws
+from entityclip.evaluation.cost import query_cost, training_cost
 from entityclip.evaluation.inspection import batches_of, mixed_embeddings
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.experiments.experiment import Experiment
@@ -29,6 +31,7 @@ from entityclip.experiments.measure import (
     stored_ranks,
 )
 from entityclip.identities import measured_identity
+from entityclip.models.clip import create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import Row, measurement_rows
 from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, recall_at_k
@@ -187,3 +190,48 @@ def measure_names_cut(
         if row["metric"] in NAME_METRICS
     ]
     return store(experiment, "names_cut", rows, experiment.trained_on(variant))
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
+def measure_costs(experiment: Experiment, variants: Iterable[str]) -> pd.DataFrame:
+    """What a training step and 1,000 queries of each variant cost: rows of kind "cost".
+
+    Of the first batch of the training split, with untrained weights; value, least and greatest of
+    several times. What is stored is not measured again: costs are this machine's, as rows say.
+    """
+    split, parts = experiment.settings.test_splits[0], []
+    for variant in variants:
+        identity = experiment.identity(variant)
+        make = partial(_cost_rows, experiment, variant, identity, split)
+        parts.append(
+            measured(experiment, "cost", identity, split, make, trained=lambda: None)
+        )  # fmt: skip
+    return joined(parts)
+
+
+def _cost_rows(
+    experiment: Experiment, variant: str, identity: dict[str, Any], split: str
+) -> list[Row]:
+    start, settings = time.perf_counter(), experiment.settings
+    towers = create_backbone(settings.backbone, image_size=settings.image_size)
+    model, asked = EntityCLIP(towers, experiment.config(variant)), experiment.pairs(split)
+    model = model.to(best_device())
+    served = experiment.dataset("train", explanations=model.needs_explanations)
+    rows = range(min(settings.finetuning.batch_size, len(served)))
+    batch = served.collate([served[i] for i in rows])  # less its broken pictures, as in training
+    batch = batch if isinstance(batch, Batch) else whole_batch(batch)
+    found = training_cost(model, batch, settings.finetuning)
+    captions = [pair.caption for pair in itertools.islice(asked, 256)]
+    pictures = len({pair.image_key for pair in asked})
+    found["query"] = query_cost(model, captions, pictures)
+    return measurement_rows(
+        {name: one.value for name, one in found.items()},
+        {name: (one.low, one.high) for name, one in found.items()},
+        variant=variant, dataset=settings.dataset, split=split, direction="pairs",
+        n_queries=len(batch), n_candidates=pictures,
+        provenance=origin(
+            experiment, identity, split, time.perf_counter() - start, experiment.seed
+        ),
+    )  # fmt: skip

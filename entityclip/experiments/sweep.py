@@ -6,7 +6,7 @@ What is measured already, with the same settings and data, is skipped; what was 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import pandas as pd
@@ -25,11 +25,15 @@ from entityclip.experiments.probes import (
     measure_matching,
     measure_names_cut,
 )
+from entityclip.identities import table_entries
+from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
 from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
+
+KEPT = ("clip", "entityclip")  # whose weights the notebooks look at
 
 
 def sweep(
@@ -37,21 +41,31 @@ def sweep(
     variants: Iterable[str],
     *,
     shipped: bool = True,
-    keep: Iterable[str] = ("clip", "entityclip"),
+    keep: Iterable[str] = KEPT,
 ) -> None:
-    """Train and measure each variant under each experiment (one a seed), seeds outermost.
+    """`work_off` each variant under each experiment (one a seed), seeds outermost."""
+    # without fine-tuning, seeds differ in nothing
+    runs = (
+        (experiment, name)
+        for experiment in experiments
+        for name in variants
+        if experiment is experiments[0] or find_variant(name).finetuned
+    )
+    work_off(runs, shipped=shipped, keep=keep)
+
+
+def work_off(
+    runs: Iterable[tuple[Experiment, str]], *, shipped: bool = True, keep: Iterable[str] = KEPT
+) -> None:
+    """Train and measure each run.
 
     Weights of variants other than `keep` are deleted once measured. `shipped` accepts rows that
     the repository ships as done. Variants that another process is training are left to it.
     """
-    for experiment in experiments:
-        for name in variants:
-            # without fine-tuning, seeds differ in nothing
-            if experiment is not experiments[0] and not find_variant(name).finetuned:
-                continue
-            measure_variant(experiment, name, shipped=shipped, keep=name in keep)
-            if name in TABLES["main"]:
-                measure_by_name(experiment, [name], splits_of(experiment, name))
+    for experiment, name in runs:
+        measure_variant(experiment, name, shipped=shipped, keep=name in keep)
+        if name in TABLES["main"]:
+            measure_by_name(experiment, [name], splits_of(experiment, name))
 
 
 def measure_variant(
@@ -101,8 +115,9 @@ def _unmeasured(
 
 def splits_of(experiment: Experiment, name: str) -> list[str]:
     """Where a variant is measured: candidates of the search on val, and only on val at first."""
-    tested = any(name in rows for table, rows in TABLES.items() if table != "search")
-    val = ["val"] if name in TABLES["search"] else []
+    searched = name in TABLES["search"]
+    tested = not searched or any(name in TABLES[table] for table in TABLES if table != "search")
+    val = ["val"] if searched else []
     return val + (experiment.settings.test_splits if tested else [])
 
 
@@ -151,27 +166,49 @@ def seed_experiments(experiment: Experiment, table: str) -> list[Experiment]:
     return [experiment.of_seed(seed) for seed in seeds]
 
 
+def table_runs(
+    experiment: Experiment, table: str, seeds: Iterable[int] | None = None
+) -> Iterator[tuple[Experiment, str]]:
+    """A table's runs, (experiment, variant), seeds outermost: one of TABLES, or of LISTED."""
+    there = seed_experiments(experiment, table)
+    there = [experiment.of_seed(seed) for seed in seeds] if seeds else there
+    refused = refused_backbones(experiment) if table == "backbones" else {}
+    for number, of_seed in enumerate(there):
+        for entry in table_entries(experiment.settings, table):
+            wanted = not number or find_variant(entry.variant).finetuned
+            if wanted and entry.settings.backbone not in refused:
+                yield of_seed.under(entry.settings), entry.variant
+
+
 def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     """(variant, seed) of the runs a table still lacks, shipped rows counted as there."""
-    lacking = []
-    for number, of_seed in enumerate(seed_experiments(experiment, table)):
-        for name in TABLES[table]:
-            if (number and not find_variant(name).finetuned) or of_seed.lacks(name):
-                continue
-            if _unmeasured(of_seed, name, splits_of(of_seed, name)):
-                lacking.append((name, of_seed.seed))
-    return lacking
+    return [
+        (name, there.seed)
+        for there, name in table_runs(experiment, table)
+        if not there.lacks(name) and _unmeasured(there, name, splits_of(there, name))
+    ]
 
 
 def run_table(experiment: Experiment, table: str) -> list[tuple[str, int]]:
     """Train and measure what a table lacks, if the profile's `train_tables`; what it lacks then."""
     if experiment.settings.train_tables:
-        sweep(seed_experiments(experiment, table), TABLES[table])
+        work_off(table_runs(experiment, table))
     lacking = missing_runs(experiment, table)
     if lacking:
         print(f"{len(lacking)} runs of table {table} are not stored; the command that makes them:")
-        print(f"entityclip sweep --profile {experiment.profile.name} --tables {table}")
+        print(f"entityclip sweep --profile {experiment.profile.asked} --tables {table}")
     return lacking
+
+
+def refused_backbones(experiment: Experiment) -> dict[str, str]:
+    """Of the profile's `backbones` those that cannot carry the experts, and why."""
+    refused = {}
+    for choice in experiment.settings.backbones:
+        try:
+            create_backbone(choice.backbone, choice.pretrained, weights=False)
+        except BackboneError as error:
+            refused[choice.backbone] = str(error)
+    return refused
 
 
 def measure_chosen(experiment: Experiment, choice: pd.DataFrame) -> str:

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure as Chart
 
-from entityclip.config import SHIPPED_FILES, Profile
-from entityclip.reporting import charts, curves, differences, scores, style, tables
+from entityclip.config import SHIPPED_FILES, Joined, Profile
+from entityclip.reporting import charts, curves, differences, scores, settings, style, tables
 from entityclip.reporting.markup import (
     Sheet,
     markdown,
@@ -26,9 +26,19 @@ from entityclip.reporting.markup import (
     sheet_markdown,
     words_changed,
 )
-from entityclip.results import ResultsError, chapter_rows, find_rows
+from entityclip.results import ResultsError, chapter_rows, find_rows, table_rows
 from entityclip.statistics import difference_table
-from entityclip.variants import LEAK, SPLIT_LABELS, TABLES, VARIANT_LABELS, in_order, label
+from entityclip.variants import (
+    COSTED,
+    DATASET_LABELS,
+    LEAK,
+    NOT_FINETUNED,
+    SPLIT_LABELS,
+    TABLES,
+    VARIANT_LABELS,
+    in_order,
+    label,
+)
 
 _RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
 
@@ -74,6 +84,17 @@ def _of(kind: str, table: str) -> Rows:
 
     def choose(profile: Profile) -> pd.DataFrame:
         rows = find_rows(profile, kind, variants=TABLES[table])
+        chosen = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
+        return tables.articles_beside(chosen)
+
+    return choose
+
+
+def _listed(kind: str, table: str) -> Rows:
+    """Rows of one of LISTED on the test splits, over all seeds, called as the table calls them."""
+
+    def choose(profile: Profile) -> pd.DataFrame:
+        rows = table_rows(profile, kind, table)
         chosen = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
         return tables.articles_beside(chosen)
 
@@ -196,6 +217,61 @@ def _to_first(table: str) -> tuple[Rows, Draw]:
         return _apart(found, reference, f"R@1 minus {reference} (points)", caption)
 
     return _of("ranks", table), draw
+
+
+def _listed_recalls(table: str) -> tuple[Rows, Draw]:
+    """Recall of one of LISTED in the profile's order: the rows, and what draws them."""
+
+    def draw(rows: pd.DataFrame) -> Drawn:
+        found = tables.recall_table(rows, list(dict.fromkeys(rows["variant"])))
+        caption = f"{table.replace('_', ' ').capitalize()}, recall in percent."
+        return Drawn(None, found, tables.retrieval_sheet(found), caption)
+
+    return _listed("retrieval", table), draw
+
+
+def _listed_differences(
+    table: str, pairs: Callable[[list[str]], list[tuple[str, str]]]
+) -> tuple[Rows, Draw]:
+    """Differences in R@1 between some `pairs` of one of LISTED, given its rows' names."""
+
+    def draw(rows: pd.DataFrame) -> Drawn:
+        compared = pairs(list(dict.fromkeys(rows["variant"])))
+        found = _compared(rows, compared)
+        shared = {second for _, second in compared}
+        reference = shared.pop() if len(shared) == 1 else ""
+        minus = f" minus {reference}" if reference else ""
+        caption = f"{table.replace('_', ' ').capitalize()}: R@1{minus}, points"
+        return _apart(found, reference, f"R@1{minus} (points)", caption)
+
+    return _listed("ranks", table), draw
+
+
+def _to_own_clip(names: list[str]) -> list[tuple[str, str]]:
+    """EntityCLIP against CLIP of the same backbone: names end in variants' labels."""
+    trained, plain = (f": {VARIANT_LABELS[name]}" for name in ("entityclip", "clip"))
+    owns = [name.removesuffix(trained) for name in names if name.endswith(trained)]
+    return [(own + trained, own + plain) for own in owns]
+
+
+def _to_the_first(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, names[0]) for name in names[1:]]
+
+
+def _to_clip(names: list[str]) -> list[tuple[str, str]]:
+    clip = VARIANT_LABELS["clip"]
+    return [(name, clip) for name in names if name != clip]
+
+
+def _grid(rows: pd.DataFrame) -> Drawn:
+    found = tables.recall_table(rows, list(dict.fromkeys(rows["variant"])))
+    return Drawn(settings.plot_grid(found), found)
+
+
+def _costs(rows: pd.DataFrame) -> Drawn:
+    found = settings.cost_table(rows)
+    sheet, caption = settings.cost_sheet(found), "What a training step and a query cost."
+    return Drawn(settings.plot_costs(found), found, sheet, caption)
 
 
 def _doses(rows: pd.DataFrame) -> Drawn:
@@ -342,26 +418,70 @@ FIGURES = {
     "controls_differences": Figure("12_controls_and_search", _ALL, *_to_first("controls")),
     "search": Figure("12_controls_and_search", "csv", _all("retrieval", TABLES["search"]), _search),
     "search_tested": Figure("12_controls_and_search", "csv", _winner, _search_tested),
+    "mixes": Figure("13_settings_and_cost", _PRINTED, *_listed_recalls("mixes")),
+    "mixes_differences": Figure(
+        "13_settings_and_cost", _ALL, *_listed_differences("mixes", _to_the_first)
+    ),
+    "grid": Figure("13_settings_and_cost", _BOTH, _listed("retrieval", "grid"), _grid),
+    "explanation_sources": Figure(
+        "13_settings_and_cost", _PRINTED, *_listed_recalls("explanation_sources")
+    ),
+    "explanation_sources_differences": Figure(
+        "13_settings_and_cost", _ALL, *_listed_differences("explanation_sources", _to_clip)
+    ),
+    "backbones": Figure("13_settings_and_cost", _PRINTED, *_listed_recalls("backbones")),
+    "backbones_differences": Figure(
+        "13_settings_and_cost", _ALL, *_listed_differences("backbones", _to_own_clip)
+    ),
+    "costs": Figure("13_settings_and_cost", _ALL, _all("cost", COSTED), _costs),
 }
 FROM_ROWS = tuple(name for name, figure in FIGURES.items() if figure.draw)
+
+# what is also drawn of several data sets at once, their splits beside each other
+JOINED = (
+    *("retrieval", "main_rsum", "recall_curves", "recall_by_name", "differences", "cross_domain"),
+    *("ablation_mmae", "ablation_mmae_differences", "leak", "ablation_gi_itm"),
+    *("ablation_gi_itm_differences", "matching", "controls", "controls_differences", "mixes"),
+    *("mixes_differences", "grid", "explanation_sources", "explanation_sources_differences"),
+    *("backbones", "backbones_differences", "costs"),
+)
 
 
 # ------------------------------------------------------------------------------ drawn, saved, shown
 
 
-def draw(profile: Profile, name: str, rows: pd.DataFrame | None = None) -> Drawn:
-    """A figure of FROM_ROWS, from its stored rows or from those given.
+def draw(profile: Profile | Joined, name: str, rows: pd.DataFrame | None = None) -> Drawn:
+    """A figure of FROM_ROWS, from its stored rows or from those given; of JOINED for several.
 
     Raises ResultsError where there are none.
     """
     figure = FIGURES[name]
-    rows = figure.rows(profile) if rows is None else rows
+    if rows is None:
+        several = isinstance(profile, Joined)
+        rows = _joined_rows(profile, figure) if several else figure.rows(profile)
     if rows.empty:
         raise ResultsError(
             f"{name} has no rows of profile {profile.name}'s present settings; run the notebooks "
             f"up to {figure.notebook} first"
         )
     return figure.draw(rows)
+
+
+def _joined_rows(profile: Joined, figure: Figure) -> pd.DataFrame:
+    """The rows of all parts; where they were measured stands in the name of the split."""
+    parts = []
+    for part in profile.parts:
+        rows = figure.rows(part)
+        if rows.empty:
+            continue
+        if "trained_on" in rows:  # beside which the data sets stand already
+            own = rows["dataset"] == part.settings.dataset
+            parts.append(rows[own | (rows["trained_on"] != NOT_FINETUNED)])
+            continue
+        where = label(part.settings.dataset, DATASET_LABELS)
+        told = rows["split"].map(lambda split: label(split, SPLIT_LABELS))
+        parts.append(rows.assign(split=where + ", " + told.str[:1].str.lower() + told.str[1:]))
+    return pd.concat(parts, ignore_index=True) if parts else figure.rows(profile.parts[0])
 
 
 def made_by(name: str) -> str:

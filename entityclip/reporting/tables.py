@@ -96,7 +96,8 @@ def retrieval_sheet(table: pd.DataFrame) -> Sheet:
     An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
     A table with a column `reported` (`reported_cells`) has it as its last.
     """
-    names = ["dataset"] * (table["dataset"].nunique() > 1) + ["split", "direction", "variant"]
+    mixed = table.groupby("split")["dataset"].nunique().max() > 1  # else splits' names tell
+    names = ["dataset"] * bool(mixed) + ["split", "direction", "variant"]
     more = [name for name in ["reported"] if name in table]
     blocks = []
     for _, group in table.replace(_LABELS).groupby(["dataset", "split", "direction"], sort=False):

@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entityclip.config import IN_CHECKOUT, REPOSITORY, SHIPPED_PROFILE, load_profile
+from entityclip.config import (
+    IN_CHECKOUT,
+    REPOSITORY,
+    SHIPPED_PROFILE,
+    Joined,
+    load_profile,
+    parts_of,
+)
 from entityclip.console import Refused, guarded, in_one_line
 from entityclip.files import cores
 
@@ -47,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add, several = parser.add_argument, dict(nargs="+", action="extend", default=[])
     add("--profile", default="demo", help="one of entityclip/profiles/ (default: demo)")
+    add("--roots", **several, metavar="DATASET=FOLDER", help="where data sets lie; of the profile "
+        "paper those that are given take part")  # fmt: skip
     add("--only", **several, metavar="NOTEBOOK", help="e.g. 03_train")
     add("--skip", **several, metavar="NOTEBOOK", help="all but these")
     add("--set", **several, metavar="NAME=VALUE", help="override a setting; figures: below runs/")
@@ -80,10 +89,14 @@ def figures(argv: Sequence[str] | None = None) -> int:
     from entityclip.reproduce.figures import redraw, why_not
     from entityclip.reproduce.staging import Stopped, alone_with, stoppable
 
-    for problem in filter(None, map(why_not, options.names)):
+    parts = parts_of(options.profile)
+    for problem in filter(None, (why_not(name, bool(parts)) for name in options.names)):
         parser.error(problem)
     try:
-        profile = load_profile(options.profile)
+        if parts:
+            profile = Joined(options.profile, tuple(map(load_profile, parts)))
+        else:
+            profile = load_profile(options.profile)
         shipped = IN_CHECKOUT and profile.name == SHIPPED_PROFILE
         home = FIGURES if shipped else profile.figures()
         folder = (options.figures or home).resolve()

@@ -11,14 +11,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from entityclip.config import as_dict, config_hash
+from entityclip.config import Joined, as_dict, config_hash, parts_of
 from entityclip.console import Refused, in_one_line
 from entityclip.files import atomic_write_text, cores, git_commit
 from entityclip.reproduce.notebook import (
@@ -30,7 +30,7 @@ from entityclip.reproduce.notebook import (
     promote_run,
     run_key,
 )
-from entityclip.reproduce.plan import Plan, find_notebooks, make_plan
+from entityclip.reproduce.plan import Plan, find_notebooks, make_plans
 from entityclip.reproduce.staging import Stopped, alone_with, stoppable
 
 _KERNEL_DEFAULTS = {
@@ -57,14 +57,21 @@ def run(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("papermill").setLevel(logging.INFO)
     try:
-        plan = make_plan(arguments, notebooks, figures)
+        plans, said = make_plans(arguments, notebooks, figures)
+        print(*said, sep="\n", end="\n" if said else "")
         if arguments.list:
-            print(report_table(preview(plan)))
+            print("\n\n".join(_titled(plan, preview(plan), plans) for plan in plans))
             return 0
-        with stoppable(), alone_with(plan.profile, plan.figures), _kernel_environment(plan):
-            rows = run_chain(plan)
-            print(report_table(rows), flush=True)
-            write_report(rows, plan)
+        failed = False
+        with stoppable():
+            for plan in plans:
+                with alone_with(plan.profile, plan.figures), _kernel_environment(plan):
+                    rows = run_chain(plan)
+                    print(_titled(plan, rows, plans), flush=True)
+                    write_report(rows, plan)
+                failed |= any(row.status == "failed" for row in rows)
+            if parts_of(arguments.profile) and not arguments.only:
+                failed |= bool(join_figures(arguments.profile, plans))
     except OSError as error:  # InUse, or what keeps a report from being written
         raise Refused(in_one_line(error)) from error
     except Stopped as stop:
@@ -73,7 +80,22 @@ def run(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> int:
             file=sys.stderr,
         )
         return 128 + stop.signum
-    return int(any(row.status == "failed" for row in rows))
+    return int(failed)
+
+
+def _titled(plan: Plan, rows: list[Row], plans: list[Plan]) -> str:
+    """The rows' table, under its profile's name where there are several."""
+    title = f"{plan.profile.name}, figures in {plan.figures}\n" if len(plans) > 1 else ""
+    return title + report_table(rows)
+
+
+def join_figures(name: str, plans: Sequence[Plan]) -> int:
+    """Draw what rows of several data sets show together; 0, or 1 if a figure failed."""
+    from entityclip.reproduce.figures import redraw
+
+    joined = Joined(name, tuple(plan.profile for plan in plans))
+    with alone_with(joined, joined.figures()):
+        return redraw(joined, joined.figures().resolve(), workers=min(cores(), 4))
 
 
 def preview(plan: Plan) -> list[Row]:
@@ -184,6 +206,7 @@ def write_report(rows: list[Row], plan: Plan) -> None:
             "memory_mb": round(psutil.virtual_memory().total / 2**20),
         },
         "notebooks": [dataclasses.asdict(row) for row in rows],
+        "left_out": plan.left_out,
     }
     atomic_write_text(plan.runs / "reproduce.json", json.dumps(report, indent=2) + "\n")
     _write_beside_figures(report, plan)

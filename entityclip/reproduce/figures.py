@@ -20,7 +20,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from entityclip import left_out
-from entityclip.config import Profile
+from entityclip.config import Joined, Profile
 from entityclip.reproduce.staging import journal_in, promote
 from entityclip.results import ResultsError
 
@@ -31,8 +31,10 @@ with left_out("scipy.stats", "scipy.cluster", "ipywidgets"):
     from entityclip.reporting.style import apply_style
 
 
-def why_not(name: str) -> str | None:
-    """What keeps a figure from being drawn here, or None."""
+def why_not(name: str, joined: bool = False) -> str | None:
+    """What keeps a figure from being drawn here, for several data sets if `joined`; or None."""
+    if joined and name in catalogue.FIGURES and name not in catalogue.JOINED:
+        return f"{name} is of one data set; together there are {', '.join(catalogue.JOINED)}"
     if name in catalogue.FIGURES:
         need = f"{name} needs a model; run `{catalogue.made_by(name)}`"
         return None if catalogue.FIGURES[name].draw else need
@@ -41,7 +43,9 @@ def why_not(name: str) -> str | None:
     return f"no figure {name!r}; {hint}there are {', '.join(catalogue.FROM_ROWS)}"
 
 
-def redraw(profile: Profile, figures: Path, names: Sequence[str] = (), *, workers: int) -> int:
+def redraw(
+    profile: Profile | Joined, figures: Path, names: Sequence[str] = (), *, workers: int
+) -> int:
     """Draw figures in `workers` processes and put their files into `figures`; 0, or 1 if one fails.
 
     None named are all that need no model. Each says in a line how long it took, and whether it was
@@ -54,7 +58,8 @@ def redraw(profile: Profile, figures: Path, names: Sequence[str] = (), *, worker
     # a fork has everything imported; elsewhere than on Linux forks of such processes may hang
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     # what has most files first, so that all processes end at about the same time
-    names = sorted(names or catalogue.FROM_ROWS, key=lambda n: -len(catalogue.FIGURES[n].kinds))
+    everything = catalogue.JOINED if isinstance(profile, Joined) else catalogue.FROM_ROWS
+    names = sorted(names or everything, key=lambda n: -len(catalogue.FIGURES[n].kinds))
     with ProcessPoolExecutor(min(workers, len(names)), context, initializer=_begin) as pool:
         drawing = {name: pool.submit(_draw, profile, name, stage) for name in names}
         for name, drawn in drawing.items():
@@ -82,7 +87,7 @@ def _begin() -> None:
     apply_style()
 
 
-def _draw(profile: Profile, name: str, folder: Path) -> str:
+def _draw(profile: Profile | Joined, name: str, folder: Path) -> str:
     """Draw a figure into a folder; what there is to say of it."""
     start = time.monotonic()
     try:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from entityclip import left_out
-from entityclip.config import SHIPPED_PROFILE, Profile, load_profile, parse_settings
+from entityclip.config import (
+    SHIPPED_PROFILE,
+    AsCLSettings,
+    PairSource,
+    Profile,
+    Settings,
+    load_profile,
+    merged,
+    parse_settings,
+    parts_of,
+)
 from entityclip.console import Refused
+from entityclip.variants import ARCHIVES, DOMAINS
 
 # jsonschema, by which nbformat checks notebooks, would compile a grammar of internationalised
 # addresses here: three seconds, and a notebook has no such field
@@ -39,6 +50,7 @@ class Plan:
     force: bool = False
     timeout: int | None = None  # seconds a cell
     whole: bool = True  # all notebooks but those left out by --skip
+    left_out: dict[str, str] = field(default_factory=dict)  # notebooks without their data, and why
 
     def staging(self, name: str) -> Path:
         """The folder the notebook `name` runs in; emptied before each run."""
@@ -57,33 +69,140 @@ class Plan:
         return self.runs / "done" / f"{name}.json"
 
 
-def make_plan(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> Plan:
+def make_plan(
+    arguments: argparse.Namespace,
+    notebooks: Path,
+    figures: Path,
+    name: str | None = None,
+    roots: Mapping[str, str] | None = None,
+) -> Plan:
     """Check profile, settings, notebook names and parameters; nothing is run or written.
 
-    Raises ProfileError or ReproduceError naming what is wrong and what there is instead.
+    The profile is the arguments', or `name`; its data lie in `roots`. Raises ProfileError or
+    ReproduceError naming what is wrong and what there is instead.
     """
-    settings, seed, timeout = parse_settings(arguments.set), arguments.seed, arguments.timeout
-    profile = load_profile(arguments.profile, seed=seed, settings=settings)
+    name, seed, timeout = name or arguments.profile, arguments.seed, arguments.timeout
+    settings = parse_settings(arguments.set)
+    if roots:
+        plain = load_profile(name, seed=seed, settings=settings).settings
+        settings = merged(settings, rooted(plain, roots))
+    profile = load_profile(name, seed=seed, settings=settings)
     if timeout is not None and timeout < 0:
         raise ReproduceError(f"--timeout is {timeout}; give seconds, or 0 for no limit")
     parameters = {"profile": profile.name, "seed": seed, "settings": settings}
     chosen = select_notebooks(notebooks, arguments.only, arguments.skip)
     for notebook in chosen:
         check_parameters(notebook, {*parameters, "output_dir"})
+    reasons = {path.stem: chapter_lacks(path.stem, profile.settings) for path in chosen}
+    left_out = {stem: reason for stem, reason in reasons.items() if reason}
     runs = profile.runs.resolve()
     # figures/ shows the demo profile as it is shipped, never somebody's variation of it
     shipped = profile.name == SHIPPED_PROFILE and not settings and seed is None
     return Plan(
         profile,
         parameters,
-        chosen,
+        [path for path in chosen if path.stem not in left_out],
         sources=notebooks.resolve(),
         runs=runs,
         figures=figures.resolve() if shipped else runs / "figures",
         force=arguments.force,
         timeout=(CELL_TIMEOUTS.get(profile.name) if timeout is None else timeout) or None,
         whole=not arguments.only,
+        left_out=left_out,
     )
+
+
+def _sources(settings: Settings) -> dict[str, list[tuple[str, PairSource | AsCLSettings]]]:
+    """What the chapters read that is not the profile's own data, by notebook: (setting, source)."""
+    itr, ascl = settings.itr, settings.ascl
+    roles = ("unlabelled", "labelled", "judged") if itr else ()
+    return {
+        "08_itr": [(f"itr.{role}", getattr(itr, role)) for role in roles],
+        "09_ascl": [("ascl", ascl)] if ascl else [],
+    }
+
+
+def chapter_lacks(notebook: str, settings: Settings) -> str | None:
+    """What keeps a chapter with data of its own from being run, in words; None if nothing does."""
+    chapters = _sources(settings)
+    if notebook not in chapters:
+        return None
+    if not chapters[notebook]:
+        return f"the profile has no `{notebook.partition('_')[2]}` block"
+    for setting, source in chapters[notebook]:
+        if source.dataset not in DOMAINS and source.data_root is None:
+            return f"{source.dataset} is not given ({setting}.data_root)"
+    return None
+
+
+def rooted(settings: Settings, roots: Mapping[str, str]) -> dict[str, Any]:
+    """The overrides that put the settings' data sets into these folders; the rest are `domains`."""
+    over: dict[str, Any] = {}
+    if settings.dataset in roots:
+        over["data_root"] = roots[settings.dataset]
+    for setting, source in (pair for pairs in _sources(settings).values() for pair in pairs):
+        if source.dataset in roots:
+            *groups, last = f"{setting}.data_root".split(".")
+            place = over
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = roots[source.dataset]
+    others = {name: roots[name] for name in ARCHIVES if name in roots and name != settings.dataset}
+    return over | ({"domains": others} if others and settings.dataset in ARCHIVES else {})
+
+
+def parse_roots(
+    assignments: Sequence[str], named: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """``["n24news=FOLDER"]`` as whole paths by data set, and a line for each that is no folder.
+
+    Raises ReproduceError for what is no assignment and for a data set that is not `named`.
+    """
+    roots, said = {}, []
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in named or name in roots:
+            known = ", ".join(sorted(named))
+            raise ReproduceError(f"--roots {assignment}: write NAME=FOLDER once, of {known}")
+        folder = Path(text).expanduser().resolve()
+        if folder.is_dir():
+            roots[name] = str(folder)
+        else:
+            said.append(f"{name} is left out: {folder} is no folder")
+    return roots, said
+
+
+def make_plans(
+    arguments: argparse.Namespace, notebooks: Path, figures: Path
+) -> tuple[list[Plan], list[str]]:
+    """A plan of each profile that takes part, and what is left out, a line each.
+
+    Of a profile of several those take part whose folders are given. Chapters with data of their own
+    are the first's: they would measure the same again. Raises as `make_plan`.
+    """
+    parts = parts_of(arguments.profile)
+    profiles = parts or [arguments.profile]
+    settings = [load_profile(name, settings=parse_settings(arguments.set)).settings
+                for name in profiles]  # fmt: skip
+    chapters = [source for one in settings for pairs in _sources(one).values() for source in pairs]
+    named = {one.dataset for one in settings} | {source.dataset for _, source in chapters}
+    roots, said = parse_roots(arguments.roots, sorted({*named, *ARCHIVES}))
+    plans: list[Plan] = []
+    for name, own in zip(profiles, settings, strict=True):
+        if parts and own.dataset not in roots and not own.data_root:
+            if not any(line.startswith(f"{own.dataset} ") for line in said):
+                said.append(
+                    f"{own.dataset} is left out: no folder is given (ROOTS={own.dataset}=…)"
+                )
+            continue
+        plan = make_plan(arguments, notebooks, figures, name, roots)
+        said += [f"{name}: {stem} is left out: {why}" for stem, why in plan.left_out.items()]
+        shared = {stem for stem in _sources(own) if plans and stem not in plans[0].left_out}
+        kept = [path for path in plan.notebooks if path.stem not in shared]
+        plans.append(replace(plan, notebooks=kept))
+    if not plans:
+        raise ReproduceError("; ".join(said))
+    return plans, said
 
 
 def find_notebooks(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from entityclip.config import Profile
+from entityclip.config import Joined, Profile
 from entityclip.console import Refused
 from entityclip.files import atomic_write_text, claimed, read_json, replace
 
@@ -97,7 +97,7 @@ class InUse(OSError):
 
 
 @contextlib.contextmanager
-def alone_with(profile: Profile, figures: Path) -> Iterator[None]:
+def alone_with(profile: Profile | Joined, figures: Path) -> Iterator[None]:
     """Hold a profile's runs and a folder of figures, once what a killed run left there is undone.
 
     Raises InUse if another process holds one.

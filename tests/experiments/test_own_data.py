@@ -104,7 +104,7 @@ def test_own_data_need_no_more_than_a_folder(here):
         (["--data", "photos", "--backbone", "newsroom-tiny"], "has no weights; add --from-scratch"),
         (["--data", "photos", "--set", "data_root=/x"], "data_root is given twice"),
         (["--data", "photos", "--profile", "mine.yaml"], "there is no file .*mine.yaml"),
-        (["--data", "photos", "--profile", "owm"], "no profile 'owm'; there are demo, own"),
+        (["--data", "photos", "--profile", "owm"], "no profile 'owm'; there are demo, "),
         (["--data", "empty"], "is missing|there is no|no .*captions.csv|expected"),
     ],
 )

@@ -29,7 +29,7 @@ def test_the_drawn_profiles_have_no_problem_here(capsys):
 def test_a_check_prints_each_problem_and_without_training_those_of_data(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for training in (True, False):
-        Experiment(load_profile("paper")).check(training=training)
+        Experiment(load_profile("n24news")).check(training=training)
         data, *gpu = capsys.readouterr().out.splitlines()
         assert data.startswith("CHECK THIS FIRST: settings.data_root is not set, and n24news lies")
         assert len(gpu) == training

@@ -34,13 +34,21 @@ def test_each_file_of_figures_is_named_on_one_line_and_says_what_made_it(committ
         assert made_by(path.stem).encode() in path.read_bytes()[:4000], path.name
 
 
+NOT_LISTED = ("grid", "backbones", "backbones_differences")  # by the demo
+
+
 def test_each_figure_stands_with_a_notebook_that_shows_it():
     for name, figure in FIGURES.items():
         notebook = REPOSITORY / "notebooks" / f"{figure.notebook}.ipynb"
         assert f'\\"{name}\\"' in notebook.read_text(encoding="utf-8"), name
         assert (figure.rows is None) == (figure.draw is None)
     ten = (REPOSITORY / "notebooks" / "10_tables_and_figures.ipynb").read_text(encoding="utf-8")
-    assert [n for n in FROM_ROWS if f'\\"{n}\\"' not in ten and not n.startswith("ascl")] == []
+    # what chapters after it measure, they save themselves
+    earlier = [n for n in FROM_ROWS if FIGURES[n].notebook < "11" and not n.startswith("ascl")]
+    assert [n for n in earlier if f'\\"{n}\\"' not in ten] == []
+    for name in set(FROM_ROWS) - set(earlier):
+        notebook = REPOSITORY / "notebooks" / f"{FIGURES[name].notebook}.ipynb"
+        assert re.search(rf'\\"{name}\\", figures[,)]', notebook.read_text(encoding="utf-8")), name
 
 
 def test_what_has_no_rows_is_said_in_a_line(smoke, tmp_path, capsys):
@@ -113,6 +121,9 @@ def test_the_searchs_winner_is_compared_with_what_it_did_not_choose():
 def test_rows_of_a_run_that_is_not_complete_are_drawn_or_refused_by_name(name):
     profile = load_profile("demo")
     rows = FIGURES[name].rows(profile)
+    if name in NOT_LISTED:
+        assert rows.empty
+        return
     first = rows["variant"] == rows["variant"].iloc[0]
     for part in (rows[first], rows[~(first & (rows["seed"] == rows["seed"].max()))]):
         if len(part):

@@ -343,7 +343,7 @@ def test_misspelt_profiles_name_what_there_is(override, message):
 
 
 def test_defaults_are_the_authors():
-    config = load_profile("paper").settings.itr.objective
+    config = load_profile("n24news").settings.itr.objective
     assert (config.clusters, config.subset, config.batch_size) == (4, 5000, 32)
     assert (config.lr, config.head_lr_scale, config.temperature) == (1e-5, 100, 1.0)
     weights = [config.weight(task) for task in ALL]
