@@ -6,6 +6,8 @@ endif
 BIN := .venv/bin
 PROFILE ?= demo
 SET ?=
+# where data sets lie: ROOTS="n24news=/data/N24News tweets=/data/tweets"
+ROOTS ?=
 # tests run in so many processes, each with a thread of its own
 JOBS ?= 2
 # chapters of their own: ALL=1 runs them too, minutes more with the rows that are shipped
@@ -13,12 +15,14 @@ CHAPTERS := 07_generalization 08_itr 09_ascl
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: reproduce sweep test test-browser soak lint unit notebooks figures lab lock lock-check audit clean
+.PHONY: reproduce rehearsal sweep test test-browser soak lint unit notebooks figures lab lock lock-check audit clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce [PROFILE=demo] [FORCE=1]  run the notebooks; figures and tables at the end"
 	@echo "make reproduce ALL=1                     the chapters $(CHAPTERS) too"
+	@echo "make reproduce PROFILE=paper ROOTS=\"n24news=… visualnews=… goodnews=…\"  all of the paper's tables"
+	@echo "make rehearsal                           the same over three drawn archives"
 	@echo "make sweep [PROFILE=demo]                train and measure all variants of all tables (hours)"
 	@echo "make test                                lint, unit tests, notebooks against stored outputs"
 	@echo "make soak                                kill runs at 20 random moments, and other long tests"
@@ -49,7 +53,11 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 reproduce: .venv/.installed
 	$(BIN)/entityclip reproduce --profile $(PROFILE) $(if $(FORCE),--force) \
-	  $(if $(ALL),,--skip $(CHAPTERS)) $(foreach s,$(SET),--set $(s))
+	  $(if $(ROOTS),--roots $(ROOTS),$(if $(ALL),,--skip $(CHAPTERS))) $(foreach s,$(SET),--set $(s))
+
+# The paper's chain over three drawn archives, as it would run over the real ones: minutes.
+rehearsal: .venv/.installed
+	$(BIN)/python -m tests.rehearsal
 
 sweep: .venv/.installed
 	$(BIN)/entityclip sweep --profile $(PROFILE) --ship \

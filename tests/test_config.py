@@ -156,12 +156,12 @@ def test_a_profile_says_only_what_it_changes_of_its_base(tmp_path):
     assert mine.settings.model == smoke.settings.model
     for base in (str(own), 3, [own]):
         own.write_text(f"profile: mine\nbase: {base}\n")
-        with pytest.raises(ProfileError, match="mine.yaml: `base` is .*; name another profile"):
+        with pytest.raises(ProfileError, match=r"mine\.yaml: `base` is .*; name another profile"):
             load_profile(str(own))
     other = tmp_path / "other.yaml"
     other.write_text(f"profile: other\nbase: {own}\n")
     own.write_text(f"profile: mine\nbase: {other}\n")
-    with pytest.raises(ProfileError, match="other.yaml: `base` is .*; name another profile"):
+    with pytest.raises(ProfileError, match=r"other\.yaml: `base` is .*; name another profile"):
         load_profile(str(own))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from entityclip import identities
-from entityclip.config import config_hash, load_profile
+from entityclip.config import ProfileError, config_hash, load_profile
 from entityclip.datasets import DRAWN
 from entityclip.experiments.experiment import Experiment
-from entityclip.variants import DOMAINS, VARIANTS
+from entityclip.variants import DOMAINS, LISTED, VARIANTS, find_variant
 
 
 def hashes(kind, seed=0, **settings):
@@ -79,3 +81,49 @@ def test_a_domains_own_runs_are_those_of_the_main_table():
     )
     away = identities.domain_identity(settings, "clip", 0, other)
     assert (away["dataset"], away["start"]["dataset"]) == (other, own)
+
+
+def test_a_listed_table_trains_no_model_twice():
+    settings = load_profile("n24news").settings
+    for table in ("mixes", "grid"):
+        entries = identities.table_entries(settings, table)
+        models = [identities.model_config(settings, entry.variant) for entry in entries]
+        assert len({config_hash(model) for model in models}) == len(models) > 5
+        for entry, model in zip(entries, models, strict=True):
+            wanted = [float(n) for n in re.split("-| × ", entry.label)]
+            has = model.groups if table == "mixes" else (model.lambda_moe, model.eta_itm)
+            assert list(has) == wanted
+            same = [n for n in VARIANTS if n == entry.variant]
+            spelt = entry.variant.startswith(("mix-", "weights-"))
+            assert bool(same) != spelt
+            assert find_variant(entry.variant).name == entry.variant
+    known = {entry.label: entry.variant for entry in identities.table_entries(settings, "mixes")}
+    assert next(iter(known)) == "4-4-4"
+    assert (known["4-4-4"], known["4-4-0"]) == ("entityclip", "no-explanation-experts")
+
+
+def test_listed_settings_are_other_runs_of_the_same_data():
+    changes = {"backbones": [{"backbone": "ViT-B-16"}], "explanation_sources": {"mine": "x.jsonl"}}
+    settings = load_profile("n24news", settings=changes).settings
+    backbones = identities.table_entries(settings, "backbones")
+    assert [entry.settings.backbone for entry in backbones[::3]] == [
+        "ViT-B-32-quickgelu", "ViT-B-16",
+    ]  # fmt: skip
+    assert backbones[3].settings.pretrained is None  # a choice says its own weights, or none
+    sources = identities.table_entries(settings, "explanation_sources")
+    read = {entry.label: entry.settings.explanation_source for entry in sources}
+    assert read == {
+        "authors: EntityCLIP": "own", "authors: CLIP + bridge": "own",
+        "mine: EntityCLIP": "x.jsonl", "mine: CLIP + bridge": "x.jsonl",
+        "Caption as explanation": "own", "CLIP, fine-tuned": "own",
+    }  # fmt: skip
+    empty = load_profile("own").settings
+    assert [identities.table_entries(empty, table) for table in LISTED] == [[]] * len(LISTED)
+    with pytest.raises(ValueError, match=r"no table 'nope'; there are main, .*explanation_sources"):
+        identities.table_entries(empty, "nope")
+
+
+@pytest.mark.parametrize("mix", ["4-4", "17-4-4", "4-4-4-4", "a-b-c", "-1-4-4"])
+def test_a_mix_is_three_counts(mix):
+    with pytest.raises(ProfileError, match="mixes"):
+        load_profile("demo", settings={"mixes": [mix]})

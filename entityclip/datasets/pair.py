@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -282,6 +282,17 @@ class Pair:
             raise ImageError(
                 f"pair {self.id!r}: cannot read picture {self.image}: {error}"
             ) from error
+
+
+def with_pictures(pairs: Iterable[Pair], count: int) -> list[tuple[Pair, Image.Image]]:
+    """The first `count` pairs with their pictures, to be shown; past those that cannot be read."""
+    found: list[tuple[Pair, Image.Image]] = []
+    for pair in pairs:
+        if len(found) == count:
+            break
+        with contextlib.suppress(ImageError):
+            found.append((pair, pair.load_image()))
+    return found
 
 
 def data_fingerprint(pairs: Sequence[Pair]) -> str:

@@ -100,10 +100,9 @@ def _recall_panels(
     fill: Callable[[Axes, dict[str, pd.Series], Marks], None],
 ) -> Figure:  # fmt: skip
     """A column a split, a row a direction; `fill` gets an axis, its rows by variant, the marks."""
-    datasets = sorted(set(table["dataset"]))
-    if len(datasets) != 1:
-        found = ", ".join(datasets) or "no rows"
-        raise ValueError(f"a figure shows one dataset; the table has {found}")
+    if table.empty or table.groupby("split")["dataset"].nunique().max() > 1:
+        found = ", ".join(sorted(set(table["dataset"]))) or "no rows"
+        raise ValueError(f"a panel shows one dataset; the table has {found}")
     splits = in_order(table["split"], SPLIT_LABELS)
     variants = marks(in_order(table["variant"], VARIANT_LABELS))
     figure, axes = panels(len(directions), len(splits), height, sharex=True, sharey=True)

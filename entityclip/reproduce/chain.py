@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, notebooks: Path, figures: Path) -> int:
                     print(_titled(plan, rows, plans), flush=True)
                     write_report(rows, plan)
                 failed |= any(row.status == "failed" for row in rows)
-            if parts_of(arguments.profile) and not arguments.only:
+            if parts_of(arguments.profile):
                 failed |= bool(join_figures(arguments.profile, plans))
     except OSError as error:  # InUse, or what keeps a report from being written
         raise Refused(in_one_line(error)) from error

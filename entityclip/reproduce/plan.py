@@ -191,9 +191,8 @@ def make_plans(
     for name, own in zip(profiles, settings, strict=True):
         if parts and own.dataset not in roots and not own.data_root:
             if not any(line.startswith(f"{own.dataset} ") for line in said):
-                said.append(
-                    f"{own.dataset} is left out: no folder is given (ROOTS={own.dataset}=…)"
-                )
+                how = f"no folder is given (ROOTS={own.dataset}=FOLDER)"
+                said.append(f"{own.dataset} is left out: {how}")
             continue
         plan = make_plan(arguments, notebooks, figures, name, roots)
         said += [f"{name}: {stem} is left out: {why}" for stem, why in plan.left_out.items()]

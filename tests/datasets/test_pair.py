@@ -12,7 +12,14 @@ from PIL import Image
 
 from entityclip.datasets import load_pairs
 from entityclip.datasets import pair as pair_module
-from entityclip.datasets.pair import ImageError, Pair, data_fingerprint, decode, decoding
+from entityclip.datasets.pair import (
+    ImageError,
+    Pair,
+    data_fingerprint,
+    decode,
+    decoding,
+    with_pictures,
+)
 from tests.fixtures.pictures import Noise, draw, jpeg, save
 
 
@@ -249,3 +256,14 @@ def test_load_pairs_says_what_exists():
     ):
         with pytest.raises(ValueError, match=message):
             load_pairs(dataset, split, **options)
+
+
+def test_pictures_to_be_shown_are_those_that_can_be_read(tmp_path):
+    pairs = [Pair(str(n), save(tmp_path / f"{n}.jpg", n), "a caption") for n in range(4)]
+    (tmp_path / "1.jpg").write_bytes(b"")
+    (tmp_path / "2.jpg").unlink()
+    shown = with_pictures(iter(pairs), 2)
+    assert [pair.id for pair, _ in shown] == ["0", "3"]
+    assert shown[1][1].size == (48, 36)
+    assert with_pictures(pairs, 9) == with_pictures(pairs, 2)
+    assert with_pictures(pairs, 0) == []

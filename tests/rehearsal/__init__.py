@@ -1,0 +1,1 @@
+"""The paper's whole chain on drawn archives: `make rehearsal`, and a small form of it as a test."""
