@@ -45,6 +45,8 @@ MAP = {
                   "search with the trained model"),
     "12_controls_and_search": ("saved by 10",
                                "controls that could refute the claims; a search for better"),
+    "13_settings_and_cost": ("`mixes_differences`, `explanation_sources_differences`, `costs`",
+                             "expert mixes, weights, who explains, backbones, costs"),
 }  # fmt: skip
 
 

@@ -3,9 +3,9 @@
     python -m tests.rehearsal [--pairs 300] [--without visualnews] [--out runs/rehearsal]
 
 What it says of numbers is nothing; what it says of the chain is all: the same command, layouts,
-picture sizes and quirks as with the real archives. It draws them once below ``--out``, runs
-``entityclip reproduce --profile paper`` there and ends with a line a table or figure: cells
-expected, cells filled. Stopped, it goes on where it was. Exit 0 if all are filled.
+picture sizes and quirks as with the real archives. It draws them once below ``--out``, prepares
+their pictures, runs ``entityclip reproduce --profile paper`` there and ends with a line a table or
+figure: cells expected, cells filled. Stopped, it goes on where it was. Exit 0 if all are filled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from entityclip.config import REPOSITORY
@@ -62,16 +63,21 @@ def main() -> int:
 
 
 def rehearse(roots: dict[str, Path], out: Path, only: list[str], **change: object) -> int:
-    """Run the chain as a user would; its exit code."""
+    """Prepare the pictures and run the chain as a user would; its exit code."""
     told = next(root.parent for root in roots.values()) / "llm_explanations.jsonl"
     sources = {"authors": "own", "an LLM": str(told)}
-    settings = SETTINGS | {"explanation_sources": sources} | change
-    assignments = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "entityclip", "reproduce", "--profile", "paper"]
-    command += ["--roots", *(f"{name}={root}" for name, root in roots.items())]
-    command += ["--set", *assignments, *(["--only", *only] if only else [])]
+    settings = SETTINGS | {"explanation_sources": sources, "prepared": "auto"} | change
+    command = [sys.executable, "-m", "entityclip"]
     environment = {**os.environ, "ENTITYCLIP_RUNS": str(out), "TQDM_DISABLE": "1"}
-    return subprocess.run(command, env=environment, cwd=out).returncode
+    run = partial(subprocess.run, env=environment, cwd=out)
+    for name, root in roots.items():
+        if root.is_dir():
+            prepare = [*command, "data", "prepare", name, "--root", root, "--quiet"]
+            run(prepare, check=True, stdout=subprocess.DEVNULL)
+    command += ["reproduce", "--profile", "paper"]
+    command += ["--roots", *(f"{name}={root}" for name, root in roots.items())]
+    command += ["--set", *(f"{name}={json.dumps(value)}" for name, value in settings.items())]
+    return run([*command, *(["--only", *only] if only else [])]).returncode
 
 
 if __name__ == "__main__":
