@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tqdm.auto import tqdm
 
@@ -84,6 +86,34 @@ def progress_bar(*arguments: Any, show: bool, **options: Any) -> tqdm:
         quiet = {"mininterval": _SECONDS, "maxinterval": 2 * _SECONDS, "delay": _SECONDS}
         options = {**quiet, "file": _Lines(sys.stderr), **options}
     return tqdm(*arguments, **options, disable=hidden)
+
+
+class Part(NamedTuple):
+    """One of `count` parts of a work that is done side by side; `index` counts from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def has(self, number: int) -> bool:
+        """Whether it does the unit of that number, counted from 0; every unit is one part's."""
+        return number % self.count == self.index - 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Of ``3/8``. Raises argparse's error for anything else."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise argparse.ArgumentTypeError(f"{text!r} is no part such as 3/8, from 1/8 to 8/8")
+        return cls(int(found[1]), int(found[2]))
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """The option ``--shard`` of a command whose work may be done by several jobs."""
+    parser.add_argument("--shard", type=Part.parse, metavar="I/N", help="do part I of N, beside "
+        "jobs that do the others; then the same command without it puts them together")  # fmt: skip
 
 
 class _Lines:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from entityclip.console import refusing
+from entityclip.console import add_part, refusing
 from entityclip.datasets import DATASETS, DRAWN
 from entityclip.datasets.manifest import MANIFEST, Entry, ManifestError, load_manifest
 from entityclip.datasets.prepared import data_folder
@@ -100,8 +100,12 @@ def _prepare(options: argparse.Namespace, entry: Entry) -> int:
     out = _home(options) / copy_name(options.dataset, tables[0].root, asdict(chosen), splits)
     manifest = prepare(
         options.dataset, tables, out, chosen, workers=options.workers,
-        max_broken=options.max_broken, progress=not options.quiet,
+        max_broken=options.max_broken, progress=not options.quiet, part=options.shard,
     )  # fmt: skip
+    if manifest is None:
+        print(printable(f"part {options.shard} is done below {out}; when all parts are, the same "
+                        "command without --shard puts them together"))  # fmt: skip
+        return 0
     for name, problem in list(manifest["broken"].items())[:_SHOWN]:
         print(printable(f"left out: {name}: {problem}"))
     print(printable(
@@ -152,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.set_defaults(run=_summary)
     summary.add_argument("--pictures", type=int, default=500, help="sampled for their size")
     prepare.set_defaults(run=_prepare)
+    add_part(prepare)
     prepare.add_argument("--side", type=int, default=256, help="shorter side, pixels")
     prepare.add_argument("--quality", type=int, default=90, help="of the JPEGs")
     prepare.add_argument("--lossless", action="store_true", help="PNG instead of JPEG")

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from entityclip.console import progress_bar
+from entityclip.console import Part, progress_bar
 from entityclip.datasets.pair import Picture, decode, decoding
 from entityclip.datasets.prepared import (
     MANIFEST,
@@ -78,8 +78,12 @@ def prepare(
     workers: int = 4,
     max_broken: float = 0.01,
     progress: bool = True,
-) -> dict[str, Any]:
+    part: Part | None = None,
+) -> dict[str, Any] | None:
     """Write every distinct picture of the tables below `out`; what ``prepared.json`` then holds.
+
+    With `part` only its shards and no ``prepared.json``: None. A call without it, after all parts,
+    makes what they left and writes it.
 
     A stopped call goes on at its first missing shard; finished shards are kept if their bytes,
     their pictures' names and sizes, and the options are unchanged. The same originals and options
@@ -101,11 +105,16 @@ def prepare(
     with ThreadPoolExecutor(max(1, workers)) as pool, bar:
         starts = range(0, len(names), options.shard_pictures)
         for number, start in enumerate(starts):
+            if part and not part.has(number):
+                bar.update(min(starts.step, len(names) - start))
+                continue
             chosen = {name: pictures[name] for name in names[start : start + starts.step]}
             path = out / f"{dataset}-{number:06d}.tar"
             shard, lost = _shard(path, chosen, start, described, pool, bar.update)
             shards.append(shard)
             broken.update(lost)
+    if part:
+        return None
     if len(broken) > max_broken * len(names):
         shown = "; ".join(f"{name}: {problem}" for name, problem in list(broken.items())[:5])
         raise PreparedError(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import entityclip.datasets as data
 import entityclip.explanations as ex
 from entityclip.config import HUB, OWN_DATA, load_profile
-from entityclip.console import Refused, guarded, refusing
+from entityclip.console import Refused, add_part, guarded, refusing
 from entityclip.files import unwritable
 
 if TYPE_CHECKING:
@@ -51,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason := unwritable(out.parent):
             raise Refused(f"{reason}: give another --out, or set ENTITYCLIP_RUNS")
         llm = _llm(options)
-    code = _explain(pairs, llm, prompt, out)
+    if options.shard:
+        out = _of_part(out, f"{options.shard.index}-of-{options.shard.count}")
+        code = _explain(ex.shard(pairs, options.shard), llm, prompt, out)
+        print(f"part {options.shard} is kept in {out}; when all parts are done, the same command "
+              "without --shard joins them")  # fmt: skip
+        return code
+    code = _explain(pairs, llm, prompt, out, parts=sorted(out.parent.glob(_of_part(out, "*").name)))
     if options.data:
         print(f"kept in {out}" + ("; train --data reads it" if options.out is None else ""))
     return code
@@ -63,11 +69,22 @@ def _kept_at(folder: str) -> Path:
     return load_profile("own", settings={"data_root": root}).extracted
 
 
-def _explain(pairs: list[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path) -> int:
+def _of_part(out: Path, which: str) -> Path:
+    """The cache of one part of a run that ``--shard`` divides."""
+    return out.with_name(f"{out.stem}.part-{which}{out.suffix}")
+
+
+def _explain(
+    pairs: Sequence[Pair], llm: ex.LLM, prompt: ex.Prompt, out: Path, parts: Sequence[Path] = ()
+) -> int:
     from entityclip.explanations.extraction import told_notes
 
     captions = {pair.caption for pair in pairs if pair.caption.strip()}
     source = ex.Source(llm.model, prompt.version, ex.Sampling())
+    if parts:
+        order = ex.cache_keys((pair.caption for pair in pairs), source)
+        joined = ex.merge_caches(parts, out, order)
+        print(f"{joined['added']} rows of {len(parts)} parts joined")
     with ex.ExplanationCache(out) as cache:
         asked = len(cache.missing(ex.cache_keys(captions, source)))
         rows = ex.explain(pairs, llm, cache, prompt=prompt)
@@ -121,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="the cache, JSON lines; made or gone on with (default with "
         "--data: where training on it looks)")  # fmt: skip
     add("--workers", type=int, default=32, help="captions asked at a time (default: %(default)s)")
+    add_part(parser)
     return parser
 
 

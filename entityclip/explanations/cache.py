@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -67,8 +67,9 @@ class Explanation:
     def made_now(
         cls, id: str, text: str, source: Source, reason: str, checks: tuple[str, ...]
     ) -> Explanation:
-        """A first attempt's row of now, with the text's hash."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        """A first attempt's row of now, or of SOURCE_DATE_EPOCH, with the text's hash."""
+        seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+        now = datetime.fromtimestamp(seconds, UTC).isoformat()
         return cls(id, text, *source, reason, text_sha(text), checks, 1, now)
 
     @property
@@ -192,6 +193,10 @@ class ExplanationCache(AbstractContextManager):
         start = self._index.get(key)
         return None if start is None else self._parse(start)
 
+    def keys(self) -> list[bytes]:
+        """The keys of all rows, in the order they were appended."""
+        return list(self._index)
+
     def rows(self) -> Iterator[tuple[bytes, Explanation]]:
         """All rows with their keys, in the order they were appended."""
         for key, start in list(self._index.items()):
@@ -236,10 +241,13 @@ def encode_row(key: bytes, row: Explanation) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, int]:
+def merge_caches(
+    parts: Sequence[str | Path], target: str | Path, order: Iterable[bytes] = ()
+) -> dict[str, int]:
     """Bring the rows of several caches, e.g. of an extraction's shards, into one.
 
-    A key that is in `target` or an earlier part keeps that row. Returns how many rows were
+    First the keys of `order`, as one run that is answered in order would append them, then the
+    rest. A key that is in `target` or an earlier part keeps that row. Returns how many rows were
     ``added`` and how many ``already_there``. The parts are only read.
     Raises FileNotFoundError for a part that does not exist, before anything is written.
     """
@@ -247,12 +255,14 @@ def merge_caches(parts: Sequence[str | Path], target: str | Path) -> dict[str, i
         if not Path(part).is_file():
             raise FileNotFoundError(f"{part} does not exist; has that shard run?")
     counts = {"added": 0, "already_there": 0}
-    with ExplanationCache(target) as whole:
-        for part in parts:
-            with ExplanationCache(part, write=False) as cache:
-                rows = cache.rows()
-                while block := list(islice(rows, 1000)):
-                    added = whole.append(block)
-                    counts["added"] += added
-                    counts["already_there"] += len(block) - added
+    with ExitStack() as stack:
+        whole = stack.enter_context(ExplanationCache(target))
+        caches = [stack.enter_context(ExplanationCache(part, write=False)) for part in parts]
+        first: dict[bytes, ExplanationCache] = {}
+        for cache in reversed(caches):
+            first |= dict.fromkeys(cache.keys(), cache)
+        keys = iter(dict.fromkeys([key for key in order if key in first] + list(first)))
+        while block := [(key, first[key].read(key)) for key in islice(keys, 1000)]:
+            counts["added"] += whole.append(block)
+    counts["already_there"] = sum(map(len, caches)) - counts["added"]
     return counts

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from entityclip.console import progress_bar
+from entityclip.console import Part, progress_bar
 from entityclip.datasets.pair import Pair
 from entityclip.explanations.answers import SPENT, STOPPED, clean_answer
 from entityclip.explanations.cache import Explanation, ExplanationCache, Source, cache_keys
@@ -95,20 +95,17 @@ def told_notes(rows: Iterable[Explanation]) -> str:
     return "; no answer: " * bool(common) + ", ".join(f"{n} x {note}" for note, n in common)
 
 
-def shard(pairs: Sequence[Pair], index: int, count: int) -> list[Pair]:
-    """The pairs that worker `index` of `count` explains: a caption always has the same worker.
+def shard(pairs: Sequence[Pair], part: Part) -> list[Pair]:
+    """The pairs that a part explains, in a cache of its own: a caption is always the same part's.
 
-    Give each worker its own cache and join these with `merge_caches`. Raises ValueError for an
-    index that is not from 0 to count - 1.
+    `merge_caches` joins the parts' caches.
     """
-    if not 0 <= index < count:
-        raise ValueError(f"shard {index} of {count}; the index goes from 0 to {count - 1}")
 
     def number(caption: str) -> int:
         raw = caption.encode("utf-8", "surrogatepass")
         return int.from_bytes(blake2b(raw, digest_size=8).digest())
 
-    return [pair for pair in pairs if number(pair.caption) % count == index]
+    return [pair for pair in pairs if part.has(number(pair.caption))]
 
 
 class _Extraction:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entityclip.config import runs_folder
-from entityclip.console import Refused
+from entityclip.console import Refused, add_part
 from entityclip.datasets import DATASETS, load_pairs
 from entityclip.files import atomic_write_text, unwritable
 
@@ -44,7 +44,12 @@ def embed(argv: Sequence[str] | None = None) -> int:
     found = embedding.embed(
         options.checkpoint, images, texts, model=options.model, cache=options.cache,
         batch_size=options.batch_size, workers=options.workers, progress=not options.quiet,
+        part=options.shard,
     )  # fmt: skip
+    if options.shard:
+        print(f"part {options.shard}, {found.report}\nkept in {options.cache}; when all parts are "
+              f"done, the same command without --shard writes {options.out}")  # fmt: skip
+        return 0
     for number in blank:
         found.report.left_out.add("blank lines", f"line {number}")
     empty = [n for n in ("images", "texts") if (one := getattr(found, n)) is not None and not one]
@@ -84,6 +89,7 @@ def _embed_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=4, help="threads that read and decode")
     add("--quiet", action="store_true", help="no progress bar")
+    add_part(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entityclip.console import progress_bar
+from entityclip.console import Part, progress_bar
 from entityclip.datasets.dataset import picture_tensor, split_preprocess
 from entityclip.datasets.pair import ImageError, decoding
 from entityclip.devices import best_device
@@ -188,6 +188,7 @@ def embed(
     workers: int = 4,
     device: str | torch.device | None = None,
     progress: bool = True,
+    part: Part | None = None,
 ) -> Embedded:
     """Embed pictures and texts in a CLIP's joint space: normalised float32 vectors with their ids.
 
@@ -202,6 +203,8 @@ def embed(
         batch_size: pictures or texts a forward pass.
         workers: threads that read and decode.
         device: None: the GPU if there is one. A loaded model is back on its own afterwards.
+        part: only its batches are read, embedded and kept in `cache`, and only their vectors given.
+            A call without it, after all parts, has what they kept and embeds what they left.
 
     What cannot be read is left out and told in the report; equal files are embedded once. Vectors
     are open_clip's own ``F.normalize(encode_image(preprocess(picture)))``.
@@ -210,12 +213,14 @@ def embed(
         raise ValueError("nothing to embed: give images, texts or both")
     if min(batch_size, workers) < 1:
         raise ValueError(f"batch_size {batch_size}, workers {workers}: each must be >= 1")
+    if part and not cache:
+        raise ValueError(f"part {part} needs a cache, where all parts meet")
     if cache and (reason := unwritable(cache)):
         raise ValueError(f"{reason}: set ENTITYCLIP_RUNS, or give another cache (--cache)")
     backbone = load_encoder(checkpoint, model)
     folder = Path(cache).expanduser() / fingerprint(backbone) if cache else None
     report, of_images, of_texts = EmbedReport(), None, None
-    encoder = _Encoder(backbone, folder, report, batch_size, workers, progress)
+    encoder = _Encoder(backbone, folder, report, batch_size, workers, progress, part)
     home, away = backbone.device, device or best_device()
     try:
         with evaluating(backbone.to(away)):
@@ -250,6 +255,7 @@ class _Encoder:
     batch_size: int  # pictures or texts read, run through the model, and kept together
     workers: int  # threads that read and decode
     progress: bool
+    part: Part | None = None
 
     def pictures(self, sources: Mapping[str, Source]) -> Vectors:
         """Encode pictures: ``F.normalize(encode_image(preprocess(picture)))``."""
@@ -297,16 +303,19 @@ class _Encoder:
     ) -> tuple[dict[str, str], Vectors]:
         """Read and encode what the cache does not have: the key of each id, and the vectors.
 
-        `opened` gives an item's key and what loads it. The cache is ours alone until all is done.
+        `opened` gives an item's key and what loads it. The cache is ours alone until all is done,
+        or a part's alone. A batch is one part's, so that its vectors are those of one run to the
+        bit; a picture that two parts hold is encoded by both.
         """
         names, folder = list(items), self.folder and self.folder / kind
+        lock = ".lock" if self.part is None else f".lock-{self.part.index}-of-{self.part.count}"
         keys: dict[str, str] = {}
         with (
-            claimed(folder / ".lock", wait=True) if folder else nullcontext(),
+            claimed(folder / lock, wait=True) if folder else nullcontext(),
             ThreadPoolExecutor(self.workers) as pool,
             progress_bar(total=len(names), desc=kind, show=self.progress) as bar,
         ):
-            known = VectorCache(folder, self.backbone.width)
+            known = VectorCache(folder, self.backbone.width, self.part)
             before = len(known.vectors)
 
             def read(name: str) -> _Read | ImageError:
@@ -319,8 +328,11 @@ class _Encoder:
                 except ImageError as error:
                     return error
 
-            for start in range(0, len(names), self.batch_size):
+            for number, start in enumerate(range(0, len(names), self.batch_size)):
                 batch = names[start : start + self.batch_size]
+                if self.part and not self.part.has(number):
+                    bar.update(len(batch))
+                    continue
                 new: dict[str, _Read] = {}
                 for name, got in zip(batch, pool.map(read, batch), strict=True):
                     if isinstance(got, ImageError):

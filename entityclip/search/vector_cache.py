@@ -19,6 +19,7 @@ from entityclip.checkpoints import (
     refuse_misfit,
     write_checkpoint,
 )
+from entityclip.console import Part
 from entityclip.models.clip import Backbone
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,13 @@ class _Chunk(TypedDict):
 class VectorCache:
     """What was encoded so far: key → vector [d], and signature of a file → the key it was read as.
 
-    A batch is a .safetensors file below `folder`, named after its first key; None: kept in memory
-    only. A chunk that is damaged, or none of ours, is passed over with a warning: what it held is
-    encoded anew.
+    A batch is a .safetensors file below `folder`, named after its first key and the `part` whose it
+    is; None: kept in memory only. A chunk that is damaged, or none of ours, is passed over with a
+    warning: what it held is encoded anew.
     """
 
-    def __init__(self, folder: Path | None, width: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, width: int, part: Part | None = None) -> None:
+        self.folder, self.part = folder, part
         self.vectors: dict[str, np.ndarray] = {}
         self.keys: dict[str, str] = {}
         for path in sorted(folder.glob("*.safetensors")) if folder else ():
@@ -69,7 +70,9 @@ class VectorCache:
         """Keep `vectors` [n, d] float32 of n new keys, and the keys of some files' signatures."""
         if self.folder:
             meta = {"keys": list(keys), "signatures": dict(signatures)}
-            path = self.folder / f"{keys[0]}.safetensors"
+            # two parts may meet the same picture first
+            of = f"-{self.part.index}-of-{self.part.count}" if self.part else ""
+            path = self.folder / f"{keys[0]}{of}.safetensors"
             write_checkpoint(path, {"vectors": torch.from_numpy(vectors)}, meta)
         self.vectors |= zip(keys, vectors, strict=True)
         self.keys |= signatures

@@ -12,6 +12,7 @@ from open_clip.transform import image_transform
 
 from entityclip import files
 from entityclip.config import load_profile
+from entityclip.console import Part
 from entityclip.datasets import load_pairs
 from entityclip.datasets import prepare as prepare_module
 from entityclip.datasets.pair import ImageError, data_fingerprint
@@ -32,9 +33,10 @@ def table(tmp_path):
     return load_pairs("n24news", "train", root=root)
 
 
-def make(table, out, max_broken=0.01, **options):
+def make(table, out, max_broken=0.01, part=None, **options):
     options = PrepareOptions(**{"shard_pictures": 5, **options})
-    return prepare("n24news", [table], out, options, max_broken=max_broken, progress=False)
+    how = {"max_broken": max_broken, "progress": False, "part": part}
+    return prepare("n24news", [table], out, options, **how)
 
 
 def load(table, out):
@@ -122,6 +124,21 @@ def turned(path, at=2000):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def test_parts_side_by_side_come_to_the_same_bytes_as_one_run(table, tmp_path):
+    expected = make(table, tmp_path / "whole")
+    for part in (Part(2, 2), Part(1, 2)):
+        assert make(table, tmp_path / "out", part=part) is None
+        with pytest.raises(PreparedError, match=r"has no prepared\.json"):
+            load(table, tmp_path / "out")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert len(made) == 3
+    assert make(table, tmp_path / "out") == expected
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # none was made again
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    make(table, tmp_path / "some", part=Part(3, 3))
+    assert make(table, tmp_path / "some") == expected  # what parts left is made
 
 
 def test_a_changed_original_or_a_lost_shard_is_made_anew(table, tmp_path):

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 
 import pytest
 
+from entityclip.console import Part
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
 from entityclip.explanations import (
     CacheError,
@@ -206,9 +207,10 @@ def test_it_is_killed_once_there_are_so_many_rows_or_says_that_there_were_fewer(
         explain_until_killed(pairs, path, rows=121)
 
 
-def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, path):
+def test_shards_are_disjoint_complete_and_merge_into_the_same_bytes(tmp_path, path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # rows say when they were made
     pairs = [*PAIRS, replace(PAIRS[0], id="again")]
-    parts = [shard(pairs, index, 3) for index in range(3)]
+    parts = [shard(pairs, Part(index, 3)) for index in (1, 2, 3)]
     assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in pairs)
     assert all(parts)
     assert sum(PAIRS[0].caption in {pair.caption for pair in part} for part in parts) == 1
@@ -218,12 +220,15 @@ def test_shards_are_disjoint_complete_and_merge_into_the_same_answer(tmp_path, p
     distinct = len({pair.caption for pair in pairs})
     assert merge_caches(files, path) == {"added": distinct, "already_there": 0}
     assert merge_caches(files, path) == {"added": 0, "already_there": distinct}
+    whole = tmp_path / "whole.jsonl"
+    filled(whole, pairs)
+    ordered = tmp_path / "ordered.jsonl"
+    merge_caches(files[::-1], ordered, cache_keys((pair.caption for pair in pairs), SOURCE))
+    assert ordered.read_bytes() == whole.read_bytes()
     # of the same name, but it would answer nothing: all is there
     rows = explain(pairs, StubLLM(lambda p, s: "", model=SOURCE.model), path, progress=False)
     assert [row.id for row in rows] == [pair.id for pair in pairs]
     assert all(row.text for row in rows)
-    with pytest.raises(ValueError, match="from 0 to 2"):
-        shard(pairs, 3, 3)
     with pytest.raises(FileNotFoundError, match="has that shard run"):
         merge_caches([tmp_path / "none.jsonl"], path)
 

@@ -40,6 +40,37 @@ def test_the_knowledge_base_explains_what_trains_and_goes_on(run, tmp_path):
         assert len(cache) == 12
 
 
+def test_parts_side_by_side_come_to_the_same_bytes_as_one_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    asked = ["--dataset", "newsroom", "--limit", "40", KNOWLEDGE, "--out"]
+    assert main([*asked, str(tmp_path / "whole.jsonl")]) == 0
+    out = str(tmp_path / "cache.jsonl")
+    for part in ("3/3", "1/3"):
+        assert main([*asked, out, "--shard", part]) == 0
+    assert not (tmp_path / "cache.jsonl").exists()
+    assert "part 1/3 is kept in" in capsys.readouterr().out
+    assert main([*asked, out, "--shard", "2/3"]) == 0
+    assert main([*asked, out]) == 0
+    said = capsys.readouterr().out
+    assert "80 rows of 3 parts joined" in said
+    assert "80 captions: 0 asked, 80 reused" in said
+    assert (tmp_path / "cache.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    # what a part left undone is asked by the call that joins them
+    other = str(tmp_path / "other.jsonl")
+    assert main([*asked, other, "--shard", "2/2"]) == 0
+    assert main([*asked, other]) == 0
+    with ExplanationCache(other) as cache:
+        assert len(cache) == 80
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1/0", "x", "1", "-1/3", "1/3/3", ""])
+def test_what_is_no_part_is_refused(part, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--dataset", "newsroom", KNOWLEDGE, "--out", "x", f"--shard={part}"])
+    assert stop.value.code == 2
+    assert f"{part!r} is no part such as 3/8, from 1/8 to 8/8" in capsys.readouterr().err
+
+
 def test_a_server_is_asked_and_what_it_leaves_is_counted(run, tmp_path):
     pytest.importorskip("openai", reason="needs the extra `llm`")
     from tests.fake_llm_server import FakeServer

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import entityclip
 from entityclip.__main__ import main as command_line
 from entityclip.checkpoints import read_meta, read_tensors, write_checkpoint
+from entityclip.console import Part
 from entityclip.datasets import load_pairs
 from entityclip.models.clip import Backbone, BackboneError
 from entityclip.models.encoder import load_encoder
@@ -460,6 +461,42 @@ def test_the_command_embeds_resumes_and_reports(weights, tmp_path, capsys):
     assert Vectors.load(out).ids == ["00.jpg", "01.jpg", "02.jpg"]
     report = json.loads(out.with_suffix(".report.json").read_text())
     assert list(report["unreadable"]) == ["bad.jpg"]
+
+
+def test_parts_side_by_side_come_to_the_same_bytes_as_one_run(weights, tmp_path, capsys):
+    folder = pictures(tmp_path / "in", 23)
+    for name, of in (("twice.jpg", "03.jpg"), ("again.jpg", "19.jpg")):  # in several parts
+        (folder / name).write_bytes((folder / of).read_bytes())
+    (folder / "bad.jpg").write_bytes(b"no")
+    asked = [str(weights), "--model", "newsroom-tiny", "--images", str(folder), "--quiet"]
+    asked += ["--batch-size", "4"]
+
+    def run(name, cache, *more):
+        out = tmp_path / name
+        assert main([*asked, "--out", str(out), "--cache", str(tmp_path / cache), *more]) == 0
+        report = out.with_suffix(".report.json")
+        told = json.loads(report.read_text()) if report.exists() else None
+        return out, told and {**told, "embedded": 0}
+
+    whole, expected = run("whole.parquet", "one")
+    for part in ("2/3", "3/3", "1/3"):
+        out, told = run("joined.parquet", "two", "--shard", part)
+        assert told is None
+        assert not out.exists()
+    said = capsys.readouterr().out
+    assert "part 2/3, 8 pictures and 0 texts" in said
+    assert "when all parts are done, the same command without --shard writes" in said
+    joined, told = run("joined.parquet", "two")
+    assert told == expected
+    assert "25 pictures and 0 texts, 0 embedded now" in capsys.readouterr().out
+    assert joined.read_bytes() == whole.read_bytes()
+    run("some.parquet", "three", "--shard", "2/3")  # and what parts left is embedded
+    assert run("some.parquet", "three")[0].read_bytes() == whole.read_bytes()
+
+
+def test_a_part_without_a_cache_is_refused(backbone):
+    with pytest.raises(ValueError, match="part 1/2 needs a cache, where all parts meet"):
+        embed(backbone, texts=["a"], part=Part(1, 2))
 
 
 def test_the_command_embeds_a_split(weights, tmp_path, capsys):
