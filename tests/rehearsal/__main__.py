@@ -68,7 +68,9 @@ def rehearse(roots: dict[str, Path], out: Path, only: list[str], **change: objec
     sources = {"authors": "own", "an LLM": str(told)}
     settings = SETTINGS | {"explanation_sources": sources, "prepared": "auto"} | change
     command = [sys.executable, "-m", "entityclip"]
-    environment = {**os.environ, "ENTITYCLIP_RUNS": str(out), "TQDM_DISABLE": "1"}
+    # one thread: a tiny model gains nothing by two, and loses much where others compute beside it
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "TQDM_DISABLE": "1"}
+    environment["ENTITYCLIP_RUNS"] = str(out)
     run = partial(subprocess.run, env=environment, cwd=out)
     for name, root in roots.items():
         if root.is_dir():
