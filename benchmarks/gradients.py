@@ -26,6 +26,18 @@ def noise(batch: int, length: int, width: int, device: str, at: Tensor | None = 
     return Tokens(tokens[rows, at], tokens, valid, at)
 
 
+def both_passes(
+    loss_of: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[float, Tensor]:
+    """A loss and its gradient by `inputs`, one flat row; those of `parameters` are found anew."""
+    for tensor in (*inputs, *parameters):
+        tensor.grad = None
+    loss = loss_of()
+    loss.backward()
+    # .item() waits for all that a GPU was given to do
+    return loss.item(), torch.cat([tensor.grad.flatten() for tensor in inputs])
+
+
 def compare_gradients(
     ways: Mapping[str, Callable[[], Tensor]],
     inputs: Sequence[Tensor],
@@ -37,17 +49,9 @@ def compare_gradients(
     Medians of wall and of processor time, their ratios, and the largest difference of a gradient of
     `inputs`, relative to the largest gradient; `parameters` are all others that have one.
     """
-
-    def both_passes(loss_of: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        for tensor in (*inputs, *parameters):
-            tensor.grad = None
-        loss = loss_of()
-        loss.backward()
-        # .item() waits for all that a GPU was given to do
-        return loss.item(), torch.cat([tensor.grad.flatten() for tensor in inputs])
-
     found, taken = take_turns(
-        {name: lambda way=way: both_passes(way) for name, way in ways.items()}, repeats
+        {name: lambda way=way: both_passes(way, inputs, parameters) for name, way in ways.items()},
+        repeats,
     )
     literal, ours = (medians(rounds) for rounds in taken.values())
     for name, (wall, processor) in zip(found, (literal, ours), strict=True):

@@ -39,7 +39,8 @@ class ExpertGroup(nn.Module):
     """`n` experts with stacked weights, evaluated together as batched matmuls.
 
     There is no key bias: softmax ignores it. `attend` and `finish` are the two halves of the block,
-    apart so that several queries on different sequences share one `finish`.
+    apart so that several queries on different sequences share one `finish`. Weights and keys stand
+    left in their products with features: their gradients then have their layout and need no copy.
     """
 
     def __init__(self, n: int, width: int, heads: int = 1):
@@ -81,13 +82,11 @@ class ExpertGroup(nn.Module):
 
     def fold_query(self, query: Tensor) -> Tensor:
         """Normalised query rows x̂ [B, d] to folded queries u [B, n·heads, d] for `attend`."""
-        batch, head_width = len(query), self.width // self.heads
         x = query * self.ln1_weight[:, None] + self.ln1_bias[:, None]  # [n, B, d]
-        q = torch.baddbmm(self.query_bias[:, None], x, self.query_weight.mT)
-        q = q.view(self.n, batch, self.heads, head_width).transpose(1, 2)  # [n, h, B, d/h]
-        key = self.key_weight.view(self.n, self.heads, head_width, self.width)
-        u = (q @ key) * (self.ln1_weight[:, None, None] / math.sqrt(head_width))  # [n, h, B, d]
-        return u.reshape(self.n * self.heads, batch, self.width).transpose(0, 1)
+        q = torch.baddbmm(self.query_bias[..., None], self.query_weight, x.mT)  # [n, d, B]
+        q, key = (part.unflatten(1, (self.heads, -1)) for part in (q, self.key_weight))
+        scale = self.ln1_weight[:, None, None] / math.sqrt(self.width // self.heads)
+        return (q.mT @ key * scale).flatten(0, 1).transpose(0, 1)
 
     def attend(self, folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
         """Weighted sums [B, m, d] of normalised tokens `keys` [B, L, d], one a folded query."""
@@ -96,24 +95,23 @@ class ExpertGroup(nn.Module):
     @staticmethod
     def attention(folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
         """Attention weights [B, m, L]; tokens that are not `valid` [B, L] get none."""
-        scores = folded @ keys.mT
+        scores = (keys @ folded.mT).mT
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None], -torch.inf)
         return scores.softmax(dim=-1)
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
         """Rest of the block: residual rows x [B, d] and `context` [B, n·heads, d] to [B, n, d]."""
-        batch, head_width = len(x), self.width // self.heads
-        context = context.view(batch, self.n, self.heads, self.width).permute(1, 2, 0, 3)
+        context = context.unflatten(1, (self.n, self.heads)).permute(1, 2, 0, 3)
         y = context * self.ln1_weight[:, None, None] + self.ln1_bias[:, None, None]  # [n, h, B, d]
-        value = self.value_weight.view(self.n, self.heads, head_width, self.width)
-        v = (y @ value.mT).transpose(1, 2).reshape(self.n, batch, self.width)
-        v = v + self.value_bias[:, None]
-        z = x + torch.baddbmm(self.out_bias[:, None], v, self.out_weight.mT)  # [n, B, d]
+        value = self.value_weight.unflatten(1, (self.heads, -1))  # [n, h, d/h, d]
+        v = (value @ y.mT).flatten(1, 2) + self.value_bias[..., None]  # [n, d, B]
+        z = x + torch.baddbmm(self.out_bias[..., None], self.out_weight, v).mT  # [n, B, d]
         h = normalize_tokens(z) * self.ln2_weight[:, None] + self.ln2_bias[:, None]
-        h = torch.baddbmm(self.fc_bias[:, None], h, self.fc_weight.mT)
+        h = torch.baddbmm(self.fc_bias[..., None], self.fc_weight, h.mT)  # [n, 4d, B]
         h = h * torch.sigmoid(1.702 * h)  # QuickGELU
-        return (z + torch.baddbmm(self.proj_bias[:, None], h, self.proj_weight.mT)).transpose(0, 1)
+        out = torch.baddbmm(self.proj_bias[..., None], self.proj_weight, h).mT
+        return (z + out).transpose(0, 1)
 
     def forward(self, x: Tensor, x_hat: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
         """Rows x [B, d] (normalised: `x_hat`) over `keys` [B, L, d] to expert vectors [B, n, d]."""
