@@ -153,8 +153,8 @@ def measure(dataset: str, root: Path) -> None:
     size = tokens[0].numel() * tokens.element_size() * len(pairs) / 2**20
     print(
         f"  tokens      {tokenizing.wall * scale:6.1f} s, {size:.0f} MiB for all captions, from "
-        f"{len(some):,}; training makes {1000 * tokenizing.wall / len(some) * BATCH:.0f} ms of them "
-        f"a batch"
+        f"{len(some):,}; made in training: {1000 * tokenizing.wall / len(some) * BATCH:.0f} ms a "
+        f"batch"
     )
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
