@@ -48,6 +48,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Mix = Annotated[str, Field(pattern=r"^((1[0-6]|\d)-){2}(1[0-6]|\d)$")]
 NegativeDraw = Literal["hard", "uniform", "floored"]
+ViewsOf = Literal["names", "others", "caption", "words"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -79,6 +80,12 @@ class EntityCLIPConfig:
     bridge: Weight = 0.0  # weight of ½·VTC(I*, E*) + ½·VTC(T*, E*), the explanation as a third view
     crossed: bool = False  # V* with E against T* without, and the reverse: neither can copy E
     detach_explanation: bool = False  # experts read E but don't train its encoding
+    # weight of VTC(I*, norm(T* + E*)): what keeps the scene that the bridge alone gives up
+    context: Weight = field(default=0.0, metadata=_LATER)
+    # share of a training step's explanations of which names alone are read (datasets/views.py), and
+    # whose: a half of the explanation's, of another pair's, of the caption's; or any words, as many
+    name_views: Share = field(default=0.0, metadata=_LATER)
+    views_of: ViewsOf = field(default="names", metadata=_LATER)
     # chance that, in a training step, a pair's caption stands in for its explanation
     explanation_dropout: Chance = field(default=0.0, metadata=_LATER)
     # λ as training ends, reached linearly from `lambda_moe`; None: it stays
@@ -89,8 +96,9 @@ class EntityCLIPConfig:
             object.__setattr__(self, "negatives", "floored")  # so it stands in a run's identity
         if self.lambda_end is not None and not self.experts:
             raise ValueError("lambda_end needs experts: without them λ weighs nothing")
-        if self.explanation_dropout and not (self.explanation_experts or self.bridge):
-            raise ValueError("explanation_dropout needs explanation_experts or a bridge")
+        for name in ("explanation_dropout", "name_views"):
+            if getattr(self, name) and not self.reads_explanations:
+                raise ValueError(f"{name} needs explanation_experts, a bridge or context")
         if self.crossed and not self.explanation_experts:
             raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 
@@ -98,6 +106,11 @@ class EntityCLIPConfig:
     def experts(self) -> int:
         """How many experts there are; 0 means no MMAE and no GI-ITM."""
         return sum(self.groups)
+
+    @property
+    def reads_explanations(self) -> bool:
+        """Whether training needs any."""
+        return bool(self.explanation_experts or self.bridge or self.context)
 
     @property
     def groups(self) -> tuple[int, int, int]:

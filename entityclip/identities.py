@@ -80,6 +80,8 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
         found["explanations"] = spec.explanations
         for name in ("train_pairs", "val_pairs", "explanation_policy"):
             found[name] = getattr(settings, name)
+        if found["model"].get("name_views") and settings.names != CAPITALS:
+            found["names"] = settings.names
         # these came later: left out at what older runs had, whose hashes stay
         for name, older in (("explanation_source", "own"), ("train_decoding", "exact")):
             if getattr(settings, name) != older:

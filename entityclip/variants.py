@@ -20,6 +20,10 @@ NO_EXPERTS = {"image_experts": 0, "text_experts": 0, "explanation_experts": 0}
 
 BRIDGE = {"bridge": 1.0}
 
+NAME_VIEWS = {"name_views": 0.5}
+
+CONTEXT = {"context": 1.0}
+
 Explanations = Literal["own", "shuffled", "random", "caption"]
 
 Method = Literal["entityclip", "itr", "ascl"]
@@ -142,8 +146,38 @@ _SEARCH = (
             BRIDGE | {"lambda_end": 0.0}),
 )  # fmt: skip
 
+_VIEWS = (
+    Variant("name-views", "Bridge on name views",
+            "The bridge, half of a step's explanations read as some of their names alone.",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS),
+    Variant("context", "Bridge + context",
+            "The bridge, and the explanation beside the caption against the picture.",
+            NO_EXPERTS | BRIDGE | CONTEXT),
+    Variant("name-views-context", "Name views + context",
+            "Both: names that must carry the picture, and a scene that is kept.",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT),
+    Variant("entityclip-name-views", "EntityCLIP on name views",
+            "The paper's own losses, its experts reading names alone half of the time.",
+            NAME_VIEWS),
+    Variant("word-views", "Any words as views",
+            "Is it names, or only that half of the explanations are short?",
+            NO_EXPERTS | BRIDGE | CONTEXT | NAME_VIEWS | {"views_of": "words"}),
+    Variant("other-views", "Another pair's names",
+            "Must the names be the explanation's own?",
+            NO_EXPERTS | BRIDGE | CONTEXT | NAME_VIEWS | {"views_of": "others"}),
+    Variant("caption-views", "The caption's names",
+            "Are the names enough that the caption tells already?",
+            NO_EXPERTS | BRIDGE | CONTEXT | NAME_VIEWS | {"views_of": "caption"}),
+    Variant("shuffled-context", "Name views + context, shuffled",
+            "Is it what explanations say?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT, explanations="shuffled"),
+    Variant("caption-context", "Name views + context, captions",
+            "Does the caption twice do as much?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT, explanations="caption"),
+)  # fmt: skip
+
 VARIANTS: dict[str, Variant] = {
-    variant.name: variant for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_SEARCH)
+    variant.name: variant for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_SEARCH, *_VIEWS)
 }
 
 # each table's rows in order; the first is what the others are compared with
@@ -153,6 +187,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "ablation_gi_itm": ("entityclip", *(v.name for v in _GI_ITM)),
     "controls": ("entityclip", "clip", "bridge", *(v.name for v in _CONTROLS)),
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", *(v.name for v in _SEARCH)),
+    "views": ("bridge", "clip", "entityclip", *(v.name for v in _VIEWS)),
 }
 
 # training captions that hold a query's rarest name, by the least of a bin; -1: it has no name

@@ -129,6 +129,11 @@ class LiteralEntityCLIP(nn.Module):
             terms["bridge"] = 0.5 * contrast(pooled_image, pooled_explanation, logit_scale)
             terms["bridge"] += 0.5 * contrast(pooled_text, pooled_explanation, logit_scale)
             loss = loss + config.bridge * terms["bridge"]
+        if config.context:
+            both = F.normalize(pooled_text, dim=-1), F.normalize(pooled_explanation, dim=-1)
+            joined = both[0] + both[1]
+            terms["context"] = contrast(pooled_image, joined, logit_scale)
+            loss = loss + config.context * terms["context"]
         return {"loss": loss, **terms}
 
     def itm(

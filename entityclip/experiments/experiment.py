@@ -280,7 +280,11 @@ class Experiment(Splits):
 
     def _read_by(self, model: Model, split: str, control: Explanations) -> Served:
         reads, others = model.needs_explanations, model.needs_others
-        return self.dataset(split, explanations=reads, control=control, others=others)
+        served = self.dataset(split, explanations=reads, control=control, others=others)
+        share = getattr(model.config, "name_views", 0)
+        if split != "train" or not share:
+            return served
+        return self.viewed(served, share, model.config.views_of)
 
     def itr_run(self, seed: int, tasks: Tasks = None) -> Run:
         """ITR's pretraining of the shared start by the profile's tasks, or by `tasks`.

@@ -67,7 +67,7 @@ def refuse_training(splits: Splits, measured: Sequence[str]) -> None:
 def refuse_unexplained(splits: Splits, variant: str) -> None:
     """Raise Refused, with the command that writes them, for a variant without its explanations."""
     config, asked = model_config(splits.settings, variant), find_variant(variant).explanations
-    reads = getattr(config, "explanation_experts", 0) or getattr(config, "bridge", 0)
+    reads = getattr(config, "reads_explanations", False)
     if not reads or asked == "caption":
         return
     for split in ("train", "val"):

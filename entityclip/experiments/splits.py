@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from entityclip.config import PairSource, Profile, config_hash
+from entityclip.config import PairSource, Profile, ViewsOf, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions, with_generated
 from entityclip.datasets.dataset import PairDataset
@@ -21,6 +21,7 @@ from entityclip.datasets.names import Names, cut_names, find_names, rarest
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.prepared import find_copy
 from entityclip.datasets.registry import LOADERS
+from entityclip.datasets.views import NameViews
 from entityclip.explanations.joining import training_pairs
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.encoder import start_weights
@@ -28,7 +29,7 @@ from entityclip.variants import Explanations, find_variant
 
 log = logging.getLogger(__name__)
 
-Served = PairDataset | SeveralCaptions
+Served = PairDataset | SeveralCaptions | NameViews
 
 
 class Splits:
@@ -172,6 +173,22 @@ class Splits:
             self._datasets[key] = self._serve(*key)
         return self._datasets[key]
 
+    def viewed(self, served: PairDataset, share: float, of: ViewsOf) -> NameViews:
+        """Training pairs of whose explanations a share is read as names alone (`NameViews`)."""
+        texts = {"caption": "caption"}.get(of, "explanation")
+        found = find_names([str(getattr(pair, texts)) for pair in served.pairs],
+                           self.settings.names, cache=self._found)  # fmt: skip
+        if of == "others":
+            order = np.random.default_rng(self.seed).permutation(len(found))
+            others = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+            found = [found[others[row]] for row in range(len(found))]
+        return NameViews(served, self.backbone.tokenize, found, share, of)
+
+    @property
+    def _found(self) -> Path:
+        """Where what a recogniser found is kept."""
+        return self.profile.results / "found" / "names.jsonl"
+
     def names(self, split: str) -> list[Names]:
         """The names in a split's captions, found as `settings.names` says, together with train's.
 
@@ -180,8 +197,7 @@ class Splits:
         if split not in self._names:
             wanted = dict.fromkeys(("train", split))
             texts = [pair.caption for name in wanted for pair in self.pairs(name)]
-            kept = self.profile.results / "found" / "names.jsonl"
-            found = iter(find_names(texts, self.settings.names, cache=kept))
+            found = iter(find_names(texts, self.settings.names, cache=self._found))
             self._names |= {name: [next(found) for _ in self.pairs(name)] for name in wanted}
         return self._names[split]
 

@@ -117,7 +117,7 @@ def splits_of(experiment: Experiment, name: str) -> list[str]:
     """Where a variant is measured: candidates of the search on val, and only on val at first."""
     searched = name in TABLES["search"]
     tested = not searched or any(name in TABLES[table] for table in TABLES if table != "search")
-    val = ["val"] if searched else []
+    val = ["val"] if searched or name in TABLES["views"] else []
     return val + (experiment.settings.test_splits if tested else [])
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from entityclip.config import EntityCLIPConfig
+from entityclip.models.bridges import bridge_loss, context_loss, crossed_loss
 from entityclip.models.clip import Backbone, DualEncoder, Lengths, Tokens
 from entityclip.models.experts import MMAE, Gate, PairVectors
 from entityclip.models.gather import Peers, Pool
-from entityclip.models.losses import bridge_loss, crossed_loss, itm_accuracy, itm_loss, vtc_loss
+from entityclip.models.losses import itm_accuracy, itm_loss, vtc_loss
 from entityclip.models.negatives import Negatives, draw_in_batch
 
 
@@ -46,7 +47,7 @@ class Outputs:
     """What a training forward pass yields; features are normalised.
 
     `image`, `text` [B, d]; `logit_scale` []; `image_moe`, `text_moe` [B, d] (V* and T*_moe);
-    `itm_logits` [3, B, 2] with `itm_valid` [B]; `explanation` [B, d] (E*, for the bridge);
+    `itm_logits` [3, B, 2] with `itm_valid` [B]; `explanation` [B, d] (E*, for bridge and context);
     `image_plain`, `text_plain` [B, d] (V* and T* mixed without explanation experts, for `crossed`).
     What the configuration leaves out is None.
     """
@@ -78,7 +79,7 @@ class EntityCLIP(DualEncoder):
 
     def __init__(self, backbone: Backbone, config: EntityCLIPConfig):
         super().__init__(backbone, config)
-        self.needs_explanations = config.explanation_experts > 0 or config.bridge > 0
+        self.needs_explanations = config.reads_explanations
         self.mmae = self.matching = None
         if config.experts:
             self.mmae = MMAE(backbone.width, config)
@@ -142,7 +143,7 @@ class EntityCLIP(DualEncoder):
         image, text, explanation = encoded
         scale = self.backbone.clip.logit_scale.exp()
         outputs = Outputs(_unit(image.pooled), _unit(text.pooled), scale)
-        if self.config.bridge:
+        if self.config.bridge or self.config.context:
             outputs.explanation = _unit(explanation.pooled)
         if self.mmae is None:
             return outputs
@@ -169,7 +170,7 @@ class EntityCLIP(DualEncoder):
         """The objective's named scalar terms after a share of the training (0 to 1), section 3.4.
 
         `loss` is the weighted sum to minimise, the others are unweighted: `vtc` and, where the
-        model has them, `vtc_moe`, `itm`, `bridge`. `itm_accuracy` carries no gradient.
+        model has them, `vtc_moe`, `itm`, `bridge`, `context`. `itm_accuracy` carries no gradient.
         """
         o, config, scale = outputs, self.config, outputs.logit_scale
         terms = {"vtc": vtc_loss(o.image, o.text, scale)}
@@ -185,9 +186,10 @@ class EntityCLIP(DualEncoder):
             matched = o.itm_logits, o.itm_valid
             terms |= {"itm": itm_loss(*matched), "itm_accuracy": itm_accuracy(*matched)}
             loss = loss + config.eta_itm * terms["itm"]
-        if o.explanation is not None:
-            terms["bridge"] = bridge_loss(o.image, o.text, o.explanation, scale)
-            loss = loss + config.bridge * terms["bridge"]
+        for name, beyond in (("bridge", bridge_loss), ("context", context_loss)):
+            if weight := getattr(config, name):
+                terms[name] = beyond(o.image, o.text, o.explanation, scale)
+                loss = loss + weight * terms[name]
         return {"loss": loss, **terms}
 
     def text_lengths(self, captions: Tensor, explanations: Tensor | None, *_: Any) -> list[int]:

@@ -20,24 +20,6 @@ def vtc_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def crossed_loss(
-    image_moe: Tensor, text_plain: Tensor, image_plain: Tensor, text_moe: Tensor, scale: Tensor
-) -> Tensor:
-    """½·VTC(V*, T* without E) + ½·VTC(V* without E, T*_moe), so that neither side can copy E.
-
-    All [B, d], normalised. Not in the paper: it stands in for VTC(V*, T*_moe).
-    """
-    return (vtc_loss(image_moe, text_plain, scale) + vtc_loss(image_plain, text_moe, scale)) / 2
-
-
-def bridge_loss(image: Tensor, text: Tensor, explanation: Tensor, scale: Tensor) -> Tensor:
-    """The explanation as a third view, without experts: ½·VTC(I*, E*) + ½·VTC(T*, E*).
-
-    All [B, d], normalised. Not in the paper: a control, and the start of what may beat it.
-    """
-    return (vtc_loss(image, explanation, scale) + vtc_loss(text, explanation, scale)) / 2
-
-
 def itm_loss(logits: Tensor, valid: Tensor) -> Tensor:
     """Matching loss of GI-ITM (section 3.3): the mean of its three terms.
 

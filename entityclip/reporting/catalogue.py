@@ -416,6 +416,8 @@ FIGURES = {
     "query_gates": Figure("11_search", "csv"),
     "controls": Figure("12_controls_and_search", _PRINTED, *_recalls("controls")),
     "controls_differences": Figure("12_controls_and_search", _ALL, *_to_first("controls")),
+    "views": Figure("12_controls_and_search", _PRINTED, *_recalls("views")),
+    "views_differences": Figure("12_controls_and_search", _ALL, *_to_first("views")),
     "search": Figure("12_controls_and_search", "csv", _all("retrieval", TABLES["search"]), _search),
     "search_tested": Figure("12_controls_and_search", "csv", _winner, _search_tested),
     "mixes": Figure("13_settings_and_cost", _PRINTED, *_listed_recalls("mixes")),
@@ -442,6 +444,7 @@ JOINED = (
     *("retrieval", "main_rsum", "recall_curves", "recall_by_name", "differences", "cross_domain"),
     *("ablation_mmae", "ablation_mmae_differences", "leak", "ablation_gi_itm"),
     *("ablation_gi_itm_differences", "matching", "controls", "controls_differences", "mixes"),
+    *("views", "views_differences"),
     *("mixes_differences", "grid", "explanation_sources", "explanation_sources_differences"),
     *("backbones", "backbones_differences", "costs"),
 )

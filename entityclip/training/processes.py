@@ -174,6 +174,8 @@ class SplitServer:
         TooManyBroken above the dataset's share, TrainingError for a batch of which a process has
         no whole picture; on all processes alike.
         """
+        if hasattr(self.dataset, "begin"):
+            self.dataset.begin(seed)
         loader = DataLoader(
             self.dataset,
             batch_sampler=[self.world.share(batch) for batch in rows],

@@ -106,6 +106,8 @@ ABLATIONS = [
     {"negatives": "floored"},
     {"bridge": 0.7},
     {"bridge": 0.7, "detach_explanation": True},
+    {"context": 0.6},
+    {"bridge": 0.7, "context": 0.6, "matching": "none"},
     {"crossed": True},
     {"crossed": True, "image_experts": 0, "bridge": 1.0},
     {"crossed": True, "text_experts": 0, "matching": "none"},
@@ -231,7 +233,13 @@ def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, 
         ({"lambda_end": float("inf")}, "lambda_end\n.* finite"),
         (NO_EXPERTS | {"lambda_end": 0.1}, "lambda_end needs experts"),
         ({"explanation_dropout": 1.0}, "explanation_dropout\n.*less than 1"),
-        (NO_EXPERTS | {"explanation_dropout": 0.1}, "needs explanation_experts or a bridge"),
+        (
+            NO_EXPERTS | {"explanation_dropout": 0.1},
+            "explanation_dropout needs explanation_experts",
+        ),
+        (NO_EXPERTS | {"name_views": 0.5}, "name_views needs explanation_experts, a bridge"),
+        ({"name_views": 1.1}, "name_views\n.* less than or equal to 1"),
+        ({"views_of": "verbs"}, "views_of"),
     ],
 )
 def test_impossible_settings_are_refused(change, says):
