@@ -31,7 +31,7 @@ def literal_ranks(queries: Tensor, candidates: Tensor, true: Tensor) -> Tensor:
     return torch.stack(ranks)
 
 
-def products_alone(queries: Tensor, candidates: Tensor, side: int = 1024) -> None:
+def products_alone(queries: Tensor, candidates: Tensor, side: int = 512) -> None:
     """Each similarity once, in blocks of the size that `both_ranks` has on a CPU."""
     for left in queries.split(side):
         for right in candidates.split(side):

@@ -232,7 +232,8 @@ def other(value):
         return (0.5, *value[1:])
     if isinstance(value, str):
         others = {"adam": "adamw", "auto": "fp32", "gated": "mean", "hard": "uniform",
-                  "global": "local", "own": "positive", "loss": "vtc", "all": "none"}  # fmt: skip
+                  "global": "local", "own": "positive", "loss": "vtc", "all": "none",
+                  "names": "words"}  # fmt: skip
         return others[value]
     if isinstance(value, float):
         return value / 2 or 0.5

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from entityclip.config import ViewsOf
 from entityclip.datasets.dataset import Batch, Broken, Item, PairDataset
 from entityclip.datasets.names import Names
+from entityclip.hyperparameters import ViewsOf
 
 
 class NameViews(Dataset):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SIDE = {"cpu": 2**10, "cuda": 2**13}  # of a block: 4 MiB lie in a CPU's cache, a GPU wants 256
+_SIDE = {"cpu": 2**9, "cuda": 2**13}  # of a block: 1 MiB lies in a CPU's cache, a GPU wants 256
 
 _TILE = 64  # a multiple of every BLAS kernel's width, so that a place in a block rounds like others
 
@@ -36,7 +36,7 @@ def both_ranks(
     positives None pairs query i with candidate i; else it is (query_groups [Nq], candidate_groups
     [Nc]), integer ids, and every candidate of the query's group is a positive. Each score is
     computed once for both. Memory beyond the features is a few blocks of `side` rows; by default
-    1,024 on a CPU and 8,192 on a GPU.
+    512 on a CPU and 8,192 on a GPU.
 
     Ties count against the query (see the module). Raises ValueError for shapes that do not fit,
     anything without a positive, and a NaN or infinite similarity, naming the first such query.

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from entityclip.config import PairSource, Profile, ViewsOf, config_hash
+from entityclip.config import PairSource, Profile, config_hash
 from entityclip.datasets import load_pairs
 from entityclip.datasets.captions import SeveralCaptions, second_captions, with_generated
 from entityclip.datasets.dataset import PairDataset
@@ -23,6 +23,7 @@ from entityclip.datasets.prepared import find_copy
 from entityclip.datasets.registry import LOADERS
 from entityclip.datasets.views import NameViews
 from entityclip.explanations.joining import training_pairs
+from entityclip.hyperparameters import ViewsOf
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.encoder import start_weights
 from entityclip.variants import Explanations, find_variant

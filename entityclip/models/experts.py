@@ -84,9 +84,10 @@ class ExpertGroup(nn.Module):
         """Normalised query rows x̂ [B, d] to folded queries u [B, n·heads, d] for `attend`."""
         x = query * self.ln1_weight[:, None] + self.ln1_bias[:, None]  # [n, B, d]
         q = torch.baddbmm(self.query_bias[..., None], self.query_weight, x.mT)  # [n, d, B]
-        q, key = (part.unflatten(1, (self.heads, -1)) for part in (q, self.key_weight))
+        # a head's own, [n, h, d/h, B] and [n, h, d/h, d]
+        q, key = (whole.unflatten(1, (self.heads, -1)) for whole in (q, self.key_weight))
         scale = self.ln1_weight[:, None, None] / math.sqrt(self.width // self.heads)
-        return (q.mT @ key * scale).flatten(0, 1).transpose(0, 1)
+        return (q.mT @ key * scale).flatten(0, 1).transpose(0, 1)  # of [n, h, B, d]
 
     def attend(self, folded: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
         """Weighted sums [B, m, d] of normalised tokens `keys` [B, L, d], one a folded query."""

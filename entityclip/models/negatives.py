@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entityclip.config import NegativeDraw
+from entityclip.hyperparameters import NegativeDraw
 from entityclip.models.gather import Peers
 
 _COMPARED = 1 << 26  # tokens
