@@ -50,7 +50,7 @@ def read_chapters(folder: Path = NOTEBOOKS, report: Path = REPORT) -> list[Chapt
     rows = json.loads(report.read_text(encoding="utf-8"))["notebooks"]
     measured = {row["notebook"]: row for row in rows}
     chapters = []
-    for path in find_notebooks(folder):
+    for path in sorted(find_notebooks(folder)):  # as they are read
         text = "".join(_read(path)["cells"][0]["source"])
         title = re.match(r"# +(.+)", text)
         if not title:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-from entityclip.config import HUB, OWN_DATA, Profile, Settings
+from entityclip.config import HUB, OWN_DATA, PACKAGE, Profile, Settings
 from entityclip.console import Refused, refusing
 from entityclip.datasets import DATASETS, LOADERS
 from entityclip.datasets.manifest import missing_files
@@ -159,8 +159,9 @@ def data_problems(settings: Settings, measured: Sequence[str] = ()) -> list[str]
 
 
 def gpu_problems(settings: Settings) -> list[str]:
-    """Whether there should be a GPU: for all but the small CLIP that a profile pretrains itself."""
-    if best_device().type != "cpu" or settings.pretraining:
+    """Whether there should be a GPU: for all but a small CLIP of ours."""
+    ours = (PACKAGE / "backbones" / f"{settings.backbone}.json").is_file()
+    if best_device().type != "cpu" or ours:
         return []
     return [
         f"no GPU, and {settings.backbone} is of CLIP's own size: training takes days; use the demo "

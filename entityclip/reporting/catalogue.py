@@ -189,8 +189,8 @@ FROM_ROWS = tuple(name for name, figure in FIGURES.items() if figure.draw)
 # what is also drawn of several data sets at once, their splits beside each other
 JOINED = (
     *("retrieval", "main_rsum", "recall_curves", "recall_by_name", "differences", "cross_domain"),
-    *("ablation_mmae", "ablation_mmae_differences", "leak", "ablation_gi_itm"),
-    *("ablation_gi_itm_differences", "matching", "controls", "controls_differences", "mixes"),
+    *("ablation_mmae", "ablation_mmae_differences", "ablation_gi_itm"),
+    *("ablation_gi_itm_differences", "controls", "controls_differences", "mixes"),
     *("views", "views_differences"),
     *("mixes_differences", "grid", "explanation_sources", "explanation_sources_differences"),
     *("backbones", "backbones_differences", "costs"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -56,8 +57,10 @@ def run_key(notebook: Path, plan: Plan) -> str:
         "versions": {"python": platform.python_version(), **versions},
         "earlier": {
             path.stem: _sha256(plan.done(path.stem))
-            for path in find_notebooks(plan.sources)
-            if path.stem < notebook.stem and plan.done(path.stem).exists()
+            for path in itertools.takewhile(
+                lambda path: path.stem != notebook.stem, find_notebooks(plan.sources)
+            )
+            if plan.done(path.stem).exists()
         },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -204,9 +204,13 @@ def make_plans(
     return plans, said
 
 
+LAST = "10_tables_and_figures"  # draws what all others measured
+
+
 def find_notebooks(folder: Path) -> list[Path]:
     """The notebooks of the chain, ``NN_name.ipynb``, in the order they run."""
-    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    found = folder.glob("[0-9][0-9]_*.ipynb")
+    return sorted(found, key=lambda path: (path.stem == LAST, path.stem))
 
 
 def select_notebooks(folder: Path, only: Sequence[str], skip: Sequence[str] = ()) -> list[Path]:

@@ -43,7 +43,10 @@ def expected(
     sources = 2 * 2 + 2  # two sources with experts and as a bridge, the caption, none
     places = len(settings["grid"]["lambda_moe"]) * len(settings["grid"]["eta_itm"])
     lines = {
-        **{name: len(TABLES[name]) for name in ("ablation_mmae", "ablation_gi_itm", "controls")},
+        **{
+            name: len(TABLES[name])
+            for name in ("ablation_mmae", "ablation_gi_itm", "controls", "views")
+        },
         **{"retrieval": len(main), "mixes": mixes, "explanation_sources": sources},
         **{"backbones": 3 * choices, "grid": places},
     }
@@ -51,7 +54,8 @@ def expected(
     found = {name: Expected(rows * count, recalls) for name, count in lines.items()}
     compared = {
         **{f"{name}_differences": lines[name] - 1 for name in
-           ("ablation_mmae", "ablation_gi_itm", "controls", "mixes", "explanation_sources")},
+           ("ablation_mmae", "ablation_gi_itm", "controls", "views", "mixes",
+            "explanation_sources")},
         **{"differences": len(main) - 1, "backbones_differences": choices},
     }  # fmt: skip
     found |= {name: Expected(2 * count, _SPAN) for name, count in compared.items()}
@@ -74,7 +78,7 @@ def expected(
 
 def count_cells(out: Path, archives: list[str], settings: dict[str, Any]) -> int:
     """Print a line a table, each archive's and of all together; how many cells are lacking."""
-    lacking, together = 0, {}
+    lacking, together, seeds = 0, {}, len(settings["main_seeds"])
     print(f"\n{'where':<11} {'table or figure':<32} {'expected':>9} {'filled':>7}")
     for name in archives:
         pairs = load_pairs(name, "test", root=out / "archives" / name)
@@ -84,7 +88,7 @@ def count_cells(out: Path, archives: list[str], settings: dict[str, Any]) -> int
         told = len({*sections}) if None not in sections else 0
         wanted = expected(settings, 1 + by_article, len(archives), told)
         for table, one in wanted.items():
-            lacking += _line(name, table, one, out / name / "figures")
+            lacking += _line(name, table, one, out / name / "figures", seeds)
             if table in JOINED:
                 before = together.get(table, Expected(0, one.columns))
                 together[table] = before._replace(rows=before.rows + one.rows)
@@ -95,15 +99,18 @@ def count_cells(out: Path, archives: list[str], settings: dict[str, Any]) -> int
         rows=whole.rows - 2 * len(archives) * (len(archives) - 1)
     )
     for table, one in together.items():
-        lacking += _line("paper", table, one, out / "paper" / "figures")
+        lacking += _line("paper", table, one, out / "paper" / "figures", seeds)
     print(f"{lacking} cells are lacking" if lacking else "every expected cell is filled")
     return lacking
 
 
-def _line(where: str, table: str, wanted: Expected, figures: Path) -> int:
+def _line(where: str, table: str, wanted: Expected, figures: Path, seeds: int | None = None) -> int:
     path, filled = figures / f"{table}.csv", 0
     if path.exists():
         found = pd.read_csv(path, comment="#")
+        if table == "retrieval" and seeds is not None:  # means over all seeds, or none
+            trained = found["variant"] != "zero-shot"
+            found = found[(found["seeds"] == seeds) | ~trained]
         filled = int(found[list(wanted.columns)].notna().to_numpy().sum())
     cells = wanted.rows * len(wanted.columns)
     print(f"{where:<11} {table:<32} {cells:>9} {filled:>7}{'' if cells == filled else '  <--'}")

@@ -68,7 +68,7 @@ def test_pictures_have_the_sizes_and_the_oddities_of_news_pictures(roots):
 
 
 def test_larger_archives_have_every_section_and_a_broken_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.rehearsal.archives._DRAWN", 16)  # no need to see anything
+    monkeypatch.setattr("tests.rehearsal.archives._DRAWN", 32)  # no need to see anything
     roots = draw_archives(tmp_path, pairs=240)
     assert {pair.section for pair in load(roots, "n24news", "test")[0]} == {*SECTIONS}
     for name in ("n24news", "visualnews"):
