@@ -1,4 +1,4 @@
-"""Fill the README's measured parts from the files that `make reproduce` left in figures/.
+"""Fill the READMEs' measured parts from the files that `make reproduce` left in figures/.
 
     python -m benchmarks.readme
 
@@ -8,6 +8,7 @@ Between ``<!-- name -->`` and ``<!-- /name -->`` nothing is typed by hand; a tes
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from benchmarks.marked_parts import replace_part
 from benchmarks.readme_findings import FIGURES, SPACE, ablations, chapters, difference_cell
@@ -48,6 +49,21 @@ MAP = {
     "13_settings_and_cost": ("`mixes_differences`, `explanation_sources_differences`, `costs`",
                              "expert mixes, weights, who explains, backbones, costs"),
 }  # fmt: skip
+
+
+def main_table() -> str:
+    """Recall of the main table, text to image: a line a variant, both splits beside each other."""
+    table = read_table(FIGURES / "retrieval.csv")
+    one_way = table[table["direction"] == "text_to_image"]
+    splits = [split for split in SPLIT_LABELS if split in set(one_way["split"])]
+    heads = [f"{label(split, SPLIT_LABELS)}, {m}" for split in splits for m in ("R@1", "R@10")]
+    lines = [f"| Variant | Seeds | {' | '.join(heads)} |", "|---|--:|" + "--:|" * len(heads)]
+    for variant, rows in one_way.groupby("variant", sort=False):
+        at = rows.set_index("split")
+        cells = [_number(at.loc[split].to_dict(), m) for split in splits for m in ("R@1", "R@10")]
+        seeds = rows["seeds"].iloc[0]
+        lines.append(f"| {label(variant, VARIANT_LABELS)} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def results() -> str:
@@ -134,26 +150,30 @@ def public_code() -> str:
     return "\n".join(lines) + "\n"
 
 
+README, FIGURES_README, PACKAGE_README = (
+    REPOSITORY / folder / "README.md" for folder in ("", "figures", "entityclip")
+)
+# which file holds which part
 PARTS = {
-    "results": results,
-    "controls": controls,
-    "ablations": ablations,
-    "chapters": chapters,
-    "map": notebook_map,
-    "public-code": public_code,
-}
+    README: {"main": main_table, "map": notebook_map},
+    FIGURES_README: {
+        "results": results, "controls": controls, "ablations": ablations, "chapters": chapters,
+    },
+    PACKAGE_README: {"public-code": public_code},
+}  # fmt: skip
 
 
-def filled(text: str) -> str:
-    """The README with its measured parts as the files have them."""
-    for name, write in PARTS.items():
+def filled(path: Path) -> str:
+    """One of PARTS with its measured parts as the files have them."""
+    text = path.read_text(encoding="utf-8")
+    for name, write in PARTS[path].items():
         text = replace_part(text, name, write().rstrip("\n"))
     return text
 
 
 def main() -> None:
-    readme = REPOSITORY / "README.md"
-    atomic_write_text(readme, filled(readme.read_text(encoding="utf-8")))
+    for path in PARTS:
+        atomic_write_text(path, filled(path))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def ablations() -> str:
             for variant, group in apart.groupby("first", sort=False)
         ]
         lines.append(
-            f"- [{title}](figures/{name}_differences.md), {seeds} seeds: of {len(rows)} "
+            f"- [{title}]({name}_differences.md), {seeds} seeds: of {len(rows)} "
             f"differences in R@1 to EntityCLIP, {len(apart)} exclude 0; chance alone gives about "
             f"{len(rows) / 20:.0f}. {'; '.join(found) or 'None stands out'}."
         )
@@ -49,7 +49,7 @@ def _cross_domain() -> str:
             f"{label(variant, VARIANT_LABELS)} {at['newsroom']:.1f} → {at['newsroom-b']:.1f}"
         )
     return (
-        "- [Another outlet](figures/cross_domain.csv)'s pictures and words, R@1 text → image at "
+        "- [Another outlet](cross_domain.csv)'s pictures and words, R@1 text → image at "
         f"home → there, {rows['seeds'].iloc[0]} seeds: {', '.join(parts)}."
     )
 
@@ -65,7 +65,7 @@ def _relations() -> str:
     )
     better = int((rows["low"] > 0).sum())
     return (
-        "- [ITR](figures/itr_relations_f1.csv)'s pretraining tasks change a linear probe's "
+        "- [ITR](itr_relations_f1.csv)'s pretraining tasks change a linear probe's "
         f"weighted F1 on relations of text and picture, {shown['seeds'].iloc[0]} seeds: {gains}. "
         f"Of {len(rows)} such gains over three protocols, {better or 'none'} lie above 0 with "
         "their whole interval."
@@ -89,9 +89,9 @@ def _rsum() -> str:
         for _, row in parts[parts["variant"].str.startswith("ascl, ")].iterrows()
     ]
     return (
-        "- [AsCL](figures/ascl_rsum.csv)'s RSUM on five captions a picture, "
+        "- [AsCL](ascl_rsum.csv)'s RSUM on five captions a picture, "
         f"{rows['seeds'].iloc[0]} seeds: {', '.join(said)}. "
-        f"[One part left out](figures/ascl_parts.csv) changes it: {', '.join(left_out)}."
+        f"[One part left out](ascl_parts.csv) changes it: {', '.join(left_out)}."
     )
 
 
@@ -104,10 +104,10 @@ def _search() -> str:
     one = tested[(tested["second"] == "clip") & (tested["split"] == "test")]
     gains = ", ".join(f"{difference_cell(row)} ({_place(row)})" for _, row in one.iterrows())
     return (
-        f"- [The search](figures/search.csv) for something better: {len(rows)} candidates, "
+        f"- [The search](search.csv) for something better: {len(rows)} candidates, "
         f"seeds: {rows['seeds'].iloc[0]}, chosen on validation by R@1: {best}, then {second}; "
         f"{close} others lie within a point of the first. The "
-        f"chosen one [on test](figures/search_tested.csv), minus CLIP: {gains}."
+        f"chosen one [on test](search_tested.csv), minus CLIP: {gains}."
     )
 
 

@@ -7,19 +7,24 @@ import re
 import pytest
 
 from benchmarks import readme, readme_findings
-from benchmarks.readme import MAP, filled
+from benchmarks.readme import MAP, PARTS, filled
 from entityclip.config import REPOSITORY, load_profile
 from entityclip.results import find_rows
 from entityclip.variants import VARIANT_LABELS, label
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README, FINDINGS, PACKAGE = (path.read_text(encoding="utf-8") for path in PARTS)
 
 
 def test_measured_parts_are_those_of_the_figures(committed_figures, monkeypatch):
-    own = filled(README)
+    own = {path: filled(path) for path in PARTS}
     for module in (readme, readme_findings):
         monkeypatch.setattr(module, "FIGURES", committed_figures)
-    assert README in (own, filled(README)), "run python -m benchmarks.readme"
+    for path, text in zip(PARTS, (README, FINDINGS, PACKAGE), strict=True):
+        assert text in (own[path], filled(path)), "run python -m benchmarks.readme"
+
+
+def test_the_front_page_is_one_that_people_read():
+    assert len(README.splitlines()) <= 170
 
 
 def test_rows_from_another_processor_are_named(monkeypatch, tmp_path):
@@ -28,19 +33,29 @@ def test_rows_from_another_processor_are_named(monkeypatch, tmp_path):
     by_device = rows.groupby("device")["variant"].unique().map(set)
     most = by_device.map(len).idxmax()
     others = set().union(*by_device.drop(most))
-    line = re.search(r"^- (“.*) were trained later, on another processor", README, re.MULTILINE)[1]
+    line = re.search(r"^- (“.*) were trained later, on another processor", FINDINGS, re.MULTILINE)[
+        1
+    ]
     assert {label(name, VARIANT_LABELS) for name in others} == {*re.findall("“(.*?)”", line)}
 
 
 def test_every_link_and_picture_leads_to_a_file():
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
-    assert len(targets) > 5
-    assert [t for t in targets if not (REPOSITORY / t).exists()] == []
+    for path, text in zip(PARTS, (README, FINDINGS, PACKAGE), strict=True):
+        targets = re.findall(r"\]\((?!https?://)([^)#]+)(?:#[\w-]+)?\)", text)
+        assert targets
+        assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+def test_links_into_a_page_lead_to_a_heading_of_it():
+    for path, anchor in re.findall(r"\]\(([\w/]+\.md)#([\w-]+)\)", README):
+        text = (REPOSITORY / path).read_text(encoding="utf-8")
+        heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
 
 
 def test_the_house_names_every_file():
     """Room by room; files that only start or list a room apart."""
-    rooms = re.findall(r"^\| (ground|`\w+/`) \| .* \| (`.*) \|$", README, re.MULTILINE)
+    rooms = re.findall(r"^\| (ground|`\w+/`) \| .* \| (`.*) \|$", PACKAGE, re.MULTILINE)
     package, seen = REPOSITORY / "entityclip", set()
     for room, files in rooms:
         folder = package if room == "ground" else package / room.strip("`/")
@@ -63,7 +78,7 @@ def test_every_file_that_the_map_promises_is_there():
 
 
 def test_every_source_file_that_a_text_names_is_there():
-    texts = [REPOSITORY / "README.md", *(REPOSITORY / "notebooks").glob("*.ipynb")]
+    texts = [*PARTS, *(REPOSITORY / "notebooks").glob("*.ipynb")]
     named = {
         n for p in texts for n in re.findall(r"\b(?:entityclip|tests)/[\w/]+\.py", p.read_text())
     }
@@ -79,7 +94,7 @@ def test_every_make_target_exists(command):
 
 def test_the_python_example_runs():
     """With the small backbone in place of the one that would be downloaded."""
-    code = re.search(r"## In Python\n\n```python\n(.*?)```", README, re.DOTALL)[1]
+    code = re.search(r"## In Python\n\n```python\n(.*?)```", PACKAGE, re.DOTALL)[1]
     small = code.replace('"ViT-B-32-quickgelu", "openai"', '"newsroom-tiny"')
     small = small.replace("image_size=224", "image_size=64").replace("limit=512", "limit=8")
     assert small != code

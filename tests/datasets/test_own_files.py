@@ -22,7 +22,7 @@ from entityclip.datasets import load_pairs
 from entityclip.datasets.sources import own_columns
 from tests.fixtures.pictures import save
 
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "entityclip" / "README.md").read_text()
 SPLITS = ["train"] * 14 + ["val"] * 5 + ["test"] * 5
 ROWS = [
     (f"p{n:02}.jpg", f"caption {n} of Ghana, “quoted”", split) for n, split in enumerate(SPLITS)

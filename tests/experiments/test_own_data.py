@@ -22,7 +22,7 @@ from entityclip.experiments.options import add_options, choose
 from entityclip.results import read_rows
 from tests.fake_llm_server import FakeServer
 
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "entityclip" / "README.md").read_text()
 TINY = ["--backbone", "newsroom-tiny", "--from-scratch"]
 SHORT = ["finetuning.epochs=1", "finetuning.batch_size=8", "finetuning.workers=0"]
 
