@@ -142,7 +142,9 @@ def _left_out(table: str, rows: pd.DataFrame) -> list[str]:
 def retrieval(rows: pd.DataFrame) -> Drawn:
     """Recall with intervals, the papers' numbers beside ours."""
     table = tables.retrieval_table(rows)
-    table["reported"] = tables.reported_cells(table, tables.reported_values(REPORTED))
+    reported = tables.reported_cells(table, tables.reported_values(REPORTED))
+    if (reported != "").any():
+        table["reported"] = reported
     chart, sheet = charts.plot_retrieval(table), tables.retrieval_sheet(table)
     caption = "Retrieval: recall in percent, ranks, 95 % intervals."
     return Drawn(chart, table, sheet, caption, _left_out("main", rows))

@@ -79,7 +79,7 @@ def expected() -> str:
     """What a folder must hold, in a sentence's end."""
     return (
         "expected below the root: captions.csv with the columns image, caption (optional: "
-        f"{', '.join(OPTIONAL)}), and the pictures; or one of the other forms that README lists"
+        f"{', '.join(OPTIONAL)}), and the pictures; or one of the forms in entityclip/README.md"
     )
 
 
