@@ -29,6 +29,7 @@ from entityclip.reporting.style import (
     apply_style,
     beside,
     grid,
+    head,
     legend_columns,
     marks,
     panels,
@@ -111,7 +112,7 @@ def _recall_panels(
             chosen = table[(table["split"] == split) & (table["direction"] == direction)]
             fill(axis, {row["variant"]: row for _, row in chosen.iterrows()}, variants)
             title = f"{label(split, SPLIT_LABELS)}, {label(direction, DIRECTION_LABELS)}"
-            axis.set_title(title, loc="left")
+            head(axis, title, len(splits))
             grid(axis, color="0.9")
         axes[i, 0].set_ylabel(ylabel)
     variant_legend(figure, variants)

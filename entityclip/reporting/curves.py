@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from entityclip.reporting.style import marks, panels, variant_legend
+from entityclip.reporting.style import head, marks, panels, variant_legend
 from entityclip.reporting.tables import by_group
 from entityclip.results import read_log
 from entityclip.statistics import over_seeds
@@ -148,8 +148,8 @@ def plot_by_name(table: pd.DataFrame) -> Figure:
         counts = here.groupby("training captions")["queries"].first()
         axis.set_xticks(range(len(bins)), [f"{name}\n({counts[name]})" for name in bins])
         axis.set_xlim(-0.6, len(bins) - 0.4)
-        axis.set_title(label(split, SPLIT_LABELS), loc="left")
-        axis.set_xlabel("training captions with the rarest name (queries)")
+        head(axis, label(split, SPLIT_LABELS), len(splits))
+    axes[len(splits) // 2].set_xlabel("training captions with the rarest name (queries)")
     axes[0].set_ylabel("text to picture, R@10 (%)")
     variant_legend(figure, variants)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from entityclip.reporting.markup import Cell, Sheet
-from entityclip.reporting.style import BLUE, HEAT, grid, panels
+from entityclip.reporting.style import BLUE, HEAT, grid, head, panels
 from entityclip.reporting.tables import by_group
 from entityclip.statistics import over_seeds
 from entityclip.variants import (
@@ -55,8 +55,8 @@ def plot_grid(table: pd.DataFrame) -> Figure:
                 text = f"{value:.1f}\n[{low[i, j]:.1f}, {high[i, j]:.1f}]"
                 colour = "white" if norm(value) > 0.6 else "black"
                 axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
-        axis.set_title(f"{label(split, SPLIT_LABELS)}, R@1 (%)", loc="left")
-        axis.set_xlabel("η, weight of GI-ITM")
+        head(axis, f"{label(split, SPLIT_LABELS)}, R@1 (%)", len(splits))
+    axes[len(splits) // 2].set_xlabel("η, weight of GI-ITM")
     axes[0].set_ylabel("λ, weight of VTC(V*, T*)")
     return figure
 

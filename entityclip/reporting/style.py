@@ -7,6 +7,7 @@ also differ by marker. A figure is as wide as a column (3.5 in) or a page (7 in)
 from __future__ import annotations
 
 import io
+import textwrap
 from bisect import bisect
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,11 @@ def panels(
 def grid(axis: Axes, which: str = "y", color: str = "0.92") -> None:
     """Faint lines to read values by."""
     axis.grid(axis=which, color=color, linewidth=0.6)
+
+
+def head(axis: Axes, text: str, columns: int) -> None:
+    """A panel's title, on as many lines as one of so many columns leaves room for."""
+    axis.set_title(textwrap.fill(text, max(14, 85 // columns)), loc="left")
 
 
 def beside(axis: Axes, text: str, y: float, offset: tuple[float, float], **look: Any) -> None:
