@@ -52,15 +52,26 @@ MAP = {
 
 
 def main_table() -> str:
-    """Recall of the main table, text to image: a line a variant, both splits beside each other."""
-    table = read_table(FIGURES / "retrieval.csv")
+    """The main table's recall, text to image."""
+    return _recall("retrieval", "R@1", "R@10")
+
+
+def views() -> str:
+    """Recall of what reads names alone, and of its refuters."""
+    return _recall("views", "R@1", "R@10")
+
+
+def _recall(name: str, *metrics: str) -> str:
+    """A table's text to image recall: a line a variant, the splits beside each other."""
+    table = read_table(FIGURES / f"{name}.csv")
     one_way = table[table["direction"] == "text_to_image"]
     splits = [split for split in SPLIT_LABELS if split in set(one_way["split"])]
-    heads = [f"{label(split, SPLIT_LABELS)}, {m}" for split in splits for m in ("R@1", "R@10")]
+    places = [(split, metric) for split in splits for metric in metrics]
+    heads = [f"{label(split, SPLIT_LABELS)}, {metric}" for split, metric in places]
     lines = [f"| Variant | Seeds | {' | '.join(heads)} |", "|---|--:|" + "--:|" * len(heads)]
     for variant, rows in one_way.groupby("variant", sort=False):
         at = rows.set_index("split")
-        cells = [_number(at.loc[split].to_dict(), m) for split in splits for m in ("R@1", "R@10")]
+        cells = [_number(at.loc[split].to_dict(), metric) for split, metric in places]
         seeds = rows["seeds"].iloc[0]
         lines.append(f"| {label(variant, VARIANT_LABELS)} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -155,9 +166,10 @@ README, FIGURES_README, PACKAGE_README = (
 )
 # which file holds which part
 PARTS = {
-    README: {"main": main_table, "map": notebook_map},
+    README: {"main": main_table, "views": views, "map": notebook_map},
     FIGURES_README: {
         "results": results, "controls": controls, "ablations": ablations, "chapters": chapters,
+        "views": lambda: differences("views_differences"),
     },
     PACKAGE_README: {"public-code": public_code},
 }  # fmt: skip

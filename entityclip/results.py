@@ -31,7 +31,13 @@ from entityclip.files import (
     shortened,
     told,
 )
-from entityclip.identities import CHAPTERS, measured_identity, reading_order, table_entries
+from entityclip.identities import (
+    CHAPTERS,
+    drawn_domains,
+    measured_identity,
+    reading_order,
+    table_entries,
+)
 from entityclip.statistics import DIRECTIONS
 from entityclip.variants import VARIANTS
 
@@ -374,8 +380,15 @@ def rows_of(
 
 
 def chapter_rows(profile: Profile, kind: str) -> pd.DataFrame:
-    """Rows of a chapter (a key of `identities.CHAPTERS`), ordered to be shown; else none."""
-    return in_reading_order(profile, kind, rows_of(profile, kind, CHAPTERS[kind](profile)))
+    """Rows of a chapter (a key of `identities.CHAPTERS`), ordered to be shown; else none.
+
+    Where the profile names other `domains`, rows measured on others than these are left out.
+    """
+    rows = rows_of(profile, kind, CHAPTERS[kind](profile))
+    if kind == "cross_domain" and profile.settings.domains:
+        there = [*drawn_domains(profile.settings), *profile.settings.domains]
+        rows = rows[rows["dataset"].isin(there)].reset_index(drop=True)
+    return in_reading_order(profile, kind, rows)
 
 
 def in_reading_order(profile: Profile, kind: str, rows: pd.DataFrame) -> pd.DataFrame:

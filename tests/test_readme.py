@@ -9,8 +9,9 @@ import pytest
 from benchmarks import readme, readme_findings
 from benchmarks.readme import MAP, PARTS, filled
 from entityclip.config import REPOSITORY, load_profile
+from entityclip.reporting.style import read_table
 from entityclip.results import find_rows
-from entityclip.variants import VARIANT_LABELS, label
+from entityclip.variants import TABLES, VARIANT_LABELS, label
 
 README, FINDINGS, PACKAGE = (path.read_text(encoding="utf-8") for path in PARTS)
 
@@ -25,6 +26,26 @@ def test_measured_parts_are_those_of_the_figures(committed_figures, monkeypatch)
 
 def test_the_front_page_is_one_that_people_read():
     assert len(README.splitlines()) <= 170
+
+
+def test_name_views_and_context_help_and_their_refuters_fail():
+    """What README says of them, by rows."""
+    table = read_table(REPOSITORY / "figures" / "views.csv")
+    at = table[table["direction"] == "text_to_image"].set_index(["split", "variant"])
+    best = at.loc["test_longtail", "name-views-context"]
+    assert best["seeds"] >= 3
+    for name in set(table["variant"]) - {"name-views", "name-views-context"}:
+        assert at.loc[("test_longtail", name), "R@1_high"] < best["R@1_low"], name
+    refuters = TABLES["views"][-5:]
+    assert refuters[0] == "word-views"
+    assert refuters[-1] == "caption-context"
+    own = at.loc["test", "name-views-context"]
+    for name in ("word-views", "other-views", "shuffled-context", "caption-context"):
+        assert at.loc[("test", name), "R@1"] < own["R@1"], name
+    apart = read_table(REPOSITORY / "figures" / "views_differences.csv")
+    apart = apart[(apart["first"] == "name-views-context") & (apart["split"] == "test_longtail")]
+    assert (apart["low"] > 0).all()
+    assert len(apart) == 2
 
 
 def test_rows_from_another_processor_are_named(monkeypatch, tmp_path):

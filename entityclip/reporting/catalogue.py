@@ -226,7 +226,8 @@ def _joined_rows(profile: Joined, figure: Figure) -> pd.DataFrame:
             continue
         if "trained_on" in rows:  # beside which the data sets stand already
             own = rows["dataset"] == part.settings.dataset
-            parts.append(rows[own | (rows["trained_on"] != NOT_FINETUNED)])
+            together = rows["dataset"].isin([one.settings.dataset for one in profile.parts])
+            parts.append(rows[own | (together & (rows["trained_on"] != NOT_FINETUNED))])
             continue
         where = label(part.settings.dataset, DATASET_LABELS)
         told = rows["split"].map(lambda split: label(split, SPLIT_LABELS))

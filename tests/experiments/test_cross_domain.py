@@ -19,7 +19,7 @@ from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure_sections
 from entityclip.reporting.charts import plot_confusions, plot_cross_domain
 from entityclip.reporting.tables import cross_domain_table, describe_transfer
-from entityclip.results import read_rows
+from entityclip.results import chapter_rows, read_rows
 from tests.experiments.test_experiments import TINY, experiment, files, runs  # noqa: F401 - a fixture
 from tests.fixtures import layouts
 
@@ -122,6 +122,10 @@ def test_a_real_data_set_takes_part_with_its_root(runs, tmp_path):  # noqa: F811
     assert set(cells.index) == set(itertools.product(drawn, (*drawn, "n24news")))
     assert set(cells.drop("n24news", level="dataset")) == {14}
     assert set(cells.xs("n24news", level="dataset")) == {28}  # by article, too
+    assert set(chapter_rows(there, "cross_domain")["dataset"]) == {*drawn, "n24news"}
+    # what was measured on an archive that is not given now is not shown beside the others
+    other = profile(domains={"goodnews": str(tmp_path)})
+    assert set(chapter_rows(other, "cross_domain")["dataset"]) == {*drawn}
     home = Experiment(there, progress=False)
     away = domain_experiment(home, domains[2])
     sections = measure_sections(home, ["clip"], on=away)
