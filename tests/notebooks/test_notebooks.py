@@ -72,8 +72,8 @@ def kernel(notebook, path):
 
 
 def size(notebook, path):
-    if path.stat().st_size >= 200_000:
-        yield f"{path.stat().st_size} bytes; below 200,000 it can be read on the web"
+    if path.stat().st_size >= 400_000:
+        yield f"{path.stat().st_size} bytes; below 400,000 it can be read on the web"
 
 
 def outputs(notebook, path):
@@ -174,7 +174,7 @@ BREAKS = {
         lambda nb, code: code[0].update(source=code[0].source.replace("smoke", "demo")),
     ),
     "kernel": (kernel, lambda nb, code: nb.metadata.kernelspec.update(name="venv")),
-    "size": (size, lambda nb, code: code[3].update(outputs=stored("x" * 200_000))),
+    "size": (size, lambda nb, code: code[3].update(outputs=stored("x" * 400_000))),
     "outputs-none": (outputs, lambda nb, code: [c.update(outputs=[]) for c in code]),
     "outputs-stderr": (outputs, lambda nb, code: code[3].update(outputs=stored("!", "stderr"))),
     "path-source": (machine_paths, lambda nb, code: code[3].update(source="a = '/home/someone/x'")),
