@@ -109,7 +109,8 @@ def test_the_search_never_measures_its_own_candidates_on_test():
     assert only_searched
     for name in VARIANTS:
         splits = sweep.splits_of(smoke, name)
-        assert ("val" in splits) == (name in TABLES["search"])
+        looked_at = {*TABLES["search"], *TABLES["views"]}
+        assert ("val" in splits) == (name in looked_at)
         assert (splits == ["val"]) == (name in only_searched)
 
 
@@ -186,8 +187,33 @@ def test_the_winner_is_measured_on_test(experiment, monkeypatch):
 
 
 def test_a_profile_that_does_not_train_tables_says_what_is_missing(experiment, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(sweep, "work_off", lambda *_: pytest.fail("trained"))
     experiment.settings = experiment.settings.model_copy(update={"train_tables": False})
     lacking = sweep.run_table(experiment, "ablation_gi_itm")
     assert len(lacking) == 2 * len(TABLES["ablation_gi_itm"])
     assert f"{len(lacking)} runs of table ablation_gi_itm are not stored" in capsys.readouterr().out
+
+
+def test_listed_tables_are_trained_once_where_they_differ_and_refuse_with_the_reason(experiment):
+    listed = {
+        "mixes": ["1-1-1", "0-0-1"], "backbones": [{"backbone": "RN50"}],
+        "ablation_seeds": [0], "model": {"image_experts": 1, "text_experts": 1},
+    }  # fmt: skip
+    settings = {**TINY, **listed}
+    there = Experiment(load_profile("smoke", settings=settings), progress=False)
+    (reason,) = sweep.refused_backbones(there).values()
+    assert "picture tower is a ModifiedResNet" in reason
+    runs = list(sweep.table_runs(there, "backbones"))
+    assert {run.settings.backbone for run, _ in runs} == {"newsroom-tiny"}
+    asked = [name for _, name in sweep.table_runs(there, "mixes")]
+    assert asked == ["entityclip", "experts-1", "mix-0-0-1"]
+    assert sweep.run_table(there, "mixes") == []
+    made = [path.name for path in (there.profile.runs / "checkpoints").glob("*-seed0-*")]
+    assert len([name for name in made if not name.endswith(".lock")]) == 4  # and the pretraining
+    table = catalogue.draw(there.profile, "mixes").table
+    assert table["variant"].unique().tolist() == ["1-1-4", "1-1-1", "0-0-1"]
+    assert there.under(there.settings) is there
+    other = there.under(there.settings.model_copy(update={"explanation_source": "own"}))
+    assert other._pairs is not there._pairs
+    same = there.under(there.settings.model_copy(update={"bootstrap": 11}))
+    assert same._pairs is there._pairs
