@@ -39,6 +39,10 @@ def test_name_views_and_context_help_and_their_refuters_fail():
     refuters = TABLES["views"][-5:]
     assert refuters[0] == "word-views"
     assert refuters[-1] == "caption-context"
+    bridge = at.loc["test_longtail", "bridge"]
+    assert bridge["R@1_high"] < at.loc[("test_longtail", "word-views"), "R@1_low"]  # leaves half
+    for name in refuters[1:]:
+        assert at.loc[("test_longtail", name), "R@1_low"] < bridge["R@1_high"], name  # nothing
     own = at.loc["test", "name-views-context"]
     for name in ("word-views", "other-views", "shuffled-context", "caption-context"):
         assert at.loc[("test", name), "R@1"] < own["R@1"], name
