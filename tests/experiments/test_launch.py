@@ -21,7 +21,7 @@ from entityclip.experiments.train import train_on_all_gpus
 from entityclip.models.clip import create_backbone
 from entityclip.results import read_rows
 from entityclip.training.run_folder import TrainingError
-from tests import NARROW, SHIPPED
+from tests import SHIPPED
 from tests.fixtures.ports import free_port
 from tests.killing import differences_between
 from tests.processes import start
@@ -42,14 +42,6 @@ def evaluate(arguments):
     return command_line(["evaluate", *arguments])
 
 
-@pytest.fixture
-def shipped_backbone():
-    """The model that a command started anew has."""
-    open_clip.add_model_config(SHIPPED)
-    yield
-    open_clip.add_model_config(NARROW)
-
-
 def accelerate_launch(runs, *arguments):
     """`accelerate launch`, less the start of its own Python; the two it starts are new ones."""
     os.environ |= {
@@ -62,9 +54,16 @@ def accelerate_launch(runs, *arguments):
     main()
 
 
-@pytest.mark.usefixtures("shipped_backbone")
-def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypatch):
-    """Two processes each; the notebook's are forked from this one, whatever it did before."""
+def train_as_a_notebook(runs):
+    """In a process of its own: what tests before this one ran in theirs, a fork might not bear."""
+    os.environ |= {"ENTITYCLIP_RUNS": str(runs), "CUDA_VISIBLE_DEVICES": ""}
+    open_clip.add_model_config(SHIPPED)
+    torch.rand(2000, 2000) @ torch.rand(2000, 2000)  # starts threads that a fork does not have
+    train_on_all_gpus("smoke", "clip", processes=2, settings=parse_settings(SETTINGS))
+
+
+def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path):
+    """Two processes each; the notebook's are forked from one that has computed something."""
     command = start(
         accelerate_launch, tmp_path / "command",
         *("--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())),
@@ -75,9 +74,10 @@ def test_a_notebook_and_accelerate_launch_train_the_same_run(tmp_path, monkeypat
     told = (tmp_path / "output").read_text()
     assert command.exitcode == 0, told[-3000:]
     assert told.count("on 2 process(es), best epoch") == 1  # the first process speaks
-    torch.rand(2000, 2000) @ torch.rand(2000, 2000)  # starts threads that a fork does not have
-    monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "notebook"))
-    folder = train_on_all_gpus("smoke", "clip", processes=2, settings=parse_settings(SETTINGS))
+    notebook = start(train_as_a_notebook, tmp_path / "notebook", log=str(tmp_path / "told"))
+    notebook.join()
+    assert notebook.exitcode == 0, (tmp_path / "told").read_text()[-3000:]
+    folder = next((tmp_path / "notebook/smoke/checkpoints").glob("clip-*[!k]"))
     assert differences_between(folder, tmp_path / "command/smoke/checkpoints" / folder.name) == []
     columns = ["metric", "direction", "value", "config_hash", "data_fingerprint"]
     ours, theirs = (
