@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -56,7 +58,8 @@ def draw_archives(folder: Path, *, pairs: int = 300, seed: int = 0) -> dict[str,
         roots[name].mkdir(parents=True, exist_ok=True)
         write(roots[name], dict(_split(drawn)))
         told += drawn
-    explain(told, _Retold(), folder / "llm_explanations.jsonl", progress=False)
+    with mock.patch.dict(os.environ, SOURCE_DATE_EPOCH="1700000000"):  # rows say when
+        explain(told, _Retold(), folder / "llm_explanations.jsonl", progress=False)
     write_json(done, asked)
     return roots
 

@@ -90,6 +90,9 @@ def test_the_same_archives_have_the_same_bytes_and_are_not_drawn_twice(roots, tm
             p.relative_to(again[name]) for p in again[name].rglob("*") if p.is_file()
         )
         assert all((root / f).read_bytes() == (again[name] / f).read_bytes() for f in files)
+    cache = "llm_explanations.jsonl"
+    beside = next(iter(roots.values())).parent
+    assert (beside / cache).read_bytes() == (tmp_path / cache).read_bytes()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     draw_archives(tmp_path, pairs=PAIRS)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
