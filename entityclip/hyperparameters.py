@@ -41,7 +41,7 @@ class EntityCLIPConfig:
     heads: Count = 1  # attention heads of each expert; must divide the embedding width
     lambda_moe: Weight = 0.1  # weight of VTC(V*, T*_moe)
     eta_itm: Weight = 0.1  # weight of the GI-ITM loss
-    reference_compat: bool = False  # choose as the authors' code does (README's table says what)
+    reference_compat: bool = False  # choose as the authors' code does (entityclip/README.md)
 
     # ablations: the paper's choice is the default
     matching: Literal["gated", "mean", "none"] = "gated"  # how GI-ITM fuses a pair's vectors

@@ -195,7 +195,7 @@ NAME_BINS = {-1: "no name", 0: "0", 1: "1–3", 4: "4–19", 20: "20–99", 100:
 BY_NAME, NAMES_CUT = "rarest name in {} training captions", "names cut"
 
 # what a step and a query cost (evaluation.cost), in the units that tables print
-COSTED = ("clip", "bridge", "no-matching", "entityclip")
+COSTED = ("clip", "bridge", "no-matching", "entityclip", "name-views-context")
 COSTS = {
     "parameters": "parameters (millions)",
     "GFLOPs a pair": "GFLOPs a pair",

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from entityclip.datasets.dataset import Batch, Broken, Item, PairDataset
+from entityclip.datasets.dataset import Batch, ChangedPairs, PairDataset
 from entityclip.datasets.newsroom.outlet_a import NewsroomPicture, generated_caption, second_caption
 from entityclip.datasets.pair import Pair
 from entityclip.files import read_json
@@ -26,7 +25,7 @@ ONE_CAPTION = (
 _SEVERAL = ("flickr30k", "mscoco")
 
 
-class SeveralCaptions(Dataset):
+class SeveralCaptions(ChangedPairs):
     """Another dataset, whose batches get another caption of each pair's picture as `others`.
 
     Args:
@@ -45,28 +44,17 @@ class SeveralCaptions(Dataset):
         tokenize: Callable[[list[str]], Tensor],
         seconds: Sequence[str] | None = None,
     ) -> None:
-        self.dataset, self.pairs = dataset, dataset.pairs
-        self.max_broken = dataset.max_broken
-        self._tokenize, self._seconds = tokenize, seconds
+        super().__init__(dataset, tokenize)
+        self._seconds = seconds
         if seconds is not None and len(seconds) != len(dataset):
             raise ValueError(f"{len(seconds)} second captions for {len(dataset)} pairs")
         if seconds is None:
             _check_captions(dataset.pairs)
             self._place_captions(dataset.image_keys)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Item | Broken:
-        return self.dataset[index]
-
-    def collate(self, items: Sequence[Item | Broken]) -> Batch | list[Broken]:
-        """The dataset's own `collate`, and the other captions of what is whole."""
-        batch = self.dataset.collate(items)
-        if isinstance(batch, Batch):
-            rows = [item.index for item in items if not isinstance(item, Broken)]
-            batch.others = self._tokenize(self._others(rows))
-        return batch
+    def change(self, batch: Batch, rows: list[int]) -> None:
+        """Add the other captions."""
+        batch.others = self._tokenize(self._others(rows))
 
     def _others(self, rows: list[int]) -> list[str]:
         if self._seconds is not None:

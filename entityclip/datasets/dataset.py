@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -235,6 +236,31 @@ class PairDataset(Dataset):
 
 
 ImageTextDataset = PairDataset  # the name it has for sets in files
+
+
+class ChangedPairs(Dataset, ABC):
+    """Another dataset, whose batches `change` changes."""
+
+    def __init__(self, dataset: PairDataset, tokenize: Callable[[list[str]], Tensor]) -> None:
+        self.dataset, self.pairs, self.max_broken = dataset, dataset.pairs, dataset.max_broken
+        self._tokenize = tokenize
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | Broken:
+        return self.dataset[index]
+
+    @abstractmethod
+    def change(self, batch: Batch, rows: list[int]) -> None:
+        """Change what the dataset served of these rows."""
+
+    def collate(self, items: Sequence[Item | Broken]) -> Batch | list[Broken]:
+        """The dataset's own `collate`, changed where anything is whole."""
+        batch = self.dataset.collate(items)
+        if isinstance(batch, Batch):
+            self.change(batch, [item.index for item in items if not isinstance(item, Broken)])
+        return batch
 
 
 def whole_batch(batch: Batch | list[Broken]) -> Batch:

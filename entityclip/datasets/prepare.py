@@ -137,6 +137,8 @@ def _described(dataset: str, options: PrepareOptions) -> dict[str, Any]:
 def _claim(out: Path, dataset: str, described: dict[str, Any], root: str) -> None:
     """Make a folder that of a copy. Raises PreparedError where it is another's."""
     settings = out / "options.json"
+    # first: another part may write its options and a tar between the two questions
+    has_tars = any(out.glob(f"{dataset}-*.tar"))
     if settings.exists():
         before = read_json(settings, PreparedError)
         made_from = before.pop("root", root)  # earlier versions did not write it
@@ -144,7 +146,7 @@ def _claim(out: Path, dataset: str, described: dict[str, Any], root: str) -> Non
             raise PreparedError(f"{out} was prepared with {before}; choose another folder")
         if made_from != root:
             raise PreparedError(f"{out} was prepared from {made_from}; choose another folder")
-    elif any(out.glob(f"{dataset}-*.tar")):
+    elif has_tars:
         raise PreparedError(f"{out} holds tars that prepare did not write; choose another folder")
     atomic_write_text(settings, json.dumps({**described, "root": root}, indent=1) + "\n")
 

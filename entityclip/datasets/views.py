@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from entityclip.datasets.dataset import Batch, Broken, Item, PairDataset
+from entityclip.datasets.dataset import Batch, ChangedPairs, PairDataset
 from entityclip.datasets.names import Names
 from entityclip.hyperparameters import ViewsOf
 
 
-class NameViews(Dataset):
+class NameViews(ChangedPairs):
     """Another dataset, of whose explanations a `share` is read as some of the row's `names` [n].
 
     Each name is kept with chance one half, one at least, in its order; a row without names keeps
@@ -37,30 +36,19 @@ class NameViews(Dataset):
     ) -> None:
         if len(names) != len(dataset):
             raise ValueError(f"names of {len(names)} rows for {len(dataset)} pairs")
-        self.dataset, self.pairs, self.max_broken = dataset, dataset.pairs, dataset.max_broken
-        self._tokenize, self._names, self._share, self._of = tokenize, names, share, of
+        super().__init__(dataset, tokenize)
+        self._names, self._share, self._of = names, share, of
         self._seed = 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Item | Broken:
-        return self.dataset[index]
 
     def begin(self, seed: int) -> None:
         """Draw the views of an epoch; called before its batches are made."""
         self._seed = seed
 
-    def collate(self, items: Sequence[Item | Broken]) -> Batch | list[Broken]:
-        """The dataset's own `collate`, with the views in the explanations' place."""
-        batch = self.dataset.collate(items)
-        if not isinstance(batch, Batch):
-            return batch
-        rows = [item.index for item in items if not isinstance(item, Broken)]
+    def change(self, batch: Batch, rows: list[int]) -> None:
+        """Put the views into the explanations' place."""
         views = {place: view for place, row in enumerate(rows) if (view := self.view(row))}
         if views:
             batch.explanations[list(views)] = self._tokenize(list(views.values()))
-        return batch
 
     def view(self, row: int) -> str | None:
         """What stands for a row's explanation in this epoch; None: itself."""

@@ -20,7 +20,7 @@ from entityclip.config import TrainConfig
 from entityclip.datasets.dataset import Batch
 from entityclip.devices import own_draws
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.training.loop import make_optimizer
+from entityclip.training.loop import make_optimizer, precision
 
 _QUERIES = 256  # captions encoded at a time
 _MIB = 2**20
@@ -53,7 +53,7 @@ def training_cost(
         raise ValueError(f"repeats is {repeats}; at least one step must be timed")
     numbers = [p.numel() for p in model.parameters() if p.requires_grad]
     optimizer, batch = make_optimizer(model, config), batch.to(model.device)
-    bf16 = config.precision != "fp32" and model.device.type == "cuda"
+    bf16 = precision(config) == "bf16"
 
     def losses() -> Tensor:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
@@ -95,7 +95,7 @@ def query_cost(
 ) -> Spread:
     """Seconds for 1,000 captions to find the best ten of `pictures` whose vectors are there."""
     device, tokens = model.device, model.backbone.tokenize(list(captions[:_QUERIES]))
-    vectors = F.normalize(torch.randn(pictures, model.backbone.width, device=device), dim=-1)
+    vectors = F.normalize(torch.ones(pictures, model.backbone.width, device=device), dim=-1)
 
     def ask() -> None:
         found = model.encode_text(tokens.to(device)) @ vectors.T

@@ -127,11 +127,15 @@ class Experiment(Splits):
         return other
 
     def under(self, settings: Settings) -> Experiment:
-        """This experiment under other settings of the same data set; itself under its own."""
+        """This experiment under other settings; itself under its own.
+
+        The equal pairs are shared where it is another backbone on the same data.
+        """
         if settings == self.settings:
             return self
         other = Experiment(replace(self.profile, settings=settings), progress=self.progress)
-        if settings.explanation_source == self.settings.explanation_source:
+        backbone = {name: getattr(settings, name) for name in ("backbone", "pretrained")}
+        if settings == self.settings.model_copy(update=backbone):
             other._pairs, other._fingerprints, other._names = (
                 self._pairs, self._fingerprints, self._names
             )  # fmt: skip
@@ -275,10 +279,11 @@ class Experiment(Splits):
         control = identity.get("explanations", "own")
         return Run(
             f"{name}-seed{config.seed}-{hashed}", identity, config, build,
-            lambda model: [self._read_by(model, split, control) for split in splits],
+            lambda model: [self.read_by(model, split, control) for split in splits],
         )  # fmt: skip
 
-    def _read_by(self, model: Model, split: str, control: Explanations) -> Served:
+    def read_by(self, model: Model, split: str, control: Explanations = "own") -> Served:
+        """A split as a training of this model reads it."""
         reads, others = model.needs_explanations, model.needs_others
         served = self.dataset(split, explanations=reads, control=control, others=others)
         share = getattr(model.config, "name_views", 0)

@@ -218,7 +218,7 @@ def _cost_rows(
     towers = create_backbone(settings.backbone, image_size=settings.image_size)
     model, asked = EntityCLIP(towers, experiment.config(variant)), experiment.pairs(split)
     model = model.to(best_device())
-    served = experiment.dataset("train", explanations=model.needs_explanations)
+    served = experiment.read_by(model, "train")
     rows = range(min(settings.finetuning.batch_size, len(served)))
     batch = served.collate([served[i] for i in rows])  # less its broken pictures, as in training
     batch = batch if isinstance(batch, Batch) else whole_batch(batch)

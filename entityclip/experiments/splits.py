@@ -176,13 +176,11 @@ class Splits:
 
     def viewed(self, served: PairDataset, share: float, of: ViewsOf) -> NameViews:
         """Training pairs of whose explanations a share is read as names alone (`NameViews`)."""
-        texts = {"caption": "caption"}.get(of, "explanation")
-        found = find_names([str(getattr(pair, texts)) for pair in served.pairs],
+        text = "caption" if of == "caption" else "explanation"
+        found = find_names([str(getattr(pair, text)) for pair in served.pairs],
                            self.settings.names, cache=self._found)  # fmt: skip
         if of == "others":
-            order = np.random.default_rng(self.seed).permutation(len(found))
-            others = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-            found = [found[others[row]] for row in range(len(found))]
+            found = [found[row] for row in _others(len(found), np.random.default_rng(self.seed))]
         return NameViews(served, self.backbone.tokenize, found, share, of)
 
     @property
@@ -249,6 +247,14 @@ def _folder(path: str | None) -> Path | None:
     return Path(path).expanduser() if path else None
 
 
+def _others(count: int, rng: np.random.Generator) -> list[int]:
+    """Another row for each of `count`: a random order's cyclic shift, none keeping its own."""
+    order = rng.permutation(count)
+    source = np.empty_like(order)
+    source[order] = np.roll(order, 1)
+    return source.tolist()
+
+
 def replace_explanations(pairs: Sequence[Pair], kind: Explanations, *, seed: int = 0) -> list[Pair]:
     """The same pairs with other explanations; `own` leaves them as they are.
 
@@ -266,10 +272,7 @@ def replace_explanations(pairs: Sequence[Pair], kind: Explanations, *, seed: int
     if kind == "shuffled":
         if len(pairs) < 2:
             raise ValueError("one pair has nobody to swap its explanation with")
-        order = rng.permutation(len(pairs))
-        source = np.empty_like(order)
-        source[order] = np.roll(order, 1)
-        texts = [pairs[row].explanation for row in source]
+        texts = [pairs[row].explanation for row in _others(len(pairs), rng)]
     elif kind == "random":
         words = [pair.explanation.split() for pair in pairs]
         drawn = iter(rng.permutation([word for text in words for word in text]).tolist())

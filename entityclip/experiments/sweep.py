@@ -25,7 +25,7 @@ from entityclip.experiments.probes import (
     measure_matching,
     measure_names_cut,
 )
-from entityclip.identities import table_entries
+from entityclip.identities import Entry, table_entries
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
@@ -44,14 +44,18 @@ def sweep(
     keep: Iterable[str] = KEPT,
 ) -> None:
     """`work_off` each variant under each experiment (one a seed), seeds outermost."""
-    # without fine-tuning, seeds differ in nothing
-    runs = (
-        (experiment, name)
-        for experiment in experiments
-        for name in variants
-        if experiment is experiments[0] or find_variant(name).finetuned
-    )
-    work_off(runs, shipped=shipped, keep=keep)
+    entries = [Entry(name, there.settings, name) for there in experiments[:1] for name in variants]
+    work_off(_runs(experiments, entries), shipped=shipped, keep=keep)
+
+
+def _runs(
+    experiments: Iterable[Experiment], entries: Iterable[Entry]
+) -> Iterator[tuple[Experiment, str]]:
+    """(experiment, variant) of a table's rows; without fine-tuning, seeds differ in nothing."""
+    for number, of_seed in enumerate(experiments):
+        for entry in entries:
+            if not number or find_variant(entry.variant).finetuned:
+                yield of_seed.under(entry.settings), entry.variant
 
 
 def work_off(
@@ -173,11 +177,8 @@ def table_runs(
     there = seed_experiments(experiment, table)
     there = [experiment.of_seed(seed) for seed in seeds] if seeds else there
     refused = refused_backbones(experiment) if table == "backbones" else {}
-    for number, of_seed in enumerate(there):
-        for entry in table_entries(experiment.settings, table):
-            wanted = not number or find_variant(entry.variant).finetuned
-            if wanted and entry.settings.backbone not in refused:
-                yield of_seed.under(entry.settings), entry.variant
+    entries = table_entries(experiment.settings, table)
+    yield from _runs(there, [one for one in entries if one.settings.backbone not in refused])
 
 
 def missing_runs(experiment: Experiment, table: str) -> list[tuple[str, int]]:

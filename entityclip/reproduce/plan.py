@@ -142,11 +142,10 @@ def rooted(settings: Settings, roots: Mapping[str, str]) -> dict[str, Any]:
         over["data_root"] = roots[settings.dataset]
     for setting, source in (pair for pairs in _sources(settings).values() for pair in pairs):
         if source.dataset in roots:
-            *groups, last = f"{setting}.data_root".split(".")
-            place = over
-            for group in groups:
-                place = place.setdefault(group, {})
-            place[last] = roots[source.dataset]
+            given: dict[str, Any] = {"data_root": roots[source.dataset]}
+            for group in reversed(setting.split(".")):
+                given = {group: given}
+            over = merged(over, given)
     others = {name: roots[name] for name in ARCHIVES if name in roots and name != settings.dataset}
     return over | ({"domains": others} if others and settings.dataset in ARCHIVES else {})
 
@@ -199,7 +198,7 @@ def make_plans(
         shared = {stem for stem in _sources(own) if plans and stem not in plans[0].left_out}
         kept = [path for path in plan.notebooks if path.stem not in shared]
         plans.append(replace(plan, notebooks=kept))
-    if not plans:
+    if not any(plan.notebooks for plan in plans):
         raise ReproduceError("; ".join(said))
     return plans, said
 

@@ -14,7 +14,6 @@ from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair
 from entityclip.datasets.views import NameViews
 from entityclip.experiments.experiment import Experiment
-from entityclip.variants import VARIANTS
 from tests.fixtures.pictures import Noise
 
 NAMES = ("Kenya", "Nairobi", "South Sudan")
@@ -96,9 +95,9 @@ def test_a_profile_finds_the_names_of_what_it_was_asked_for(of):
     experiment = Experiment(load_profile("smoke"), progress=False)
     config = replace(experiment.config("name-views"), name_views=1.0, views_of=of)
     model = SimpleNamespace(config=config, needs_explanations=True, needs_others=False)
-    served = experiment._read_by(model, "train", "own")
+    served = experiment.read_by(model, "train", "own")
     assert isinstance(served, NameViews)
-    assert experiment._read_by(model, "val", "own") is experiment.dataset("val", explanations=True)
+    assert experiment.read_by(model, "val", "own") is experiment.dataset("val", explanations=True)
     for row in range(20):
         pair, view = served.pairs[row], served.view(row)
         words = [word for word in view.split() if word[0].isupper()]
@@ -111,8 +110,3 @@ def test_a_profile_finds_the_names_of_what_it_was_asked_for(of):
     if of == "others":
         strange = [served.view(row) not in served.pairs[row].explanation for row in range(20)]
         assert sum(strange) > 15
-
-
-def test_variants_on_views_are_read_by_none_but_training():
-    for name in ("name-views", "name-views-context", "entityclip-name-views"):
-        assert VARIANTS[name].model["name_views"] == 0.5

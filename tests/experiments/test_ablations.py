@@ -215,5 +215,7 @@ def test_listed_tables_are_trained_once_where_they_differ_and_refuse_with_the_re
     assert there.under(there.settings) is there
     other = there.under(there.settings.model_copy(update={"explanation_source": "own"}))
     assert other._pairs is not there._pairs
-    same = there.under(there.settings.model_copy(update={"bootstrap": 11}))
+    less = there.under(there.settings.model_copy(update={"train_pairs": 11}))
+    assert len(less.pairs("train")) == 11 != len(there.pairs("train"))
+    same = there.under(there.settings.model_copy(update={"backbone": "newsroom-tiny-p8"}))
     assert same._pairs is there._pairs

@@ -81,6 +81,24 @@ def test_readmes_commands_run_as_they_stand(here):
     assert written == {"photos", "runs", "photos.parquet", "photos.report.json", "exported"}
 
 
+def test_the_front_pages_last_commands_take_one_run_of_several(here):
+    photographs(here / "photos", 24, explained=True)
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Your own pictures, in five lines.*?```bash\n(.*?)```", page, re.DOTALL)
+    commands = block[1].splitlines()
+    assert len(commands) == 5
+    train = f"entityclip train --data photos {' '.join(TINY)} --no-measure --set {' '.join(SHORT)}"
+    trained = [f"{train} --seed {seed}" for seed in (42, 43)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e"], input="\n".join(trained + commands[3:]), text=True, capture_output=True,
+        cwd=here, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (here / "photos.parquet").is_file()
+    assert (here / "exported" / "tokenizer.json").is_file()
+
+
 def test_own_data_need_no_more_than_a_folder(here):
     profile, variant = chosen("--data", str(photographs(here / "my photos", 40)))
     assert (profile.name, variant) == ("own", "clip")

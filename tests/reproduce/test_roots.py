@@ -116,6 +116,13 @@ def test_what_is_no_root_is_refused_before_anything_runs(paper, ran, capsys):  #
         parse_roots(["tweets=.", "tweets=."], ["tweets"])
 
 
+def test_a_chapter_that_was_asked_for_and_lacks_its_data_is_no_success(paper, ran, capsys):  # noqa: F811
+    root = f"n24news={paper.roots['n24news']}"
+    assert paper.main("--profile", "n24news", "--roots", root, "--only", "08_itr") == 2
+    assert "08_itr is left out: twitter100k is not given" in capsys.readouterr().err
+    assert ran == []
+
+
 def test_a_single_profile_is_given_its_data_the_same_way(paper, ran):  # noqa: F811
     roots = [f"{name}={root}" for name, root in paper.roots.items()]
     assert paper.main("--profile", "n24news", "--roots", *roots) == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Self
@@ -34,7 +35,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class DrawnPicture:
+class DrawnPicture(ABC):
     """One drawn picture, `size` pixels square; the same fields always draw the same bytes."""
 
     outlet: ClassVar[str]  # as errors name it
@@ -95,9 +96,9 @@ class DrawnPicture:
         return self.stream(self.split, self.seed, self.index, purpose)
 
     @classmethod
+    @abstractmethod
     def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
         """Each split's rows: two countries, scene, time of day (-1: open). They share none."""
-        raise NotImplementedError
 
     def facts(self, rng: np.random.Generator | None = None) -> Facts:
         """What it shows, by the first numbers of ``rng(0)``."""
