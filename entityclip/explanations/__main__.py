@@ -11,6 +11,7 @@ without an answer, 2 for what cannot be started, and says in words what to do.
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"part {options.shard} is kept in {out}; when all parts are done, the same command "
               "without --shard joins them")  # fmt: skip
         return code
-    code = _explain(pairs, llm, prompt, out, parts=sorted(out.parent.glob(_of_part(out, "*").name)))
+    plain = out.with_name(glob.escape(out.name))  # a name may hold what a pattern reads otherwise
+    parts = sorted(out.parent.glob(_of_part(plain, "*").name))
+    code = _explain(pairs, llm, prompt, out, parts=parts)
     if options.data:
         print(f"kept in {out}" + ("; train --data reads it" if options.out is None else ""))
     return code

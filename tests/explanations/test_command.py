@@ -44,17 +44,17 @@ def test_parts_side_by_side_come_to_the_same_bytes_as_one_run(tmp_path, capsys, 
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     asked = ["--dataset", "newsroom", "--limit", "40", KNOWLEDGE, "--out"]
     assert main([*asked, str(tmp_path / "whole.jsonl")]) == 0
-    out = str(tmp_path / "cache.jsonl")
+    out = str(tmp_path / "cache [1].jsonl")
     for part in ("3/3", "1/3"):
         assert main([*asked, out, "--shard", part]) == 0
-    assert not (tmp_path / "cache.jsonl").exists()
+    assert not (tmp_path / "cache [1].jsonl").exists()
     assert "part 1/3 is kept in" in capsys.readouterr().out
     assert main([*asked, out, "--shard", "2/3"]) == 0
     assert main([*asked, out]) == 0
     said = capsys.readouterr().out
     assert "80 rows of 3 parts joined" in said
     assert "80 captions: 0 asked, 80 reused" in said
-    assert (tmp_path / "cache.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "cache [1].jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     # what a part left undone is asked by the call that joins them
     other = str(tmp_path / "other.jsonl")
     assert main([*asked, other, "--shard", "2/2"]) == 0
