@@ -46,6 +46,8 @@ def test_name_views_and_context_help_and_their_refuters_fail():
     own = at.loc["test", "name-views-context"]
     for name in ("word-views", "other-views", "shuffled-context", "caption-context"):
         assert at.loc[("test", name), "R@1"] < own["R@1"], name
+    cost = read_table(REPOSITORY / "figures" / "costs.csv").set_index("variant")["GFLOPs a pair"]
+    assert cost["name-views-context"] <= 1.02 * cost["bridge"]  # "at the bridge's cost"
     apart = read_table(REPOSITORY / "figures" / "views_differences.csv")
     apart = apart[(apart["first"] == "name-views-context") & (apart["split"] == "test_longtail")]
     assert (apart["low"] > 0).all()
