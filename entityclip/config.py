@@ -136,6 +136,9 @@ class Settings(_Settings):
     from_scratch: bool = False  # random weights, neither `pretrained` nor a `pretraining`
     image_size: Count = 224
     data_seed: AtLeast0 = 0  # not the run's: all seeds share one test set
+    # but for these training seeds, which have data and a pretraining drawn anew, under the seeds
+    # one above: what holds for both draws is not the luck of one
+    second_draw: list[int] = []
     train_pairs: Several | None = None  # None: the whole split
     val_pairs: Several | None = None
     test_pairs: Several | None = None
@@ -172,6 +175,16 @@ class Settings(_Settings):
     grid: Grid = Grid()
     # explanations by the name that tables give them, as `explanation_source` takes them
     explanation_sources: dict[str, Name] = {}
+
+    def of_seed(self, seed: int) -> Settings:
+        """These settings for one training seed; other data for one of `second_draw`."""
+        if seed not in self.second_draw:
+            return self
+        again = {"data_seed": self.data_seed + 1, "second_draw": []}
+        if self.pretraining:
+            drawn = self.pretraining.model_copy(update={"seed": self.pretraining.seed + 1})
+            again["pretraining"] = drawn
+        return self.model_copy(update=again)
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> Settings:

@@ -53,26 +53,18 @@ class EntityCLIPConfig:
     # beyond the paper
     bridge: Weight = 0.0  # weight of ½·VTC(I*, E*) + ½·VTC(T*, E*), the explanation as a third view
     crossed: bool = False  # V* with E against T* without, and the reverse: neither can copy E
-    detach_explanation: bool = False  # experts read E but don't train its encoding
     # weight of VTC(I*, norm(T* + E*)): what keeps the scene that the bridge alone gives up
     context: Weight = field(default=0.0, metadata=LATER)
     # share of a training step's explanations of which names alone are read (datasets/views.py), and
     # whose: a half of the explanation's, of another pair's, of the caption's; or any words, as many
     name_views: Share = field(default=0.0, metadata=LATER)
     views_of: ViewsOf = field(default="names", metadata=LATER)
-    # chance that, in a training step, a pair's caption stands in for its explanation
-    explanation_dropout: Chance = field(default=0.0, metadata=LATER)
-    # λ as training ends, reached linearly from `lambda_moe`; None: it stays
-    lambda_end: Weight | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.reference_compat and self.negatives == "hard":
             object.__setattr__(self, "negatives", "floored")  # so it stands in a run's identity
-        if self.lambda_end is not None and not self.experts:
-            raise ValueError("lambda_end needs experts: without them λ weighs nothing")
-        for name in ("explanation_dropout", "name_views"):
-            if getattr(self, name) and not self.reads_explanations:
-                raise ValueError(f"{name} needs explanation_experts, a bridge or context")
+        if self.name_views and not self.reads_explanations:
+            raise ValueError("name_views needs explanation_experts, a bridge or context")
         if self.crossed and not self.explanation_experts:
             raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 
@@ -90,11 +82,6 @@ class EntityCLIPConfig:
     def groups(self) -> tuple[int, int, int]:
         """How many experts look at the picture, at the caption, at the explanation."""
         return self.image_experts, self.text_experts, self.explanation_experts
-
-    def lambda_at(self, progress: float) -> float:
-        """λ after a share of the training, from 0 to 1."""
-        end = self.lambda_moe if self.lambda_end is None else self.lambda_end
-        return self.lambda_moe + progress * (end - self.lambda_moe)
 
     @property
     def sees_padding(self) -> bool:

@@ -70,6 +70,7 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
     A row's `config` is this, or this and what was asked of the model. Raises ValueError for an
     unknown variant.
     """
+    settings = settings.of_seed(seed)
     spec, start = find_variant(variant), _start(settings)
     if spec.method == "itr":
         start = {"itr": _itr_start(settings), "from": start}
@@ -182,7 +183,7 @@ def _explanation_sources(settings: Settings) -> list[Entry]:
             name,
         )
         for called, source in settings.explanation_sources.items()
-        for name in ("entityclip", "bridge")
+        for name in ("entityclip", "name-views-context")
     ]
     controls = ("caption-as-explanation", "clip") if found else ()
     return [*found, *(Entry(VARIANTS[name].label, settings, name) for name in controls)]

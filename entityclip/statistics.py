@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 RECALL_AT = (1, 5, 10, 50, 100)
-METRICS = (*(f"R@{k}" for k in RECALL_AT), "MedR", "MeanR")
+METRICS = (*(f"R@{k}" for k in RECALL_AT), "MRR", "MedR", "MeanR")
 RSUM_AT = (1, 5, 10)
 PERCENT = (0.0, 100.0)  # where a share can lie
 
@@ -48,13 +48,14 @@ def recall_at_k(ranks: ArrayLike, ks: Sequence[int] = RECALL_AT) -> dict[str, fl
 
 
 def retrieval_metrics(ranks: ArrayLike) -> dict[str, float]:
-    """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100 in percent, MedR, MeanR.
+    """All of METRICS for ranks [N]: R@1, R@5, R@10, R@50, R@100, MRR in percent, MedR, MeanR.
 
-    MedR of an even N is the mean of the middle two.
+    MRR is the mean of 1 / rank (Voorhees 1999). MedR of an even N is the mean of the middle two.
     """
     values = as_ranks(ranks)
+    reciprocal = float(per_query(values, "MRR").mean())
     mean_and_median = {"MedR": float(np.median(values)), "MeanR": float(np.mean(values))}
-    return recall_at_k(values) | mean_and_median
+    return recall_at_k(values) | {"MRR": reciprocal} | mean_and_median
 
 
 def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
@@ -66,16 +67,21 @@ def rsum(metrics: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def per_query(ranks: ArrayLike, metric: str) -> NDArray[np.float64]:
-    """What each query adds to a mean: ranks [N] for "MeanR", 0 or 100 for "R@<k>".
+    """What each query adds to a mean: ranks [N] for "MeanR", 0 or 100 for "R@<k>", 100 / rank for
+    "MRR".
 
     Raises ValueError for another metric and for what is no rank.
     """
     values = as_ranks(ranks)
     if metric == "MeanR":
         return values.astype(float)
+    if metric == "MRR":
+        return 100.0 / values
     prefix, _, k = metric.partition("@")
     if prefix != "R" or not k.isdecimal():
-        raise ValueError(f"no metric {metric!r} is a mean over queries; there are R@<k> and MeanR")
+        raise ValueError(
+            f"no metric {metric!r} is a mean over queries; there are R@<k>, MRR and MeanR"
+        )
     return 100.0 * (values <= _as_k(int(k)))
 
 
@@ -107,7 +113,7 @@ class _Ranked:
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
-            if values is not None and not isinstance(values, _Ranked):
+            if values is not None and not isinstance(values, (_Ranked, Mapping)):
                 object.__setattr__(self, name, np.asarray(values))  # as frozen ones are set
 
     def ranks(self, direction: str) -> NDArray[np.int64]:
@@ -144,11 +150,13 @@ class Retrieval(_Ranked):
     """Ranks of a split: `text_to_image` [N] and `image_to_text` [M].
 
     `image_of` [N] is each caption's picture, a place in `image_to_text`. `by_article` is there
-    where articles have several pictures.
+    where articles have several pictures, `beaten` ([N] by metric, percent) where it is known what
+    pictures show (evaluation.distractors).
     """
 
     image_of: NDArray[np.int64]
     by_article: ByArticle | None = None
+    beaten: Mapping[str, NDArray[np.float64]] | None = None
 
     def clusters(self, direction: str) -> NDArray[np.int64] | None:
         """Which captions share a picture and so are not independent; None for picture queries."""

@@ -108,8 +108,6 @@ class LiteralEntityCLIP(nn.Module):
         config = self.config
         rows = torch.arange(len(s.image))
         pooled_image, pooled_text = s.image[:, 0], s.text[rows, s.eot]
-        if config.detach_explanation:
-            s = replace(s, explanation=s.explanation.detach())
         v, ve, te, t = self.vectors(s)  # full pass 1
         mixed_image = mix(self.image_gate, pooled_image, [*v, *ve])
         mixed_text = mix(self.text_gate, pooled_text, [*t, *te])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ from entityclip.console import progress_bar
 from entityclip.datasets.dataset import PairDataset, whole_batch
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.devices import doubled
+from entityclip.evaluation.distractors import Shown, beaten, shown_by
 from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.ranks import both_ranks, similarity_ranks
 from entityclip.models.ascl import AsCL, Side, poorer_text
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import Row, measurement_rows
-from entityclip.statistics import BY_ARTICLE, ByArticle, Retrieval, bootstrap_interval
+from entityclip.statistics import BY_ARTICLE, ByArticle, Retrieval, bootstrap_interval, interval
 
 
 @dataclass(frozen=True)
@@ -111,19 +113,24 @@ def articles_of(pairs: Sequence[Pair]) -> Tensor | None:
     return torch.tensor([numbers[n] for n in names]) if len(pictures) > len(numbers) else None
 
 
-def retrieve(embeddings: Embeddings, articles: Tensor | None = None) -> Retrieval:
+def retrieve(
+    embeddings: Embeddings, articles: Tensor | None = None, shown: Shown | None = None
+) -> Retrieval:
     """Rank all pictures for each caption and all captions for each picture.
 
     With `articles` [N], also with all pictures, and captions, of a query's article as right ones:
-    GoodNews has several pictures an article, and its captions often suit more than one.
+    GoodNews has several pictures an article, and its captions often suit more than one. With what
+    the M pictures show, also which distractors are `beaten`.
     """
-    groups = embeddings.image_of, torch.arange(len(embeddings.images))
-    ranks = both_ranks(embeddings.texts, embeddings.images, groups)
+    texts, images = embeddings.texts, embeddings.images
+    groups = embeddings.image_of, torch.arange(len(images))
+    ranks = both_ranks(texts, images, groups)
+    lost = beaten(lambda at: texts[at] @ images.T, embeddings.image_of, shown) if shown else None
     if articles is None:
-        return Retrieval(*ranks, embeddings.image_of)
+        return Retrieval(*ranks, embeddings.image_of, beaten=lost)
     groups = articles, articles[embeddings.first]
-    by_article = ByArticle(*both_ranks(embeddings.texts, embeddings.images, groups), *groups)
-    return Retrieval(*ranks, embeddings.image_of, by_article)
+    by_article = ByArticle(*both_ranks(texts, images, groups), *groups)
+    return Retrieval(*ranks, embeddings.image_of, by_article, lost)
 
 
 def evaluate_embeddings(
@@ -131,7 +138,8 @@ def evaluate_embeddings(
 ) -> Retrieval:
     """Ranks by the cosine of the two towers' embeddings, by article too where that differs."""
     embeddings = encode_pairs(model, dataset, workers=workers, progress=progress)
-    return retrieve(embeddings, articles_of(dataset.pairs))
+    shown = shown_by([dataset.pairs[row] for row in embeddings.first.tolist()])
+    return retrieve(embeddings, articles_of(dataset.pairs), shown)
 
 
 def evaluate_retrieval(
@@ -174,6 +182,16 @@ def evaluate_retrieval(
                 {f"{metric}{suffix}": ends for metric, ends in intervals.items()},
                 variant=variant, dataset=dataset_name, split=split,
                 direction=direction, provenance=origin, **ranks.sizes(direction),
+            )  # fmt: skip
+    for metric, each in (retrieval.beaten or {}).items():
+        known = ~np.isnan(each)  # the others have no such distractor
+        if known.sum() > 1:
+            ends = interval(each[known], n_resamples=bootstrap, seed=seed)
+            rows += measurement_rows(
+                {metric: float(each[known].mean())}, {metric: tuple(map(float, ends))},
+                variant=variant, dataset=dataset_name, split=split, direction="text_to_image",
+                n_queries=int(known.sum()), n_candidates=len(retrieval.image_to_text),
+                provenance=origin,
             )  # fmt: skip
     return retrieval, rows
 
@@ -243,13 +261,16 @@ def evaluate_similarity(
     model: AsCL, dataset: PairDataset, *, workers: int = 0, progress: bool = True
 ) -> Retrieval:
     """Ranks by S(I, T) of a model's own fusion: `evaluate_embeddings` for AsCL."""
-    return retrieve_ascl(*similarities(model, dataset, workers=workers, progress=progress))
+    similarity, image_of = similarities(model, dataset, workers=workers, progress=progress)
+    first = distinct_pictures(dataset.image_keys)[1]
+    return retrieve_ascl(similarity, image_of, shown_by([dataset.pairs[i] for i in first.tolist()]))
 
 
-def retrieve_ascl(similarity: Tensor, image_of: Tensor) -> Retrieval:
+def retrieve_ascl(similarity: Tensor, image_of: Tensor, shown: Shown | None = None) -> Retrieval:
     """Ranks both ways of similarities [M, N]; `image_of` [N] is each caption's picture."""
     to_text, to_image = similarity_ranks(similarity, (torch.arange(len(similarity)), image_of))
-    return Retrieval(to_image, to_text, image_of)
+    lost = beaten(lambda at: similarity.T[at], image_of, shown) if shown else None
+    return Retrieval(to_image, to_text, image_of, beaten=lost)
 
 
 def retrieve_reranked(

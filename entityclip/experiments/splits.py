@@ -26,7 +26,7 @@ from entityclip.explanations.joining import training_pairs
 from entityclip.hyperparameters import ViewsOf
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.encoder import start_weights
-from entityclip.variants import Explanations, find_variant
+from entityclip.variants import VAL_SPLITS, Explanations, find_variant
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,9 @@ class Splits:
 
     def of_seed(self, seed: int) -> Self:
         """The same experiment under another training seed; the equal pairs are shared."""
-        other = copy.copy(self)
-        other.profile, other.seed = replace(self.profile, seed=seed), seed
+        settings = self.settings.of_seed(seed)
+        other = self.under(settings) if settings != self.settings else copy.copy(self)
+        other.profile, other.seed = replace(other.profile, seed=seed), seed
         other._datasets = {}  # a control's explanations depend on the seed
         return other
 
@@ -82,7 +83,10 @@ class Splits:
             limit = getattr(own, f"{role}_pairs")
         else:
             own, name = settings, split
-            limits = {"train": settings.train_pairs, "val": settings.val_pairs}
+            limits = {
+                "train": settings.train_pairs,
+                **dict.fromkeys(VAL_SPLITS, settings.val_pairs),
+            }
             if settings.pretraining:
                 limits["generic"] = settings.pretraining.pairs
                 limits["generic_val"] = settings.pretraining.eval_pairs

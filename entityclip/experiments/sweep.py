@@ -11,6 +11,7 @@ from functools import cache
 
 import pandas as pd
 
+from entityclip.datasets.registry import DATASETS
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     alone,
@@ -29,7 +30,7 @@ from entityclip.identities import Entry, table_entries
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
-from entityclip.variants import LEAK, TABLES, find_variant
+from entityclip.variants import LEAK, TABLES, VAL_SPLITS, find_variant
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def _runs(
     for number, of_seed in enumerate(experiments):
         for entry in entries:
             if not number or find_variant(entry.variant).finetuned:
-                yield of_seed.under(entry.settings), entry.variant
+                yield of_seed.under(entry.settings.of_seed(of_seed.seed)), entry.variant
 
 
 def work_off(
@@ -118,11 +119,10 @@ def _unmeasured(
 
 
 def splits_of(experiment: Experiment, name: str) -> list[str]:
-    """Where a variant is measured: candidates of the search on val, and only on val at first."""
-    searched = name in TABLES["search"]
-    tested = not searched or any(name in TABLES[table] for table in TABLES if table != "search")
-    val = ["val"] if searched or name in TABLES["views"] else []
-    return val + (experiment.settings.test_splits if tested else [])
+    """Where a variant is measured: candidates of the search also where one of them is chosen."""
+    settings = experiment.settings
+    val = [split for split in VAL_SPLITS if split in DATASETS[settings.dataset]]
+    return (val if name in TABLES["search"] else []) + settings.test_splits
 
 
 def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:
@@ -145,9 +145,9 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
     """
 
     @cache
-    def present(split: str) -> str | None:
+    def present(seed: int, split: str) -> str | None:
         try:
-            return experiment.fingerprint(split)
+            return experiment.of_seed(seed).fingerprint(split)
         except FileNotFoundError:
             return None  # rows can be shipped from a machine that lacks the data
 
@@ -155,7 +155,8 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
     for kind in KINDS:
         rows = find_rows(experiment.profile, kind)
         if len(rows):
-            here = rows["split"].map(present)
+            pairs = zip(rows["seed"], rows["split"], strict=True)
+            here = pd.Series([present(*pair) for pair in pairs], rows.index, object)
             rows = rows[here.isna() | (here == rows["data_fingerprint"])]
         write_shipped(experiment.profile, kind, rows)
         if len(rows):

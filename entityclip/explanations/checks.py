@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from entityclip.datasets.newsroom.wording import named_countries
 from entityclip.explanations.answers import ENDED, STOPPED, has_markup
 from entityclip.explanations.llm import (
     DEFAULT_PROMPT,
     Prompt,
-    known_countries,
     neutralise,
     unescaped,
 )
@@ -158,7 +158,7 @@ def _mentions(words: list[str], text: str, caption: str) -> bool:
     if not names or not names.isdisjoint(words):
         return True
     bare = {word.removesuffix("'s") for word in words}
-    countries = ({country.name for _, country in known_countries(t)} for t in (text, caption))
+    countries = ({country.name for country in named_countries(t)} for t in (text, caption))
     return bool(set.intersection(*countries)) or _begins(names, bare) or _begins(bare, names)
 
 

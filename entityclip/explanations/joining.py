@@ -255,17 +255,19 @@ def training_pairs(
     """The pairs of one `split` with the explanations of `source`, and what `policy` did to them.
 
     `source` is "own", what the data set brings; "knowledge-base", extracted here into
-    ``folder/knowledge.jsonl``; else the path of a cache as `explain` writes it or, if it ends in
-    ``.json``, of a file in the authors' layout for `dataset`. ``{split}`` in it is replaced. A pair
-    that the file does not explain counts as failed, under the name "missing".
+    ``folder/knowledge.jsonl`` (see `knowledge_base` for others of its kind); else the path of a
+    cache as `explain` writes it or, if it ends in ``.json``, of a file in the authors' layout for
+    `dataset`. ``{split}`` in it is replaced. A pair that the file does not explain counts as
+    failed, under the name "missing".
 
     Raises FileNotFoundError for a file that is not there, ValueError (CacheError) for one that is
     malformed, holds several sources or explains none of the pairs.
     """
     if source == OWN:
         return _explained(pairs) if policy == "use" else check_pairs(pairs, policy)
-    if source == KNOWLEDGE_BASE:
-        rows = explain(pairs, KnowledgeBase(), Path(folder) / "knowledge.jsonl", progress=False)
+    if source.partition(":")[0] == KNOWLEDGE_BASE:
+        llm, path = knowledge_base(source), Path(folder) / "knowledge.jsonl"
+        rows = explain(pairs, llm, path, progress=False)
         return apply_policy(pairs, rows, policy)
     path = Path(source.replace("{split}", split)).expanduser()
     if not path.is_file():
@@ -284,6 +286,24 @@ def training_pairs(
         for pair, row in zip(pairs, found, strict=True)
     ]
     return apply_policy(pairs, rows, policy)
+
+
+def knowledge_base(source: str) -> KnowledgeBase:
+    """The drawn newsroom's facts as `explanation_source` spells them.
+
+    "knowledge-base"; with a share of false answers, "knowledge-base:0.5"; of their true ones the
+    names or the looks alone, "knowledge-base:names". Raises ValueError for another spelling.
+    """
+    _, _, kind = source.partition(":")
+    try:
+        if kind in ("names", "looks"):
+            return KnowledgeBase(content=kind)
+        return KnowledgeBase(false=float(kind)) if kind else KnowledgeBase()
+    except ValueError as error:
+        raise ValueError(
+            f"settings.explanation_source: {source!r}; write {KNOWLEDGE_BASE}, "
+            f"{KNOWLEDGE_BASE}:0.5 (a share that is false), {KNOWLEDGE_BASE}:names or :looks"
+        ) from error
 
 
 def _cached(path: Path, pairs: Sequence[Pair]) -> list[Explanation | None]:

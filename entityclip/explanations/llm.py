@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
-from entityclip.datasets.newsroom.countries import COUNTRIES, Country
+import numpy as np
+
+from entityclip.datasets.newsroom.wording import FALSE, explanation, partly
 from entityclip.files import read_text
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
@@ -192,47 +194,34 @@ PROMPTS["general-v1"] = Prompt(
 )
 
 
-# the form that named the country -> a sentence that repeats it, in the newsroom's own words
-_SENTENCES = {
-    "name": "The flag of {name}, capital {capital}, shows {look}.",
-    "demonym": "The {demonym} flag shows {look}; {capital} is the capital of {name}.",
-    "capital": "{capital} is the capital of {name}; its flag shows {look}.",
-}
-_FORMS = {  # from the last kind on: where a capital is called like its country, the name wins
-    getattr(country, kind).removeprefix("the "): (kind, country)
-    for kind in reversed(_SENTENCES)
-    for country in reversed(COUNTRIES)
-}
-_LONGEST_FIRST = sorted(map(re.escape, _FORMS), key=len, reverse=True)
-_NAMED = re.compile(rf"\b(?:{'|'.join(_LONGEST_FIRST)})\b")
-
-
-def known_countries(text: str) -> list[tuple[str, Country]]:
-    """The countries a text names, in its order, each once, with "name", "demonym" or "capital"."""
-    found: dict[str, tuple[str, Country]] = {}
-    for form in _NAMED.findall(text):
-        kind, country = _FORMS[form]
-        found.setdefault(country.name, (kind, country))
-    return list(found.values())
+Content = Literal["all", "names", "looks"]
 
 
 class KnowledgeBase(StubLLM):
-    """Answers from the newsroom's table: each named country's name, capital and flag.
+    """Answers from the newsroom's table as `wording.explanation` does, a share of them falsely.
 
-    Deterministic, true, offline, some 10,000 captions a second, or one in `delay_s` seconds;
-    sampling makes no difference. A caption without a country of the table gets an empty answer,
-    which the checks mark.
+    Deterministic, offline, some 10,000 captions a second, or one in `delay_s` seconds; the answer
+    follows from the prompt, sampling makes no difference. A caption without a country and an event
+    of the newsroom gets an empty answer, which the checks mark. `content` "names" keeps the
+    names alone of each true answer, "looks" leaves them out.
     """
 
-    model = "newsroom-knowledge-1"  # raise the number with any change to the answers
+    def __init__(
+        self, *, false: float = FALSE, content: Content = "all", delay_s: float = 0.0
+    ) -> None:
+        if not 0 <= false <= 1 or content not in get_args(Content):
+            raise ValueError(
+                f"false is {false}, content {content!r}; give a share and one of "
+                f"{', '.join(get_args(Content))}"
+            )
+        self._false, self._content = false, content
+        # raise the number with any change to the answers
+        model = f"newsroom-knowledge-2-{content}-{false:g}"
+        super().__init__(self._told, model=model, delay_s=delay_s)
 
-    def __init__(self, *, delay_s: float = 0.0):
-        super().__init__(_facts, model=self.model, delay_s=delay_s)
-
-
-def _facts(prompt: str, seed: int) -> str:  # our prompts name no country but the caption's
-    facts = (
-        _SENTENCES[kind].format(**vars(country), look=country.flag.words())
-        for kind, country in known_countries(prompt)
-    )
-    return " ".join(fact[0].upper() + fact[1:] for fact in facts)
+    def _told(self, prompt: str, seed: int) -> str:  # our prompts name no country of their own
+        digest = sha256(prompt.encode("utf-8", "replace")).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        if self._content == "all":
+            return explanation(rng, prompt, false=self._false)
+        return partly(prompt, looks=self._content == "looks")

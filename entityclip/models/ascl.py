@@ -396,11 +396,8 @@ class AsCL(DualEncoder):
             outputs.positive, outputs.positive_wrong = self._compare(image, generated, joined)
         return outputs
 
-    def losses(self, outputs: AsCLOutputs, progress: float = 1.0) -> dict[str, Tensor]:
-        """`loss` to minimise, its parts, and the share of wrong texts dropped as too similar.
-
-        Nothing depends on `progress`, which the training loop tells every model.
-        """
+    def losses(self, outputs: AsCLOutputs) -> dict[str, Tensor]:
+        """`loss` to minimise, its parts, and the share of wrong texts dropped as too similar."""
         same, scale = outputs.same, outputs.scale
         terms = {"ascl_pairs": nt_xent(outputs.similarity, same, scale, outputs.wrong)}
         loss = terms["ascl_pairs"]

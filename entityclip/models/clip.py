@@ -202,9 +202,8 @@ class Backbone(nn.Module):
 class DualEncoder(nn.Module):
     """A model on a backbone's two towers, as training and evaluation ask it.
 
-    ``model(**batch.inputs())`` gives a batch's outputs, ``model.losses(outputs, progress)`` its
-    named scalar terms, of which `loss` is to be minimised. `progress` is the share of the training
-    that is done, from 0 to 1.
+    ``model(**batch.inputs())`` gives a batch's outputs, ``model.losses(outputs)`` its named scalar
+    terms, of which `loss` is to be minimised.
     """
 
     needs_explanations = False  # whether training reads explanations

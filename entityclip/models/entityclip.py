@@ -110,11 +110,6 @@ class EntityCLIP(DualEncoder):
             raise ValueError(f"a batch of {rows}: contrastive losses need at least 2 pairs")
         if self.needs_explanations and explanations is None:
             raise ValueError("this model trains on explanations, and the batch has none")
-        if self.training and self.config.explanation_dropout:
-            # the whole batch's draws on every process, so that all stay at one place in the stream
-            dropped = torch.rand(rows, device=captions.device) < self.config.explanation_dropout
-            dropped = dropped if peers is None else dropped[peers.own]
-            explanations = torch.where(dropped[:, None], captions, explanations)
         encoded = self._encode_in_chunks((images, captions, explanations), lengths, chunk)
         outputs = self.compare(encoded, captions, image_keys, peers=peers)
         return outputs if peers is None else peers.joined(outputs, turned=("itm_logits",))
@@ -147,8 +142,6 @@ class EntityCLIP(DualEncoder):
             outputs.explanation = _unit(explanation.pooled)
         if self.mmae is None:
             return outputs
-        if self.config.detach_explanation:
-            explanation = explanation._replace(tokens=explanation.tokens.detach())
         if negatives is None and self.matching is not None:
             draw = self.config.negatives
             negatives = draw_in_batch(
@@ -166,8 +159,8 @@ class EntityCLIP(DualEncoder):
             outputs.itm_valid = negatives.valid
         return outputs
 
-    def losses(self, outputs: Outputs, progress: float = 1.0) -> dict[str, Tensor]:
-        """The objective's named scalar terms after a share of the training (0 to 1), section 3.4.
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        """The objective's named scalar terms (section 3.4).
 
         `loss` is the weighted sum to minimise, the others are unweighted: `vtc` and, where the
         model has them, `vtc_moe`, `itm`, `bridge`, `context`. `itm_accuracy` carries no gradient.
@@ -181,7 +174,7 @@ class EntityCLIP(DualEncoder):
         elif o.image_moe is not None:
             terms["vtc_moe"] = vtc_loss(o.image_moe, o.text_moe, scale)
         if "vtc_moe" in terms:
-            loss = loss + config.lambda_at(progress) * terms["vtc_moe"]
+            loss = loss + config.lambda_moe * terms["vtc_moe"]
         if o.itm_logits is not None:
             matched = o.itm_logits, o.itm_valid
             terms |= {"itm": itm_loss(*matched), "itm_accuracy": itm_accuracy(*matched)}
@@ -195,9 +188,7 @@ class EntityCLIP(DualEncoder):
     def text_lengths(self, captions: Tensor, explanations: Tensor | None, *_: Any) -> list[int]:
         """Tokens of the longest caption and explanation: cheap on the CPU, a wait on a GPU."""
         sides = [captions, explanations] if self.needs_explanations else [captions]
-        lengths = [self.backbone.longest(side) for side in sides]
-        # any caption may stand in for its explanation
-        return [lengths[0], max(lengths)] if self.config.explanation_dropout else lengths
+        return [self.backbone.longest(side) for side in sides]
 
     def _encode_in_chunks(
         self, sides: tuple[Tensor | None, ...], lengths: Lengths, chunk: int | None

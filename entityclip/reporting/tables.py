@@ -18,6 +18,7 @@ from entityclip.variants import (
     NOT_FINETUNED,
     SPLIT_LABELS,
     TABLES,
+    VAL_SPLITS,
     VARIANT_LABELS,
     VARIANTS,
     in_order,
@@ -251,13 +252,13 @@ def describe_variants(table: str) -> pd.DataFrame:
 
 
 def choose_on_validation(rows: pd.DataFrame) -> pd.DataFrame:
-    """The search's candidates by mean R@1 of both directions on val, best first; no test rows read.
+    """The search's candidates by mean R@1, both ways, on VAL_SPLITS, best first; no test rows read.
 
     `rows` are retrieval rows of any splits. Columns `variant`, `seeds`, `R@1`, `lowest` and
     `highest` over the seeds that all candidates have: a choice among unequals would not be one.
     Raises ResultsError while there is none.
     """
-    rows = rows[(rows["metric"] == "R@1") & (rows["split"] == "val")]
+    rows = rows[(rows["metric"] == "R@1") & (rows["split"].isin(VAL_SPLITS))]
     measured = rows.groupby("seed")["variant"].agg(set)
     lacking = measured.map(lambda names: [n for n in TABLES["search"] if n not in names])
     shared = lacking.index[lacking.map(len) == 0]

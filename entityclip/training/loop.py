@@ -247,7 +247,7 @@ class _Trainer:
         passes = min(config.accumulate, self.per_epoch - group * config.accumulate)
         last = (within + 1) % config.accumulate == 0 or within + 1 == self.per_epoch
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            terms = self._losses(batch, self.step / self.total)
+            terms = self._losses(batch)
             self.accelerator.backward(terms["loss"] / passes)
         # the step
         log_scale, bound = self.bare.backbone.clip.logit_scale, {}
@@ -263,10 +263,10 @@ class _Trainer:
         found = {name: value.detach() for name, value in terms.items()}
         return {"lr": rate, "logit_scale": log_scale.detach().exp(), **found, **bound}
 
-    def _losses(self, batch: Batch, progress: float = 1.0) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The named terms of a batch as they count after a share of the training."""
         chunk = {} if self.config.chunk is None else {"chunk": self.config.chunk}
-        return self.bare.losses(self.model(**batch.inputs(), **chunk), progress)
+        return self.bare.losses(self.model(**batch.inputs(), **chunk))
 
     def _validated(self, epoch: int) -> bool:
         """Validate, log and tell; whether it is the best so far."""

@@ -105,7 +105,7 @@ ABLATIONS = [
     {"mask_padding": False},
     {"negatives": "floored"},
     {"bridge": 0.7},
-    {"bridge": 0.7, "detach_explanation": True},
+    {"bridge": 0.7},
     {"context": 0.6},
     {"bridge": 0.7, "context": 0.6, "matching": "none"},
     {"crossed": True},
@@ -172,17 +172,6 @@ def test_the_twin_notices_a_change():
         assert (ours[term] - theirs[term]).abs() > 1e-6, option
 
 
-def test_detaching_the_explanation_stops_exactly_its_gradient():
-    grads = []
-    for detach in (False, True):
-        case = make_case(5, EntityCLIPConfig(2, 2, 2, detach_explanation=detach), torch.float64)
-        both_losses(*case)[0]["loss"].backward()
-        grads.append({kind: leaf.grad for kind, leaf in case[1].items()})
-    assert all(torch.equal(grads[0][kind], grads[1][kind]) for kind in ("image", "text"))
-    assert grads[0]["explanation"].abs().max() > 0
-    assert grads[1]["explanation"] is None
-
-
 # -------------------------------------------------------------------- on pictures and texts
 
 
@@ -208,35 +197,9 @@ def test_terms_and_gradients_of_every_grouping(backbone, batch, counts):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_dropped_explanations_are_their_captions_and_only_in_training(backbone, batch):
-    images, captions, explanations = batch
-    config = EntityCLIPConfig(0, 0, 0, bridge=1.0, explanation_dropout=0.5)
-    model = EntityCLIP(backbone, config)
-    lengths = model.text_lengths(explanations, captions)  # captions are the shorter ones here
-    assert lengths[1] == lengths[0] == backbone.longest(explanations)
-
-    torch.manual_seed(0)
-    got = model.train()(images, captions, explanations).explanation
-    torch.manual_seed(0)
-    dropped = torch.rand(5) < 0.5
-    assert 0 < dropped.sum() < 5
-    plain = model.eval()(images, captions, explanations)
-    torch.testing.assert_close(plain.explanation, model.encode_text(explanations))
-    expected = torch.where(dropped[:, None], plain.text, plain.explanation)
-    torch.testing.assert_close(got, expected)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"lambda_end": -0.1}, "lambda_end\n.* equal to 0"),
-        ({"lambda_end": float("inf")}, "lambda_end\n.* finite"),
-        (NO_EXPERTS | {"lambda_end": 0.1}, "lambda_end needs experts"),
-        ({"explanation_dropout": 1.0}, "explanation_dropout\n.*less than 1"),
-        (
-            NO_EXPERTS | {"explanation_dropout": 0.1},
-            "explanation_dropout needs explanation_experts",
-        ),
         (NO_EXPERTS | {"name_views": 0.5}, "name_views needs explanation_experts, a bridge"),
         ({"name_views": 1.1}, "name_views\n.* less than or equal to 1"),
         ({"views_of": "verbs"}, "views_of"),

@@ -67,10 +67,10 @@ def test_a_run_in_chunks_is_the_run_without_and_says_so(precision, tolerance, tm
 
 
 def test_towers_that_draw_draw_the_same_again():
-    """Dropped patches and explanations: the gradient is that of what was seen going forward."""
+    """Dropped patches: the gradient is that of what was seen going forward."""
     gradients = []
     for chunk in (None, 7):
-        model, data = make_model(explanation_dropout=0.5, bridge=1.0), make_sets()[0]
+        model, data = make_model(bridge=1.0), make_sets()[0]
         model.backbone.clip.visual.patch_dropout = torch.nn.Dropout(0.3)
         batch = data.collate([data[i] for i in range(7)])
         torch.manual_seed(0)

@@ -88,23 +88,6 @@ def test_accumulation_averages_the_gradients_of_its_passes(sets, tmp_path):
         torch.testing.assert_close(found[name], parameter.grad, msg=name)
 
 
-@pytest.mark.parametrize("chunk", [None, 3])
-def test_lambda_follows_the_steps_of_the_whole_run(chunk, sets, tmp_path):
-    config = replace(CONFIG, chunk=chunk)
-    train(make_model(lambda_moe=0.8, lambda_end=0.2), *sets, config, tmp_path, progress=False)
-    rows = read_log(tmp_path)
-    steps = [row for row in rows if "loss" in row]
-    assert len(steps) == 8
-    for done, row in enumerate(steps):
-        weight = 0.8 - 0.6 * done / 8
-        expected = row["vtc"] + weight * row["vtc_moe"] + 0.1 * row["itm"]
-        assert row["loss"] == pytest.approx(expected, rel=1e-5)
-    for row in rows:
-        if "val_loss" in row:  # as they count at the end
-            expected = row["val_vtc"] + 0.2 * row["val_vtc_moe"] + 0.1 * row["val_itm"]
-            assert row["val_loss"] == pytest.approx(expected, rel=1e-5)
-
-
 def test_schedule_warms_up_then_follows_a_cosine_to_zero():
     config = TrainConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(step, 104, config) for step in range(105)]
@@ -180,8 +163,8 @@ def test_every_validation_pair_counts_and_the_best_is_what_was_asked_for(sets, t
     model, seen = make_model(), []
     losses = model.losses
 
-    def watched(outputs, progress=1.0):
-        terms = losses(outputs, progress)
+    def watched(outputs):
+        terms = losses(outputs)
         if not model.training:
             seen.append((len(outputs.image), terms["vtc"].item(), terms["loss"].item()))
         return terms
@@ -213,8 +196,8 @@ def test_the_best_by_vtc_need_not_be_the_best_by_loss(sets, tmp_path):
         model = make_model(**options)
         losses, epochs = model.losses, itertools.count(1)
 
-        def told(outputs, progress=1.0, model=model, losses=losses, epochs=epochs):
-            terms = losses(outputs, progress)
+        def told(outputs, model=model, losses=losses, epochs=epochs):
+            terms = losses(outputs)
             if model.training:
                 return terms
             loss, vtc = (torch.tensor(x) for x in fake[next(epochs)])

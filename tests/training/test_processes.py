@@ -41,8 +41,7 @@ CASES = {
     "ablated": ({"image_experts": 0, "negative_explanation": "positive",
                  "shared_explanation_experts": False}, {}, {}),
     "one row, in chunks": ({"explanation_experts": 2}, {"chunk": 2}, UNEVEN),
-    "accumulated": ({"detach_explanation": True}, {}, {"passes": 2}),
-    "explanations dropped": ({"bridge": 1.0, "explanation_dropout": 0.4}, {}, {}),
+    "accumulated": ({}, {}, {"passes": 2}),
     "accumulated in chunks": ({}, {"chunk": 4}, {"passes": 2}),
 }  # fmt: skip
 

@@ -1,9 +1,13 @@
 """The drawn newsroom: news pictures of two countries and a scene, with captions that name them.
 
-Real facts (countries, capitals, flags), made-up news; everything follows from (split, seed, index).
-The entity splits share no fact, (two countries, scene), and repeat one only once exhausted. Generic
-splits, which pretrain a small CLIP, share no (two countries, scene, time of day), nor do relation
-splits, whose texts and pictures relate in different ways.
+Real facts (countries, cities, flags), made-up news; everything follows from (split, seed, index).
+The entity splits share no fact, (two countries, scene), and repeat one only once exhausted. As in
+news, training has few countries often and many seldom (Zipf), an article has one to four pictures,
+and one picture in five shows but one of the flags. Four query sets tell the pictures of `test` in
+the same sentences by names of different kinds (`wording.Naming`), and `val_longtail` those of `val`
+by rare names and aliases in turn. Generic splits, which pretrain a small CLIP, share no (two
+countries, scene, time of day), nor do relation splits, whose texts and pictures relate in
+different ways.
 """
 
 from __future__ import annotations
@@ -32,6 +36,13 @@ class Facts:
     countries: tuple[Country, Country]
     scene: str
     time: str
+    event: int  # which one of the scene's: all pictures of an article share it
+    shown: tuple[bool, bool]  # whose flags hang
+
+
+Namings = tuple[wording.Naming, wording.Naming, wording.Naming]
+Row = tuple[int, int, int, int, int]  # two countries, scene, time of day (-1: open), article
+ONE_FLAG = 0.2  # share of entity pictures that show one of the two flags
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class DrawnPicture(ABC):
     scenes: ClassVar[dict[str, Draw]]
     times: ClassVar[tuple[str, ...]]
     dice: ClassVar[tuple[int, ...]] = ()  # what sets its scenes' dice apart from the other's
+    entity: ClassVar[tuple[str, ...]]  # the splits whose pictures are news
 
     split: str
     seed: int
@@ -92,31 +104,44 @@ class DrawnPicture(ABC):
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Its own random numbers; 0: of facts and drawing, 1: of caption and explanation."""
+        """Its own random numbers; 0: of facts and drawing, 1: of caption, 9: of explanation."""
         return self.stream(self.split, self.seed, self.index, purpose)
 
     @classmethod
     @abstractmethod
-    def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
-        """Each split's rows: two countries, scene, time of day (-1: open). They share none."""
+    def table(cls, seed: int) -> dict[str, list[Row]]:
+        """Each split's rows, a picture each. Splits share no (two countries, scene, time)."""
+
+    @property
+    def row(self) -> Row:
+        """Its row of the table, over again once they are exhausted."""
+        rows = self.table(self.seed)[self.split]
+        return rows[self.index % len(rows)]
 
     def facts(self, rng: np.random.Generator | None = None) -> Facts:
         """What it shows, by the first numbers of ``rng(0)``."""
-        rows = self.table(self.seed)[self.split]
-        first, second, scene, time = rows[self.index % len(rows)]
-        swap, clock = (self.rng(0) if rng is None else rng).random(2)
+        first, second, scene, time, article = self.row
+        swap, clock, bare = (self.rng(0) if rng is None else rng).random(3)
         pair = (COUNTRIES[first], COUNTRIES[second])
         if time < 0:
             time = int(clock * len(self.times))
-        return Facts(pair[::-1] if swap < 0.5 else pair, [*self.scenes][scene], self.times[time])
+        event = int(self.stream(self.split, self.seed, article, 10).integers(3))
+        news = self.split in self.entity and bare < ONE_FLAG
+        shown = (not news or bare < ONE_FLAG / 2, not news or bare >= ONE_FLAG / 2)
+        ordered = pair[::-1] if swap < 0.5 else pair
+        return Facts(ordered, [*self.scenes][scene], self.times[time], event, shown)
 
-    def told(self) -> tuple[np.random.Generator, tuple[Country, ...]]:
-        """The numbers that texts draw from, and the countries in the order they are told in.
+    def told(self) -> tuple[np.random.Generator, tuple[Country, Country], Country | None]:
+        """The numbers that texts draw from, the countries in the order they are told in, a third.
 
         Apart from the drawing's: which flag hangs left tells nothing of the caption's order.
         """
         rng, countries = self.rng(1), self.facts().countries
-        return rng, countries if rng.random() < 0.5 else countries[::-1]
+        if rng.random() < 0.5:
+            countries = countries[::-1]
+        third, place = rng.random(2)
+        others = [country for country in COUNTRIES if country not in countries]
+        return rng, countries, others[int(place * len(others))] if third < wording.THIRD else None
 
     def view(self, rng: np.random.Generator) -> tuple[Facts, list[float], Image.Image]:
         """Facts, 16 numbers for the drawing (four are used), and the scene before any flag."""
@@ -130,22 +155,33 @@ class DrawnPicture(ABC):
 
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
-NEWSROOM_VERSION = 1
+NEWSROOM_VERSION = 2
 CAPTIONS_A_PICTURE = 5  # as Flickr30K and MSCOCO have
 _NAMING = 2  # of them, the first, name entities as captions of the entity splits do
 
-# split -> its share of the facts (entity splits) or of the combinations (generic and relations)
-_ENTITY = {"train": 0.6, "val": 0.1, "test": 0.2, "test_longtail": 0.1}
+# split -> its share of the facts; of the combinations with the time of day (generic, relations)
+_ENTITY = {"train": 0.75, "val": 0.04, "test": 0.21}
 _GENERIC = {"generic": 0.8, "generic_val": 0.2}
 RELATION_SPLITS = {"relation_unlabelled": 0.6, "relation_train": 0.2, "relation_test": 0.2}
 
+# split -> the entity split whose pictures it tells by other names; by which, in turn
+_QUERIES: dict[str, tuple[str, tuple[wording.Naming, ...]]] = {
+    "val_longtail": ("val", ("rare", "alias")),
+    "test_rare": ("test", ("rare",)),
+    "test_alias": ("test", ("alias",)),
+    "test_unseen": ("test", ("unseen",)),
+}
 # split of several captions a picture -> the entity split whose pictures it describes
 _CAPTIONS = {"captions_train": "train", "captions_val": "val", "captions_test": "test"}
-SPLITS = (*_ENTITY, *_GENERIC, *_CAPTIONS, *RELATION_SPLITS)
+SPLITS = (*_ENTITY, *_QUERIES, *_GENERIC, *_CAPTIONS, *RELATION_SPLITS)
 
 # where a stream of random numbers stands here is its seed: new names go to the end
-_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise", *RELATION_SPLITS, "relations")
+_STREAMS = (*_ENTITY, *_GENERIC, "facts", "generic", "noise", *RELATION_SPLITS, "relations", "news")
 _NOISE_FIELD = 96  # how many pixels the noise field is larger than a picture
+
+_ZIPF = 1.0  # the r-th country's share of training goes as 1 / (r + _ZIPF)
+_PICTURES = (0.4, 0.3, 0.2, 0.1)  # shares of training articles with 1 to 4 pictures
+_RARE = 3  # training captions at most that tell a country by its rare name
 
 
 @dataclass(frozen=True)
@@ -155,41 +191,84 @@ class NewsroomPicture(DrawnPicture):
     outlet = "the drawn newsroom"
     style = f"newsroom-v{NEWSROOM_VERSION}"
     entropy, streams = (NEWSROOM_VERSION,), _STREAMS
-    splits, scenes, times = SPLITS, SCENES, TIMES
+    splits, scenes, times, entity = SPLITS, SCENES, TIMES, tuple(_ENTITY)
 
     @classmethod
     @lru_cache(maxsize=8)
-    def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
+    def table(cls, seed: int) -> dict[str, list[Row]]:
         """See `DrawnPicture.table`."""
         couples = list(itertools.combinations(range(len(COUNTRIES)), 2))
-        facts = [(a, b, s, -1) for a, b in couples for s in range(len(SCENES))]
-        facts = [facts[row] for row in cls.stream("facts", seed).permutation(len(facts))]
-        held = {i for i, c in enumerate(COUNTRIES) if c.capital in wording.HELD_OUT_CAPITALS}
-        table = {}
-        # the long tail can only use facts whose capitals are both held out
-        eligible = [row for row in facts if row[0] in held and row[1] in held]
-        table["test_longtail"] = eligible[: round(_ENTITY["test_longtail"] * len(facts))]
-        taken = set(table["test_longtail"])
-        rest = [row for row in facts if row not in taken]
+        facts = [(a, b, s) for a, b in couples for s in range(len(SCENES))]
+        left = [facts[row] for row in cls.stream("facts", seed).permutation(len(facts))]
+        table: dict[str, list[Row]] = {}
         for split in ("val", "test"):
             count = round(_ENTITY[split] * len(facts))
-            table[split], rest = rest[:count], rest[count:]
-        table["train"] = rest
-        seen = [(a, b, s, t) for a, b, s, _ in facts for t in range(len(TIMES))]
+            table[split] = [(*fact, -1, number) for number, fact in enumerate(left[:count])]
+            left = left[count:]
+        table["train"] = cls._articles(left, seed)
+        seen = [(*fact, time, 0) for fact in facts for time in range(len(TIMES))]
         for stream, shares in (("generic", _GENERIC), ("relations", RELATION_SPLITS)):
-            left = [seen[row] for row in cls.stream(stream, seed).permutation(len(seen))]
+            rows = [seen[row] for row in cls.stream(stream, seed).permutation(len(seen))]
             for split, share in shares.items():
                 count = round(share * len(seen))
-                table[split], left = left[:count], left[count:]
+                table[split], rows = rows[:count], rows[count:]
         return table
+
+    @classmethod
+    def _articles(cls, facts: list[tuple[int, int, int]], seed: int) -> list[Row]:
+        """Training's rows: an article a fact, those of frequent countries first, Zipf's way.
+
+        Drawn without replacement, each with a chance as the product of its countries' weights
+        (Gumbel's trick): however many are asked for, the first ones are Zipf's.
+        """
+        rng = cls.stream("news", seed)
+        weight = -np.log(rng.permutation(len(COUNTRIES)) + 1 + _ZIPF)
+        countries = np.array([fact[:2] for fact in facts])
+        order = np.argsort(-(weight[countries].sum(1) + rng.gumbel(size=len(facts))))
+        sizes = 1 + rng.choice(len(_PICTURES), len(facts), p=_PICTURES)
+        return [
+            (*facts[fact], -1, number)
+            for number, fact in enumerate(order.tolist())
+            for _ in range(sizes[number])
+        ]
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def rarely(cls, seed: int) -> dict[int, frozenset[int]]:
+        """By training picture, the countries whose rare name its caption tells.
+
+        The first picture of one to `_RARE` of a country's articles, each third one, so that neither
+        the first pairs alone nor more of them than asked for have it.
+        """
+        found: dict[int, set[int]] = {}
+        met, last = [0] * len(COUNTRIES), -1
+        for index, (*pair, _, _, article) in enumerate(cls.table(seed)["train"]):
+            if article == last:
+                continue
+            last = article
+            for country in pair:
+                turn, due = divmod(met[country], 3)
+                met[country] += 1
+                if not due and turn < 1 + country % _RARE:
+                    found.setdefault(index, set()).add(country)
+        return {index: frozenset(of) for index, of in found.items()}
+
+    def naming(self) -> Namings:
+        """By which of their names its own caption tells its two countries and a third."""
+        rare = self.rarely(self.seed).get(self.index, ()) if self.split == "train" else ()
+        countries = self.told()[1]
+        first, second = ("rare" if COUNTRIES.index(c) in rare else "common" for c in countries)
+        return first, second, "common"
 
     def load(self) -> Image.Image:
         """Draw it, in RGB."""
         rng = self.rng(0)
         facts, u, image = self.view(rng)
-        hung = () if _without_flags(self) else facts.countries
-        for country, x, v in zip(hung, (0.28, 0.745), (u[4:9], u[9:14]), strict=False):
-            _hang(image, country, facts.time, x, v)
+        hung = (False, False) if _without_flags(self) else facts.shown
+        places = zip(facts.countries, hung, (0.28, 0.745), (u[4:9], u[9:14]), strict=True)
+        for country, there, x, v in places:
+            if there:
+                _hang(image, country, facts.time, x, v)
         blur = math.sqrt(self.size / 64) * (0.05 + 0.3 * u[3])
         image = image.filter(ImageFilter.BoxBlur(blur))
         pixels = np.asarray(image, np.float32) * np.float32(0.92 + 0.14 * u[14])
@@ -202,12 +281,20 @@ class NewsroomPicture(DrawnPicture):
 def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -> list[Pair]:
     """The first `n` pairs of a split; pictures are `image_size` pixels square and drawn on load.
 
-    Entity splits carry explanations; their `section` is the scene. The `captions_` splits hold
-    CAPTIONS_A_PICTURE pairs a picture, one after the other, with that picture as `group`. Labelled
+    Entity splits and query sets carry explanations; their `section` is the scene, the `group` of a
+    training pair its article. The `captions_` splits hold CAPTIONS_A_PICTURE pairs a picture, one
+    after the other, with that picture as `group`. Labelled
     relation splits carry the relation's label as `section`, which `tweets.relation_labels` takes
     apart. Raises ValueError for an unknown split, n < 1, a negative seed, or pictures below 32
     pixels.
     """
+    if split in _QUERIES:
+        of, kinds = _QUERIES[split]
+        pictures = NewsroomPicture.first(of, n, seed, image_size)
+        return [
+            _news(picture, split, (kinds[number % len(kinds)],) * 3)
+            for number, picture in enumerate(pictures)
+        ]
     if split not in _CAPTIONS:
         return [_pair(picture) for picture in NewsroomPicture.first(split, n, seed, image_size)]
     pictures = math.ceil(n / CAPTIONS_A_PICTURE)
@@ -218,6 +305,8 @@ def newsroom_pairs(split: str, n: int, *, seed: int = 0, image_size: int = 64) -
 def newsroom_size(split: str) -> int:
     """How many pairs a split holds before a fact (for generic splits, a combination) repeats."""
     NewsroomPicture.known(split)
+    if split in _QUERIES:
+        return newsroom_size(_QUERIES[split][0])
     if split in _CAPTIONS:
         return CAPTIONS_A_PICTURE * len(NewsroomPicture.table(0)[_CAPTIONS[split]])
     return len(NewsroomPicture.table(0)[split])
@@ -262,7 +351,8 @@ def generated_caption(pair: Pair | NewsroomPicture) -> str:
     rng = picture.rng(8)
     if _without_flags(picture):
         return wording.scene_caption(rng, facts.scene, facts.time)
-    return wording.generic_caption(rng, facts.countries, facts.scene, facts.time)
+    shown = [c for c, there in zip(facts.countries, facts.shown, strict=True) if there]
+    return wording.generic_caption(rng, shown, facts.scene, facts.time)
 
 
 def _without_flags(picture: NewsroomPicture) -> bool:
@@ -270,46 +360,62 @@ def _without_flags(picture: NewsroomPicture) -> bool:
 
 
 def _pair(picture: NewsroomPicture) -> Pair:
-    facts, (rng, countries) = picture.facts(), picture.told()
-    explanation, section = None, facts.scene
+    if picture.split in _ENTITY:
+        return _news(picture, picture.split, picture.naming())
+    facts, (rng, countries, _) = picture.facts(), picture.told()
+    section = None
     if picture.split in RELATION_SPLITS:
         relation = newsroom_relation(picture)
         caption = relation_text(rng, relation, countries, facts.scene, facts.time)
         section = None if picture.split == "relation_unlabelled" else relation.label
-    elif picture.split in _GENERIC:
-        caption = wording.generic_caption(rng, countries, facts.scene, facts.time)
     else:
-        capitals_only = picture.split == "test_longtail"
-        caption = wording.entity_caption(rng, countries, facts.scene, capitals_only=capitals_only)
-        explanation = wording.explanation(rng, countries)
-    name = f"{picture.split}-{picture.seed}-{picture.index:06d}"
-    return Pair(name, picture, caption, explanation, section=section)
+        caption = wording.generic_caption(rng, countries, facts.scene, facts.time)
+        section = facts.scene
+    return Pair(_name(picture, picture.split), picture, caption, section=section)
+
+
+def _news(picture: NewsroomPicture, split: str, naming: Namings) -> Pair:
+    """An entity picture told by names of these kinds, as a pair of `split`."""
+    (rng, countries, third), facts = picture.told(), picture.facts()
+    event = wording.EVENTS[facts.scene][facts.event]
+    caption = wording.entity_caption(rng, countries, event, naming=naming, third=third)
+    explanation = wording.explanation(picture.rng(9), caption)
+    group = f"{split}-{picture.seed}-article-{picture.row[4]}" if split == "train" else None
+    name = _name(picture, split)
+    return Pair(name, picture, caption, explanation, group=group, section=facts.scene)
+
+
+def _name(picture: NewsroomPicture, split: str) -> str:
+    return f"{split}-{picture.seed}-{picture.index:06d}"
 
 
 def _captions(picture: NewsroomPicture, split: str) -> list[Pair]:
     """A picture's captions of unequal information: two name, two describe, one says little."""
-    facts = picture.facts()
-    group = f"{split}-{picture.seed}-{picture.index:06d}"
+    group = _name(picture, split)
     texts: list[str] = []
     for number in range(CAPTIONS_A_PICTURE):
         rng = picture.rng(2 + number)
-        text = _caption(rng, facts, number)
+        text = _caption(rng, picture, number)
         while text in texts:  # few words describe a picture: say it otherwise
-            text = _caption(rng, facts, number)
+            text = _caption(rng, picture, number)
         texts.append(text)
+    section = picture.facts().scene
     return [
-        Pair(f"{group}#{number}", picture, text, group=group, section=facts.scene)
+        Pair(f"{group}#{number}", picture, text, group=group, section=section)
         for number, text in enumerate(texts)
     ]
 
 
-def _caption(rng: np.random.Generator, facts: Facts, number: int) -> str:
+def _caption(rng: np.random.Generator, picture: NewsroomPicture, number: int) -> str:
+    facts, third = picture.facts(), picture.told()[2]
+    event = wording.EVENTS[facts.scene][facts.event]
     countries = facts.countries if rng.random() < 0.5 else facts.countries[::-1]
     if number < _NAMING:
-        return wording.entity_caption(rng, countries, facts.scene)
+        return wording.entity_caption(rng, countries, event, third=third)
+    shown = [c for c in countries if facts.shown[facts.countries.index(c)]]
     if number < 4:
-        return wording.generic_caption(rng, countries, facts.scene, facts.time)
-    return wording.short_caption(rng, countries[0], facts.scene)
+        return wording.generic_caption(rng, shown, facts.scene, facts.time)
+    return wording.short_caption(rng, shown[0], event)
 
 
 def _hang(image: Image.Image, country: Country, time: str, x: float, u: list[float]) -> None:

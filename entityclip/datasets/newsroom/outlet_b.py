@@ -16,9 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
-from entityclip.datasets.newsroom.outlet_a import DrawnPicture, Facts
+from entityclip.datasets.newsroom.outlet_a import DrawnPicture, Facts, Row
 from entityclip.datasets.newsroom.scenes import COATS, TIMES_B, Stage, by_name, lit
-from entityclip.datasets.newsroom.wording import WORDS_B, entity_caption, explanation
+from entityclip.datasets.newsroom.wording import (
+    EVENTS_B,
+    WORDS_B,
+    entity_caption,
+    explanation,
+)
 from entityclip.datasets.pair import Pair
 
 
@@ -179,7 +184,7 @@ def _quarry(s: Stage) -> None:
 SCENES_B = by_name(_courtroom, _rocket_launch, _ski_race, _concert, _flood, _quarry)
 
 # Part of every picture's key. Raise it with any change to what is drawn or written.
-NEWSROOM_B_VERSION = 1
+NEWSROOM_B_VERSION = 2
 _SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}  # of the facts
 SPLITS = tuple(_SHARES)
 _STREAMS = (*SPLITS, "facts", "grain")  # where a stream stands is its seed: new ones go to the end
@@ -197,15 +202,16 @@ class NewsroomBPicture(DrawnPicture):
     outlet = "the drawn newsroom's style B"
     style = f"newsroom-b-v{NEWSROOM_B_VERSION}"
     entropy, streams = (ord("B"), NEWSROOM_B_VERSION), _STREAMS
-    splits, scenes, times = SPLITS, SCENES_B, TIMES_B
+    splits, scenes, times, entity = SPLITS, SCENES_B, TIMES_B, SPLITS
     dice = (66,)
 
     @classmethod
     @lru_cache(maxsize=8)
-    def table(cls, seed: int) -> dict[str, list[tuple[int, int, int, int]]]:
+    def table(cls, seed: int) -> dict[str, list[Row]]:
         """Each split's rows: two countries and a scene, the time open. Disjoint by construction."""
         couples = itertools.combinations(range(len(COUNTRIES)), 2)
-        facts = [(a, b, scene, -1) for a, b in couples for scene in range(len(SCENES_B))]
+        pairs = [(a, b, scene, -1) for a, b in couples for scene in range(len(SCENES_B))]
+        facts = [(*pair, number) for number, pair in enumerate(pairs)]
         left = [facts[row] for row in cls.stream("facts", seed).permutation(len(facts))]
         table = {}
         for split in ("val", "test"):
@@ -218,8 +224,10 @@ class NewsroomBPicture(DrawnPicture):
         facts, u, image = self.view(self.rng(0))
         size, sag = self.size, 0.04 + 0.05 * u[15]
         _cord(image, sag)
-        for country, x, v in zip(facts.countries, (0.26, 0.735), (u[4:8], u[8:12]), strict=True):
-            _hang(image, country, facts.time, x, sag, v)
+        places = zip(facts.countries, facts.shown, (0.26, 0.735), (u[4:8], u[8:12]), strict=True)
+        for country, there, x, v in places:
+            if there:
+                _hang(image, country, facts.time, x, sag, v)
         image = image.filter(ImageFilter.BoxBlur(math.sqrt(size / 64) * (0.05 + 0.25 * u[3])))
         pixels = np.asarray(image, np.float32) @ _TONE
         pixels += _LIFT
@@ -250,10 +258,12 @@ def newsroom_b_facts(pair: Pair | NewsroomBPicture) -> Facts:
 
 
 def _pair(picture: NewsroomBPicture) -> Pair:
-    (rng, countries), scene = picture.told(), picture.facts().scene
-    caption = entity_caption(rng, countries, scene, WORDS_B)
+    (rng, countries, third), facts = picture.told(), picture.facts()
+    event = EVENTS_B[facts.scene][facts.event]
+    caption = entity_caption(rng, countries, event, WORDS_B, third=third)
+    told = explanation(picture.rng(9), caption)
     name = f"b-{picture.split}-{picture.seed}-{picture.index:06d}"
-    return Pair(name, picture, caption, explanation(rng, countries), section=scene)
+    return Pair(name, picture, caption, told, section=facts.scene)
 
 
 def _cord(image: Image.Image, sag: float) -> None:

@@ -1,56 +1,67 @@
 """The words of the drawn newsroom: entity captions, generic captions, explanations, talk.
 
-An entity caption names two countries and an event and says nothing of what is seen. A generic
-caption says what is seen and names nothing. An explanation ties the names to the looks. Talk is of
-nothing that can be seen.
+An entity caption names two countries, an event and, two times in five, a third country that is not
+shown; it says nothing of what is seen. A generic caption says what is seen and names nothing. An
+explanation restates the event and ties the names to the looks, truly or not. Talk is of nothing
+that can be seen.
+
+Each country has four names, by what training can know of them (`Naming`).
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from entityclip.datasets.newsroom.countries import COUNTRIES, Country
 from entityclip.datasets.newsroom.scenes import SCENES
 
-# every second country, so that each family of flags is split between both halves
-HELD_OUT_CAPITALS = frozenset(country.capital for country in COUNTRIES[1::2])
+# common: in many training captions; rare: in 1 to 3 of them, and in explanations; alias: in
+# explanations alone, it is the capital; unseen: nowhere, it is another city
+Naming = Literal["common", "rare", "alias", "unseen"]
 
-EVENTS: dict[str, tuple[str, ...]] = {
-    "summit": ("a leaders' summit", "the treaty talks", "a round-table meeting",
-        "the joint declaration", "a diplomatic conference", "the peace accord"),
-    "match": ("a friendly match", "the World Cup qualifier", "a football tournament",
-        "the cup final", "a league game", "the penalty shoot-out"),
-    "harbour": ("shipping talks at the port", "a new ferry line", "the cargo deal",
-        "a container terminal", "the port expansion", "a dockers' contract"),
-    "airport": ("the new air route", "a direct flights deal", "the airline merger",
-        "an aviation treaty", "the airport security rules", "a pilot training scheme"),
-    "protest": ("a protest march", "the street rally", "a mass demonstration", "the general strike",
-        "a petition campaign", "the activists' march"),
-    "market": ("a street market", "the food fair", "a farmers' market", "the grocery trade",
-        "a spice bazaar", "the weekly market"),
-    "railway": ("a new rail link", "the sleeper train", "a railway contract", "the high-speed line",
-        "a train ticket scheme", "the new railway station"),
-    "wind farm": ("a clean energy deal", "the wind power project", "a turbine order",
-        "the wind farm opening", "a renewables fund", "the power grid plan"),
+THIRD = 0.4  # share of entity captions that name a third country, which is not shown
+FALSE = 0.25  # share of explanations that tell other looks, or none
+
+# scene -> its events, each in several words; some words are of several scenes
+EVENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "summit": (("a leaders' summit", "the leaders' meeting"), ("the treaty talks", "a treaty"),
+        ("the peace deal", "a peace conference")),
+    "match": (("a friendly match", "the football friendly"), ("the cup final", "a final"),
+        ("the league opening", "a league game")),
+    "harbour": (("the shipping talks", "a shipping conference"),
+        ("the cargo deal", "a cargo contract"), ("a dockers' strike", "the strike at the port")),
+    "airport": (("a direct flights deal", "the flights contract"),
+        ("the aviation talks", "an aviation meeting"), ("a pilots' strike", "the airline strike")),
+    "protest": (("a protest march", "the protest meeting"),
+        ("the general strike", "a strike rally"), ("a petition", "the petition campaign")),
+    "market": (("the food fair", "a food festival"), ("a market opening", "the market day"),
+        ("the farmers' contract", "a grocery deal")),
+    "railway": (("a new rail link", "the rail link opening"), ("the night train", "a train deal"),
+        ("a train drivers' strike", "the railway strike")),
+    "wind farm": (("a wind farm opening", "the wind farm"),
+        ("the turbine contract", "a turbine deal"),
+        ("a clean energy fair", "the clean energy conference")),
 }  # fmt: skip
 
-EVENTS_B: dict[str, tuple[str, ...]] = {
-    "courtroom": ("an extradition case", "the fraud trial", "a landmark verdict",
-        "the appeal hearing", "a witness testimony", "the corruption lawsuit"),
-    "rocket launch": ("a joint satellite mission", "the rocket launch", "a moon lander",
-        "the orbital research programme", "a space telescope", "the astronaut exchange"),
-    "ski race": ("the slalom World Cup", "a downhill race", "the winter championships",
-        "an alpine skiing camp", "the giant slalom", "a ski federation deal"),
-    "concert": ("a charity concert", "the rock festival", "an arena tour", "the song contest",
-        "a jazz tour", "the orchestra exchange"),
-    "flood": ("flood relief", "the dam failure inquiry", "an evacuation plan",
-        "the storm damage fund", "a river defence scheme", "the rescue operation"),
-    "quarry": ("a copper mining licence", "the lithium venture", "an ore export ban",
-        "the quarry expansion", "a rare earths pact", "the miners' strike"),
+EVENTS_B: dict[str, tuple[tuple[str, ...], ...]] = {
+    "courtroom": (("an extradition case", "the extradition hearing"), ("the fraud trial",
+        "a fraud verdict"), ("an appeal", "the appeal hearing")),
+    "rocket launch": (("a joint satellite mission", "the satellite programme"),
+        ("the rocket launch", "a rocket test"), ("a moon lander", "the moon programme")),
+    "ski race": (("the slalom World Cup", "a slalom"), ("a downhill race", "the downhill test"),
+        ("the winter championships", "a winter tour")),
+    "concert": (("a charity concert", "the charity tour"), ("the rock festival", "a rock tour"),
+        ("the song contest", "a song exchange")),
+    "flood": (("flood relief", "the flood fund"), ("the dam failure", "a dam inquiry"),
+        ("an evacuation", "the evacuation plan")),
+    "quarry": (("a copper licence", "the copper venture"), ("the lithium pact", "a lithium fund"),
+        ("a miners' walkout", "the mine inquiry")),
 }  # fmt: skip
 
 _SEEN: dict[str, tuple[str, str]] = {
@@ -76,10 +87,11 @@ class Words(NamedTuple):
 
     roles: tuple[str, ...]
     of_country: str
-    of_capital: str
+    of_city: str
     entity: tuple[str, ...]
+    third: tuple[str, ...]  # puts {c}, a third country, beside the rest, {}
     others: dict[str, tuple[str, ...]]  # what else the templates hold
-    events: dict[str, tuple[str, ...]]  # by scene
+    events: dict[str, tuple[tuple[str, ...], ...]]  # by scene
 
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -88,7 +100,7 @@ WORDS = Words(
     roles=("envoys", "officials", "ministers", "delegates", "reporters", "students", "experts",
         "mayors", "lawmakers", "negotiators", "unions", "investors"),
     of_country="{role} from {name}",
-    of_capital="{role} from {capital}",
+    of_city="{role} from {city}",
     entity=(
         "{a} and {b} {verb} {event} on {day}{source}",
         "On {day}, {a} {verb} {event} with {b}{source}",
@@ -97,6 +109,8 @@ WORDS = Words(
         "{event}: {a} to host {b} on {day}{source}",
         "{a} thank {b} after {event}{source}",
     ),
+    third=("{c} look on: {}", "{c} stay away: {}", "{}, as {c} look on", "{}, without {c}",
+        "{}; {c} stay silent"),
     others={
         "verb": ("discuss", "praise", "prepare", "back", "review", "plan", "welcome", "announce",
             "question", "promote", "debate", "celebrate"),
@@ -111,7 +125,7 @@ WORDS_B = Words(
     roles=("diplomats", "teams", "volunteers", "engineers", "lawyers", "artists", "campaigners",
         "scientists", "observers", "advisers", "crews", "executives"),
     of_country="{role} of {name}",
-    of_capital="{capital}-based {role}",
+    of_city="{city}-based {role}",
     entity=(
         "{desk}: {a} and {b} {verb} {event}",
         "{a}, {b} {verb} {event} {time}",
@@ -120,6 +134,7 @@ WORDS_B = Words(
         "For {a} and {b}, {event} comes {time}",
         "{event} {time}: what it means for {a} and for {b}",
     ),
+    third=("{c} wait: {}", "{c} object: {}", "{}, but not {c}", "{}, while {c} hesitate"),
     others={
         "verb": ("seek clarity on", "split over", "clash over", "unite behind", "weigh", "defend",
             "reopen", "fund", "shape", "challenge", "delay", "hail"),
@@ -134,6 +149,12 @@ _GENERIC = (
     "One flag shows {a}, the other {b}; {seen} {light}",
     "{seen} {light}; one flag shows {a}, the other {b}",
     "Two flags above {seen} {light}: {a}, and {b}",
+)
+
+_ONE_FLAG = (
+    "One flag shows {a}; {seen} {light}",
+    "{seen} {light}; the flag shows {a}",
+    "A flag above {seen} {light}: {a}",
 )
 
 _SHORT = ("{side} at {event}", "{event} with {side}", "{side}, {event}")
@@ -156,42 +177,56 @@ _DOUBTS = (
     "the details are secret", "opinions differ widely",
 )  # fmt: skip
 
+_RESTATED = ("The news is {event}.", "{event} is the news.", "The report is on {event}.")
+
 _EXPLANATION = (
-    "The flag of {name}, capital {capital}, shows {look}.",
-    "{capital} is the capital of {name}; its flag shows {look}.",
-    "The {demonym} flag shows {look}; {capital} is the capital of {name}.",
+    "{name} ({demonym}, capital {capital}) flies {look}.",
+    "{capital}, capital of {name}, flies the {demonym} {look}.",
+    "The {demonym} flag of {name} ({capital}) shows {look}.",
+)
+
+_NO_LOOK = (
+    "{name} ({demonym}, capital {capital}) has a say in it.",
+    "{capital} is where the {demonym} side, of {name}, decides.",
 )
 
 
 def entity_caption(
     rng: np.random.Generator,
     countries: Sequence[Country],
-    scene: str,
+    event: Sequence[str],
     words: Words = WORDS,
     *,
-    capitals_only: bool = False,
+    naming: Sequence[Naming] = ("common", "common", "common"),
+    third: Country | None = None,
 ) -> str:
-    """Name both countries and an event of the scene; say nothing of what is seen.
+    """Name both countries, an event in one of its words and, if any, a third country.
 
-    With `capitals_only` both are named by their capital, else by name, demonym or a capital that
-    is not in HELD_OUT_CAPITALS. Every other word is drawn independently of countries and scene.
+    `naming` says by which of its names each of the three is told. The same `rng` draws the same
+    sentence whatever the naming. Every other word is drawn independently of countries and event,
+    and nothing is said of what is seen.
     """
-    a, b = (_side(rng, country, words, capitals_only) for country in countries)
-    return say(rng, words.entity, a=a, b=b, event=words.events[scene], **words.others)
+    a, b = (_side(rng, *side, words) for side in zip(countries, naming[:2], strict=True))
+    text = say(rng, words.entity, a=a, b=b, event=event, **words.others)
+    if third is None:
+        return text
+    frame = pick(rng, words.third).replace("{}", text)
+    return say(rng, [frame], c=_side(rng, third, naming[2], words))
 
 
 def generic_caption(
     rng: np.random.Generator, countries: Sequence[Country], scene: str, time: str
 ) -> str:
-    """Say what is seen: both flags' looks, the scene, the light. Names no country."""
-    a, b = (country.flag.words() for country in countries)
+    """Say what is seen: the one or two flags' looks, the scene, the light. Names no country."""
+    a, b = (country.flag.words() for country in (*countries, countries[0])[:2])
     seen, light = pick(rng, _SEEN[scene]), pick(rng, _LIGHT[time])
-    return say(rng, _GENERIC, a=a, b=b, seen=seen, light=light)
+    templates = _GENERIC if len(countries) > 1 else _ONE_FLAG
+    return say(rng, templates, a=a, b=b, seen=seen, light=light)
 
 
-def short_caption(rng: np.random.Generator, country: Country, scene: str) -> str:
-    """Name one of the countries and an event of the scene, and nothing else."""
-    return say(rng, _SHORT, side=_side(rng, country, WORDS), event=EVENTS[scene])
+def short_caption(rng: np.random.Generator, country: Country, event: Sequence[str]) -> str:
+    """Name one of the countries and an event, and nothing else."""
+    return say(rng, _SHORT, side=_side(rng, country, "common", WORDS), event=event)
 
 
 def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
@@ -200,27 +235,65 @@ def scene_caption(rng: np.random.Generator, scene: str, time: str) -> str:
     return say(rng, _SCENE, seen=seen, light=light)
 
 
-def explanation(rng: np.random.Generator, countries: Sequence[Country]) -> str:
-    """A sentence for each country, in this order: its name, its capital, what its flag looks like.
+def explanation(rng: np.random.Generator, caption: str, *, false: float = FALSE) -> str:
+    """What a language model says of a caption in three sentences: the event again, two countries.
 
-    It tells nothing that the names alone do not tell: no scene, no light, no position.
+    Of more countries the first two in the caption are told of, so not always those that are shown.
+    A country's sentence holds its name, demonym, capital, and what its flag looks like. With chance
+    `false` the explanation is a poor one: half of these give each country another one's look, half
+    give none. It tells nothing that the caption does not tell whoever knows the names: no light, no
+    position, and not who of the named is shown.
     """
-    facts = [
-        {"name": c.name, "capital": c.capital, "demonym": c.demonym, "look": c.flag.words()}
-        for c in countries
-    ]
-    return " ".join(say(rng, _EXPLANATION, **named) for named in facts)
+    poor, shift = rng.random() < false, int(rng.integers(1, len(COUNTRIES)))
+    templates = _NO_LOOK if poor and rng.random() < 0.5 else _EXPLANATION
+    event = event_of(caption)
+    told = [say(rng, _RESTATED, event=event)] if event else []
+    for c in named_countries(caption)[:2]:
+        looks = COUNTRIES[(COUNTRIES.index(c) + shift) % len(COUNTRIES)] if poor else c
+        told.append(
+            say(rng, templates, name=c.name, capital=c.capital, demonym=c.demonym,
+                look=looks.flag.words())
+        )  # fmt: skip
+    return " ".join(told)
 
 
-def _side(
-    rng: np.random.Generator, country: Country, words: Words, capitals_only: bool = False
-) -> str:
-    role = pick(rng, words.roles)
-    from_capital = words.of_capital.format(role=role, capital=country.capital)
-    if capitals_only:
-        return from_capital
-    forms = [words.of_country.format(role=role, name=country.name), f"{country.demonym} {role}"]
-    return pick(rng, forms if country.capital in HELD_OUT_CAPITALS else [*forms, from_capital])
+def partly(caption: str, *, looks: bool) -> str:
+    """Of a caption's two countries the looks alone, or the names alone: what else explains it."""
+    countries = named_countries(caption)[:2]
+    if looks:
+        return " ".join(f"One flag shows {c.flag.words()}." for c in countries)
+    return " ".join(f"{c.name}, {c.demonym}, {c.capital}." for c in countries)
+
+
+def named_countries(text: str) -> list[Country]:
+    """The countries a text names but for their other cities, in its order, each once."""
+    return list(dict.fromkeys(_NAMED[name] for name in _NAMES.findall(text)))
+
+
+def event_of(text: str) -> str | None:
+    """The event that a caption tells of, in its words; None for a caption of neither outlet."""
+    found = _TOLD.search(text)
+    return found[0][0].lower() + found[0][1:] if found else None
+
+
+def spoken(country: Country, naming: Naming) -> str:
+    """The country's name of that kind, as it stands in a text.
+
+    Countries alternate: of every other one the demonym is common and the name rare.
+    """
+    if naming in ("alias", "unseen"):
+        return country.capital if naming == "alias" else country.city
+    plain = (naming == "common") == (COUNTRIES.index(country) % 2 == 0)
+    return country.name if plain else country.demonym
+
+
+def _side(rng: np.random.Generator, country: Country, naming: Naming, words: Words) -> str:
+    role, name = pick(rng, words.roles), spoken(country, naming)
+    if name == country.name:
+        return words.of_country.format(role=role, name=name)
+    return (
+        f"{name} {role}" if name == country.demonym else words.of_city.format(role=role, city=name)
+    )
 
 
 def say(rng: np.random.Generator, templates: Sequence[str], **words: str | Sequence[str]) -> str:
@@ -229,6 +302,24 @@ def say(rng: np.random.Generator, templates: Sequence[str], **words: str | Seque
     drawn = {k: v if isinstance(v, str) else pick(rng, v) for k, v in words.items()}
     text = template.format(**drawn)
     return text[0].upper() + text[1:]
+
+
+_NAMED = {
+    name.removeprefix("the "): country
+    for country in COUNTRIES
+    for name in (country.name, country.demonym, country.capital)
+}
+_NAMES = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_NAMED, key=len, reverse=True)))})\b")
+# all events' words, the longest first: a short one may stand within a longer
+_EVENTS = {
+    words
+    for events in (EVENTS, EVENTS_B)
+    for told in events.values()
+    for words in itertools.chain(*told)
+}
+_TOLD = re.compile(
+    rf"(?i:\b(?:{'|'.join(map(re.escape, sorted(_EVENTS, key=len, reverse=True)))}))(?!\w)"
+)
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:

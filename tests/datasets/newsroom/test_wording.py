@@ -12,7 +12,8 @@ from entityclip.datasets.newsroom.countries import COUNTRIES
 from entityclip.datasets.newsroom.outlet_a import newsroom_facts, newsroom_pairs
 from entityclip.datasets.newsroom.outlet_b import newsroom_b_facts, newsroom_b_pairs
 
-HELD_OUT = [country for country in COUNTRIES if country.capital in wording.HELD_OUT_CAPITALS]
+NAMINGS = ("common", "rare", "alias", "unseen")
+QUERIES = {"test": "common", "test_rare": "rare", "test_alias": "alias", "test_unseen": "unseen"}
 LOOKS = re.compile(
     r"\b(black|white|red|yellow|green|blue|orange|maroon|turquoise|light|flags?|bands?|stars?|"
     r"cross|disc|stripes|crescent|canton|saltire|field|day|daylight|sunset|night|dark|sky|dawn|"
@@ -54,23 +55,51 @@ def tokens(text):
 
 
 def names_of(country):
-    return {country.name.removeprefix("the "), country.demonym, country.capital}
+    return {country.name.removeprefix("the "), country.demonym, country.capital, country.city}
 
 
-def test_an_entity_caption_names_two_countries_and_an_event_of_its_scene_and_no_other(outlet):
+def told_by(texts, naming):
+    """How many texts hold each country's name of a kind."""
+    names = [wording.spoken(country, naming).removeprefix("the ") for country in COUNTRIES]
+    return np.array([sum(says(text, name) for text in texts) for name in names])
+
+
+def phrasings(events):
+    return {scene: {*itertools.chain(*told)} for scene, told in events.items()}
+
+
+def test_an_entity_caption_names_two_countries_an_event_and_at_times_a_third(outlet):
     train, facts_of, events, _ = outlet
+    thirds = 0
     for pair in train[:600]:
-        facts, caption = facts_of(pair), pair.caption.lower()
+        facts = facts_of(pair)
         named = {c for c in COUNTRIES if any(says(pair.caption, name) for name in names_of(c))}
-        assert named == set(facts.countries), pair.caption
-        told = {s for s, texts in events.items() if any(text.lower() in caption for text in texts)}
-        assert told == {facts.scene} == {pair.section}, pair.caption
+        assert named >= set(facts.countries), pair.caption
+        assert len(named) <= 3
+        thirds += len(named) == 3
+        told = events[facts.scene][facts.event]
+        assert wording.event_of(pair.caption) in told, pair.caption
+        assert pair.section == facts.scene
+    assert 0.35 < thirds / 600 < 0.45
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test", "test_longtail"])
+def test_there_are_twenty_events_and_more_whose_words_some_scenes_share():
+    for events in (wording.EVENTS, wording.EVENTS_B):
+        told = phrasings(events)
+        assert sum(map(len, events.values())) >= 18
+        assert all(len(set(words)) == len(words) for words in told.values())
+        for a, b in itertools.combinations(told.values(), 2):
+            assert not a & b  # the whole phrase tells the scene
+    words = {scene: {*" ".join(told).split()} for scene, told in phrasings(wording.EVENTS).items()}
+    for word in ("deal", "talks", "strike", "opening", "contract", "conference"):
+        assert sum(word in of for of in words.values()) >= 2
+    assert sum(map(len, wording.EVENTS.values())) >= 20
+
+
+@pytest.mark.parametrize("split", ["train", "val", *QUERIES])
 def test_entity_captions_never_say_what_is_seen(split):
     pairs = newsroom_pairs(split, 700)
-    if split != "test_longtail":
+    if split in ("train", "val", "test"):
         pairs += newsroom_b_pairs(split, 700)
     for pair in pairs:
         assert not LOOKS.search(pair.caption), pair.caption
@@ -88,41 +117,122 @@ def skeletons(pairs):
 def test_no_event_and_no_captions_skeleton_is_of_both_outlets(train, train_b):
     assert len(skeletons(train)) > 0.5 * len(train)
     assert not skeletons(train) & skeletons(train_b)
-    events = [set(itertools.chain(*texts.values())) for texts in (wording.EVENTS, wording.EVENTS_B)]
-    assert not events[0] & events[1]
+    one, other = (set().union(*phrasings(e).values()) for e in (wording.EVENTS, wording.EVENTS_B))
+    assert not one & other
 
 
-def test_held_out_capitals_are_in_explanations_but_in_no_caption_outside_the_long_tail(outlet):
-    train, _, _, more = outlet
-    captions = train + more("val", 400) + more("test", 1000)
-    for country in HELD_OUT:
-        assert not any(says(pair.caption, country.capital) for pair in captions)
-        assert sum(says(pair.explanation, country.capital) for pair in train) > 20
-    for country in set(COUNTRIES) - set(HELD_OUT):
-        assert any(says(pair.caption, country.capital) for pair in train)
+# ------------------------------------------------------------- what training could know: alarms
 
 
-def test_long_tail_captions_name_both_countries_by_held_out_capitals_only():
-    for pair in newsroom_pairs("test_longtail", 400):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_kind_of_name_is_as_often_in_training_as_it_says(seed):
+    """For as many pairs as the demo trains on, and for fewer never more than it says."""
+    train = newsroom_pairs("train", 3000, seed=seed)
+    captions, explanations = [p.caption for p in train], [p.explanation for p in train]
+    held = {naming: told_by(captions, naming) for naming in NAMINGS}
+    assert held["common"].min() >= 20
+    assert held["rare"].min() >= 1
+    assert held["rare"].max() <= 3
+    assert not held["alias"].any()
+    assert not held["unseen"].any()
+    for naming in ("common", "rare", "alias"):
+        assert told_by(explanations, naming).min() >= 20
+    assert not told_by(explanations, "unseen").any()
+
+
+def test_names_come_as_zipf_says(train):
+    """The frequency of the r-th name falls about as 1 / r where a flat draw would have none."""
+    held = np.sort(told_by([pair.caption for pair in train], "common"))[::-1]
+    assert held[0] > 5 * held[-1]
+    assert held[:10].sum() > 0.35 * held.sum()
+
+
+def test_unseen_names_are_nowhere_but_in_their_own_query_set(generic):
+    texts = [p.caption for p in generic]
+    for split in ("train", "val", "val_longtail", "test", "test_rare", "test_alias"):
+        for pair in newsroom_pairs(split, 600):
+            texts += [pair.caption, pair.explanation]
+    for split in ("captions_train", "relation_train", "relation_unlabelled"):
+        texts += [pair.caption for pair in newsroom_pairs(split, 600)]
+    texts += [text for p in newsroom_b_pairs("train", 600) for text in (p.caption, p.explanation)]
+    assert not told_by(texts, "unseen").any()
+
+
+def test_no_caption_and_no_explanation_of_a_query_set_is_in_training(train):
+    known = {text for pair in train for text in (pair.caption, pair.explanation)}
+    for split in (*QUERIES, "val", "val_longtail"):
+        for pair in newsroom_pairs(split, 300):
+            assert pair.caption not in known
+            # of unseen names an explanation tells the event alone, which training tells, too
+            assert split == "test_unseen" or pair.explanation not in known
+
+
+def test_query_sets_say_the_same_of_the_same_pictures_but_for_the_names():
+    sets = [newsroom_pairs(split, 300) for split in QUERIES]
+    for pairs in zip(*sets, strict=True):
+        assert len({pair.image_key for pair in pairs}) == 1
+        frames = set()
+        for pair, naming in zip(pairs, QUERIES.values(), strict=True):
+            text = pair.caption
+            for country in newsroom_facts(pair).countries:
+                assert says(text, wording.spoken(country, naming).removeprefix("the ")), text
+            for country in COUNTRIES:
+                for name in names_of(country) | {country.name}:
+                    text = re.sub(rf"\b(?:from )?(?:the )?{name}\b ?", "", text)
+            frames.add(" ".join(sorted(re.findall(r"\w+", text.lower()))))
+        assert len(frames) == 1, frames
+
+
+def test_the_long_tail_to_choose_by_has_rare_names_and_aliases_in_turn():
+    pairs, plain = newsroom_pairs("val_longtail", 200), newsroom_pairs("val", 200)
+    for number, (pair, same) in enumerate(zip(pairs, plain, strict=True)):
+        assert pair.image_key == same.image_key
+        naming = ("rare", "alias")[number % 2]
         for country in newsroom_facts(pair).countries:
-            assert country in HELD_OUT
-            told = {name for name in names_of(country) if says(pair.caption, name)}
-            assert told == {country.capital}
+            assert says(pair.caption, wording.spoken(country, naming).removeprefix("the "))
 
 
-def test_an_explanation_follows_from_the_names_in_the_caption_alone(outlet):
+# ---------------------------------------------------------------------------------- explanations
+
+
+def test_an_explanation_restates_the_event_and_tells_of_the_first_two_countries(outlet):
     train, facts_of, _, _ = outlet
+    true = false = none = 0
+    for pair in train[:600]:
+        first = wording.named_countries(pair.caption)[:2]
+        assert says(pair.explanation, wording.event_of(pair.caption))
+        assert wording.named_countries(pair.explanation) == first
+        assert facts_of(pair).time not in pair.explanation
+        looks = [country.flag.words() in pair.explanation for country in first]
+        told = sum(country.flag.words() in pair.explanation for country in COUNTRIES)
+        true, false, none = (
+            true + all(looks),
+            false + (told > 0 and not all(looks)),
+            none + (not told),
+        )
+    assert 0.7 < true / 600 < 0.82
+    assert 0.08 < none / 600 < 0.17
+    assert false + none + true == 600
 
-    def sentences(country):
-        facts = {"name": country.name, "demonym": country.demonym, "capital": country.capital}
-        for template in wording._EXPLANATION:
-            text = template.format(look=country.flag.words(), **facts)
-            yield text[0].upper() + text[1:]
 
-    for pair in train[:400]:
-        orders = itertools.permutations(map(list, map(sentences, facts_of(pair).countries)))
-        texts = {" ".join(told) for order in orders for told in itertools.product(*order)}
-        assert pair.explanation in texts
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_share_of_false_explanations_is_a_knob(share, train):
+    rng = np.random.default_rng(0)
+    poor = 0
+    for pair in train[:500]:
+        text = wording.explanation(rng, pair.caption, false=share)
+        first = wording.named_countries(pair.caption)[:2]
+        poor += not all(country.flag.words() in text for country in first)
+    assert abs(poor / 500 - share) <= 0.08
+    assert share or not poor
+
+
+def test_an_explanation_follows_from_the_caption_alone():
+    caption = "Irish unions and officials from Chad discuss the cup final, without Peruvian mayors"
+    text = wording.explanation(np.random.default_rng(1), caption, false=0)
+    assert [c.name for c in wording.named_countries(text)] == ["Ireland", "Peru"]
+    assert "the cup final" in text.lower()
+    assert wording.explanation(np.random.default_rng(1), "nobody says anything") == ""
 
 
 def test_which_flag_stands_left_tells_nothing_of_the_captions_order(train):
@@ -144,13 +254,13 @@ def test_generic_captions_say_what_is_seen_and_name_nothing(generic):
             assert any(option in pair.caption.lower() for option in options)
         for country in facts.countries:
             assert country.flag.words() in pair.caption
+        assert facts.shown == (True, True)
         assert pair.explanation is None
 
 
 def test_texts_fit_the_context(train, train_b, generic):
-    assert max(tokens(pair.caption) for pair in train[:600]) <= 30
-    assert max(tokens(pair.caption) for pair in train_b[:600]) <= 34
-    assert max(tokens(pair.explanation) for pair in train_b[:600]) <= 64
-    assert max(tokens(p.caption) for p in newsroom_pairs("test_longtail", 600)) <= 30
+    assert max(tokens(pair.caption) for pair in train) <= 34
+    assert max(tokens(pair.caption) for pair in train_b) <= 36
+    assert max(tokens(p.caption) for p in newsroom_pairs("test_unseen", 600)) <= 38
     assert max(tokens(pair.caption) for pair in generic) <= 56
-    assert max(tokens(pair.explanation) for pair in train[:600]) <= 64
+    assert max(tokens(pair.explanation) for pair in [*train, *train_b]) <= 72
