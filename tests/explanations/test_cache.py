@@ -30,7 +30,7 @@ from entityclip.explanations.cache import cache_keys, encode_row
 from entityclip.explanations.extraction import explain_until_killed
 
 PAIRS = newsroom_pairs("train", 60)
-SOURCE = Source("newsroom-knowledge-1", "entities-v1", Sampling())
+SOURCE = Source("newsroom-knowledge-2-all-0.25", "entities-v1", Sampling())
 KEYS = cache_keys([pair.caption for pair in PAIRS], SOURCE)
 
 

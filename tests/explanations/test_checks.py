@@ -8,11 +8,11 @@ import pytest
 
 from entityclip import explanations as ex
 from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.datasets.newsroom.wording import event_of, named_countries
 from entityclip.datasets.pair import Pair
 from entityclip.explanations import DEFAULT_PROMPT, KnowledgeBase, StubLLM, explain, failed_checks
 from entityclip.explanations.cache import text_sha
 from entityclip.explanations.checks import checks_table, cut_table, entity_words, smollm_sample
-from entityclip.explanations.llm import known_countries
 
 CAPTION = "President Barack Obama meets Angela Merkel in Berlin on Monday"
 GOOD = "Barack Obama is a tall man with grey hair. Angela Merkel wears a blazer."
@@ -148,19 +148,44 @@ def test_names_and_their_other_forms(caption, words, text):
     assert failed_checks(text, caption, DEFAULT_PROMPT, "stop") == ()
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test", "test_longtail"])
+@pytest.mark.parametrize("split", ["train", "val", "test", "test_alias", "test_unseen"])
 def test_the_knowledge_base_says_what_the_newsroom_says(split, tmp_path):
     pairs = [*newsroom_pairs(split, 200), Pair("x", Path("x.jpg"), "Somebody in Springfield")]
-    *rows, unknown = explain(pairs, KnowledgeBase(), tmp_path / "c.jsonl", progress=False)
+    true = KnowledgeBase(false=0)
+    *rows, unknown = explain(pairs, true, tmp_path / "c.jsonl", progress=False)
     for pair, row in zip(pairs[:-1], rows, strict=True):
-        said, expected = known_countries(row.text), known_countries(pair.explanation)
-        assert [c.name for _, c in said] == [c.name for _, c in expected]
-        assert row.checks == ()
-        for _, country in said:
-            for part in (country.capital, country.flag.words()):
-                assert part in row.text
-                assert part in pair.explanation
+        said = named_countries(row.text)
+        assert said == named_countries(pair.explanation) == named_countries(pair.caption)[:2]
+        assert event_of(row.text) == event_of(pair.explanation) == event_of(pair.caption)
+        assert row.checks == () or split == "test_unseen"  # which explains the event alone
+        for country in said:
+            assert country.capital in row.text
+            assert country.flag.words() in row.text
     assert unknown.checks == ("empty",)
+
+
+def test_the_knowledge_base_can_be_wrong_or_say_a_part_and_says_which_it_is():
+    caption = "Irish unions and Peruvian mayors discuss the cup final"
+    prompts = [DEFAULT_PROMPT.render(f"{caption} on day {n}") for n in range(400)]
+
+    def answers(**options):
+        llm = KnowledgeBase(**options)
+        texts = [done.text for _, done in llm.complete(prompts, ex.Sampling())]
+        assert texts == [done.text for _, done in KnowledgeBase(**options).complete(
+            prompts, ex.Sampling(seed=3))]  # fmt: skip
+        return llm.model, texts
+
+    look = named_countries(caption)[0].flag.words()
+    shares = {}
+    for false in (0, 0.25, 0.5):
+        model, texts = answers(false=false)
+        shares[model] = sum(look not in text for text in texts) / len(texts)
+    assert shares == pytest.approx(dict(zip(shares, (0, 0.25, 0.5), strict=True)), abs=0.07)
+    assert len(shares) == 3  # rows of one are not read as rows of another
+    assert {look in text for text in answers(content="names")[1]} == {False}
+    assert {named_countries(text) == [] for text in answers(content="looks")[1]} == {True}
+    with pytest.raises(ValueError, match="false is 2, content 'all'"):
+        KnowledgeBase(false=2)
 
 
 def test_equal_captions_are_asked_once_and_empty_ones_never(tmp_path, caplog):

@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_meant_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match=r"none of the 6 val pairs of newsroom; extract this"):
         joined(PAIRS[6:], path, split="val")
     explain(PAIRS[:6], StubLLM(answer), path, progress=False)
-    with pytest.raises(ValueError, match=r"of 2 sources.*newsroom-knowledge-1.*; stub, .*own"):
+    with pytest.raises(ValueError, match=r"of 2 sources.*newsroom-knowledge-2.*; stub, .*own"):
         joined(PAIRS, path)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="newsroom has no layout of the authors"):
@@ -111,6 +111,17 @@ def test_the_knowledge_base_is_extracted_and_read_by_training(experiment, tmp_pa
     # no explanation is read in a test, so none is asked for
     assert base.pairs("test") == own.pairs("test")
     assert [p.caption for p in base.pairs("val")] == [p.caption for p in own.pairs("val")]
+
+
+@pytest.mark.parametrize("kind", ["0", "0.5", "names", "looks"])
+def test_other_knowledge_bases_are_spelt_and_kept_apart(kind, experiment):
+    texts = {
+        source: [p.explanation for p in experiment(explanation_source=source).pairs("train")]
+        for source in ("knowledge-base", f"knowledge-base:{kind}", "knowledge-base")
+    }
+    assert len({*map(tuple, texts.values())}) == 2
+    with pytest.raises(ValueError, match=r"explanation_source: 'knowledge-base:most'; write"):
+        experiment(explanation_source="knowledge-base:most").pairs("train")
 
 
 def test_a_cache_of_ones_own_is_read_through_the_profile(experiment, path, caplog):

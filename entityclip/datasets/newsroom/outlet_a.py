@@ -140,8 +140,24 @@ class DrawnPicture(ABC):
         if rng.random() < 0.5:
             countries = countries[::-1]
         third, place = rng.random(2)
-        others = [country for country in COUNTRIES if country not in countries]
-        return rng, countries, others[int(place * len(others))] if third < wording.THIRD else None
+        others = [number for number in range(len(COUNTRIES)) if number not in self.row[:2]]
+        if self.split == "train":
+            others = [number for number in others if self._training_knows(number)]
+        named = COUNTRIES[others[int(place * len(others))]]
+        return rng, countries, named if third < wording.THIRD else None
+
+    def _training_knows(self, third: int) -> bool:
+        """Whether no fact of another split is told where a caption names a third country, too."""
+        *pair, scene, _, _ = self.row
+        split_of = self.split_of(self.seed)
+        return all(split_of[min(third, one), max(third, one), scene] == "train" for one in pair)
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def split_of(cls, seed: int) -> dict[tuple[int, int, int], str]:
+        """The entity split of each fact: two countries, in COUNTRIES' order, and a scene."""
+        table = cls.table(seed)
+        return {row[:3]: split for split in cls.entity for row in table[split]}
 
     def view(self, rng: np.random.Generator) -> tuple[Facts, list[float], Image.Image]:
         """Facts, 16 numbers for the drawing (four are used), and the scene before any flag."""

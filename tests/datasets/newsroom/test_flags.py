@@ -102,7 +102,6 @@ def blobs(mask):
         ("the United States", (255, 255, 255), (0.39, 0.53), 50),
         ("Ghana", (0, 0, 0), (1.0, 1.0), 1),
         ("Turkey", (255, 255, 255), (1.0, 1.0), 2),
-        ("Panama", (7, 35, 87), (0.5, 0.49), 1),
     ],
 )
 def test_stars_are_drawn_as_often_as_they_are_counted(name, rgb, part, count):
