@@ -72,3 +72,20 @@ def beaten(
 def _share(marks: Tensor, among: Tensor) -> Tensor:
     """Percent of `among` [n, M] that is marked, [n]; NaN for none."""
     return 100 * (marks & among).sum(1).float() / among.sum(1)
+
+
+def scene_floor(shown: Shown, at: Sequence[int]) -> dict[str, float]:
+    """What ranking a query's scene first, in random order, gives: whoever knows scenes, no names.
+
+    Expectations over that order of R@K for each K of `at`, MRR (percent), MedR and MeanR, one query
+    a picture; the median is that of all queries' ranks together.
+    """
+    sizes = torch.bincount(shown.scene)[shown.scene].double().numpy()  # of each query's scene
+    ranks = np.arange(1, int(sizes.max()) + 1)
+    within = ranks[None, :] <= sizes[:, None]  # [N, ranks], each as likely as the others
+    reached = np.minimum(ranks[None, :], sizes[:, None]) / sizes[:, None]
+    found = {f"R@{k}": 100 * float(np.minimum(k / sizes, 1).mean()) for k in at}
+    found["MRR"] = 100 * float(((within / ranks).sum(1) / sizes).mean())
+    found["MedR"] = float(ranks[np.argmax(reached.mean(0) >= 0.5)])
+    found["MeanR"] = float(((sizes + 1) / 2).mean())
+    return found
