@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -276,6 +277,16 @@ def event_of(text: str) -> str | None:
     return found[0][0].lower() + found[0][1:] if found else None
 
 
+def name_counts(texts: Sequence[str]) -> dict[Naming, list[int]]:
+    """How many texts hold each country's name of each kind, in COUNTRIES' order."""
+    found: dict[Naming, list[int]] = {}
+    for naming in get_args(Naming):
+        names = [spoken(country, naming) for country in COUNTRIES]
+        holds = Counter(itertools.chain(*({*_any_of(names).findall(text)} for text in texts)))
+        found[naming] = [holds[name] for name in names]
+    return found
+
+
 def spoken(country: Country, naming: Naming) -> str:
     """The country's name of that kind, as it stands in a text.
 
@@ -304,22 +315,22 @@ def say(rng: np.random.Generator, templates: Sequence[str], **words: str | Seque
     return text[0].upper() + text[1:]
 
 
+def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of some phrases as whole words, the longest of those that begin alike."""
+    return re.compile(
+        rf"\b(?:{'|'.join(map(re.escape, sorted(phrases, key=len, reverse=True)))})\b"
+    )
+
+
 _NAMED = {
     name.removeprefix("the "): country
     for country in COUNTRIES
     for name in (country.name, country.demonym, country.capital)
 }
-_NAMES = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_NAMED, key=len, reverse=True)))})\b")
-# all events' words, the longest first: a short one may stand within a longer
-_EVENTS = {
-    words
-    for events in (EVENTS, EVENTS_B)
-    for told in events.values()
-    for words in itertools.chain(*told)
-}
-_TOLD = re.compile(
-    rf"(?i:\b(?:{'|'.join(map(re.escape, sorted(_EVENTS, key=len, reverse=True)))}))(?!\w)"
-)
+_NAMES = _any_of(_NAMED)
+_EVENTS = itertools.chain(*EVENTS.values(), *EVENTS_B.values())
+# the longest first: an event's words may stand within another's; a sentence may begin with them
+_TOLD = re.compile(f"(?i:{_any_of(itertools.chain(*_EVENTS)).pattern})")
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:

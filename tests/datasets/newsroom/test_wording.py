@@ -59,9 +59,16 @@ def names_of(country):
 
 
 def told_by(texts, naming):
-    """How many texts hold each country's name of a kind."""
-    names = [wording.spoken(country, naming).removeprefix("the ") for country in COUNTRIES]
-    return np.array([sum(says(text, name) for text in texts) for name in names])
+    return np.array(wording.name_counts(texts)[naming])
+
+
+def test_names_are_counted_as_they_stand_in_texts():
+    counts = wording.name_counts(["Officials from the Netherlands", "Dutch mayors from Paris"])
+    place = [country.name for country in COUNTRIES].index("the Netherlands")
+    held = {naming: counts[naming][place] for naming in NAMINGS}
+    assert sorted(held.values()) == [0, 0, 1, 1]
+    assert sum(counts["alias"]) == 1
+    assert sum(map(sum, counts.values())) == 3
 
 
 def phrasings(events):
