@@ -18,7 +18,6 @@ from entityclip.reporting.markup import (
     Sheet,
 )
 from entityclip.results import ResultsError, chapter_rows, find_rows, table_rows
-from entityclip.statistics import difference_table
 from entityclip.variants import (
     SPLIT_LABELS,
     TABLES,
@@ -171,7 +170,7 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
 
 
 def _compared(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    found = difference_table(rows, pairs)
+    found = differences.difference_table(rows, pairs)
     if found.empty:
         raise ResultsError("no two variants to compare share a seed and a split; measure more")
     return found

@@ -34,6 +34,18 @@ def make_rows(variants=LEVELS, splits=("test", "test_longtail"), seeds=(0,), **c
     return pd.DataFrame(rows)
 
 
+def make_ranks(ranks, *, clusters=None, fingerprint="f"):
+    """Stored rows of kind "ranks" from {(variant, seed): ranks}."""
+    return pd.DataFrame(
+        {
+            "variant": variant, "seed": seed, "dataset": "d", "split": "test",
+            "direction": "text_to_image", "data_fingerprint": fingerprint, "ranks": list(values),
+            "clusters": clusters,
+        }
+        for (variant, seed), values in ranks.items()
+    )  # fmt: skip
+
+
 def make_log(path, n=20, epochs=2, terms=("vtc",), level=1.0):
     per_epoch, lines = n // epochs, []
     for step in range(1, n + 1):
