@@ -218,8 +218,9 @@ def resampled(
     [Q] (integer ids, e.g. the picture several captions share) are given, as many whole clusters as
     there are: queries of one cluster are not independent. It also draws S of its seeds, the same
     for all leading places, whose statistics are averaged. Draws are drawn apart from each other and
-    weigh what they have seeds, as in a mean over all seeds. A handful of seeds makes what is read
-    from it rather too narrow. Deterministic by `seed`. Raises ValueError
+    weigh what they have seeds, as in a mean over all seeds. A handful of seeds understates their
+    own spread; what is neither a query's nor a seed's own is overstated (Owen 2007, the pigeonhole
+    bootstrap). Deterministic by `seed`. Raises ValueError
     where a draw has fewer than 2 independent queries to draw from.
     """
     parts, weights = [], []

@@ -6,6 +6,7 @@ sign of equality: that has a test of its own, `equivalent`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ from entityclip.statistics import (
 )
 from entityclip.variants import DIRECTION_LABELS, SPLIT_LABELS, VARIANT_LABELS
 
-COLUMNS = ("variant", "label", "group", "value", "low", "high", "seeds")
+COLUMNS = ("variant", "label", "group", "value", "low", "high", "seeds", "survives")
 _ROW = 0.2  # inches
+_DAGGER = "†"
 _FEW = 5  # seeds: up to so many, resampling them understates their spread
 
 
@@ -210,10 +212,11 @@ def _shares(values: Array) -> list[tuple[float, int]]:
 
 def _by_cluster(values: Array, clusters: ArrayLike | None) -> Array:
     """Values [S, Q] as [S, clusters], of the same means over a row."""
-    ids = as_clusters(clusters, values.shape[1])
-    member = ids == np.arange(ids.max() + 1)[:, None]
-    means = values.mean(axis=1, keepdims=True)
-    return means + (values - means) @ member.T / member.sum(axis=1).mean()
+    ids, means = as_clusters(clusters, values.shape[1]), values.mean(axis=1, keepdims=True)
+    if clusters is None:
+        return values
+    sums = np.stack([np.bincount(ids, weights=row) for row in values - means])
+    return means + sums * (sums.shape[1] / values.shape[1])
 
 
 def bootstrap_p(resamples: NDArray[np.float64]) -> float:
@@ -249,7 +252,7 @@ def equivalent(low_90: float, high_90: float, margin: float) -> bool:
 
 
 def forest_table(differences: pd.DataFrame) -> pd.DataFrame:
-    """`statistics.difference_table` with COLUMNS, as `plot_forest` wants it.
+    """`difference_table` with COLUMNS, as `plot_forest` wants it.
 
     Where all are compared with one variant, labels name only what is compared with it. Groups stand
     in the house's order of splits and directions.
@@ -266,21 +269,37 @@ def forest_table(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference_sheet(differences: pd.DataFrame, reference: str = "") -> Sheet:
-    """A differences table as printed, with a sentence made from its numbers below."""
+    """A differences table as printed; below it what marks mean, and sentences from its numbers."""
     blocks = [
         [
-            [
-                row["group"],
-                row["label"],
-                number_cell(*row[["value", "low", "high"]], over_seeds=False, sign="+"),
-                Cell(f"{row['seeds']:.0f}"),
-            ]
+            [row["group"], row["label"], _cell(row), Cell(f"{row['seeds']:.0f}")]
             for _, row in rows.iterrows()
         ]
         for _, rows in differences.groupby("group", sort=False)
     ]
-    notes = describe_differences(differences, reference)
+    notes = [legend(differences), *describe_differences(differences, reference)]
     return Sheet(["Group", "Variant", "Difference", "Seeds"], blocks, 2, notes)
+
+
+def _cell(row: pd.Series) -> Cell:
+    numbers, mark = row[["value", "low", "high"]], "best" if _excludes_0(row) else ""
+    cell = number_cell(*numbers, mark, over_seeds=False, sign="+")
+    return cell._replace(text=cell.text + _DAGGER) if row["survives"] else cell
+
+
+def _excludes_0(row: pd.Series) -> bool:
+    return row["low"] > 0 or row["high"] < 0
+
+
+def legend(differences: pd.DataFrame) -> str:
+    """What stands out in a table of COLUMNS, in words, and what does not follow from the rest."""
+    n = int(differences["low"].notna().sum())
+    return (
+        "Bold: the 95 % interval, a paired bootstrap over queries and training seeds, excludes 0. "
+        f"{_DAGGER}: survives Benjamini and Hochberg's correction at 5 % over the {n} differences "
+        f"of this table (p from a t over queries and seeds, crossed, of 2 to {_FEW} seeds; else "
+        "from the bootstrap). What is not separable is not thereby equal."
+    )
 
 
 def describe_differences(differences: pd.DataFrame, reference: str = "") -> list[str]:
@@ -323,14 +342,15 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
 
     `differences` has COLUMNS: `value` with its 95 % interval `low` to `high` in the metric's unit,
     `seeds` it is over; groups and rows are drawn in the table's order. A mark is filled where the
-    interval excludes 0, hollow where it does not or where there is none. `title` names the axis.
-    Raises ResultsError for an empty table.
+    interval excludes 0, hollow where it does not or where there is none; numbers are marked as in
+    the table, and the `legend` stands below. `title` names the axis. Raises ResultsError for an
+    empty table.
     """
     if differences.empty:
         raise ResultsError("no differences to show")
     groups = differences.groupby("group", sort=False)
     lines = len(differences) + groups.ngroups + 0.6 * (groups.ngroups - 1)
-    figure, ((axis,),) = panels(1, 1, 0.75 + _ROW * lines)
+    figure, ((axis,),) = panels(1, 1, 1.2 + _ROW * lines)
     y, places, names, weights = -1.6, [], [], []
     for group, rows in groups:
         y += 1.6
@@ -349,6 +369,7 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
     axis.tick_params(axis="y", length=0)
     grid(axis, "x")
     axis.spines["left"].set_visible(False)
+    figure.supxlabel(textwrap.fill(legend(differences), 150), x=0.01, ha="left", fontsize=6.5)
     return figure
 
 
@@ -356,10 +377,9 @@ def _difference(axis: Axes, y: float, row: pd.Series) -> None:
     low, value, high = row["low"], row["value"], row["high"]
     if not np.isnan(low):
         axis.hlines(y, low, high, color=BLUE, linewidth=1.4)
-    face = BLUE if low > 0 or high < 0 else "white"
+    face, weight = (BLUE, "bold") if _excludes_0(row) else ("white", "normal")
     axis.plot(value, y, "o", markersize=5, color=BLUE, markerfacecolor=face, markeredgewidth=1.2)
-    interval = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
-    seeds = f"{row['seeds']:.0f} seed{'s' if row['seeds'] != 1 else ''}"
-    numbers = f"{value:+.1f}{interval}".replace("-", "−")  # as on the axis
-    for text, points in ((numbers, 6), (seeds, 90)):
-        beside(axis, text, y, (points, 0), va="center", color="0.25")
+    cell, seeds = _cell(row), f"{row['seeds']:.0f} seed{'s' if row['seeds'] != 1 else ''}"
+    numbers = f"{cell.text} {cell.interval}".rstrip().replace("-", "−")  # as on the axis
+    beside(axis, numbers, y, (6, 0), va="center", color="0.25", fontweight=weight)
+    beside(axis, seeds, y, (100, 0), va="center", color="0.25")

@@ -166,7 +166,7 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
     forest = differences.forest_table(found)
     sheet = differences.difference_sheet(forest, reference)
     chart = differences.plot_forest(forest, axis)
-    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
+    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals over queries and training seeds.")
 
 
 def _compared(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:

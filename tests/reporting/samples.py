@@ -60,12 +60,12 @@ def make_log(path, n=20, epochs=2, terms=("vtc",), level=1.0):
 
 
 def make_differences():
-    """Two groups; by the intervals: better, not separable, untested, worse."""
+    """Two groups; by the intervals: better, not separable, untested, worse; one survives."""
     lines = [
-        ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3),
-        ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3),
-        ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1),
-        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3),
+        ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3, True),
+        ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3, False),
+        ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1, False),
+        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3, False),
     ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,8 @@ def drawn(seed, captions=60, pictures=20):
     return Retrieval(rng.integers(1, 15, captions), rng.integers(1, 15, pictures), image_of)
 
 
-def literal_rsum(seeds, n, seed, others=None):
-    """Draw pictures and seeds one by one; RSUM of what was drawn."""
-    rng, found = np.random.default_rng(seed), []
+def resample(seeds, rng, others=None):
+    """RSUM of as many seeds, drawn from those given, on pictures drawn with their captions."""
 
     def of(one, pictures):
         texts = np.concatenate([np.flatnonzero(one.image_of == p) for p in pictures])
@@ -27,12 +28,17 @@ def literal_rsum(seeds, n, seed, others=None):
         }
         return rsum(metrics)
 
-    for _ in range(n):
-        pictures = rng.integers(0, len(seeds[0].image_to_text), len(seeds[0].image_to_text))
-        each = [of(one, pictures) for one in seeds]
-        if others:
-            each = [a - of(b, pictures) for a, b in zip(each, others, strict=True)]
-        found.append(np.mean(rng.choice(each, len(each))))
+    pictures = rng.integers(0, len(seeds[0].image_to_text), len(seeds[0].image_to_text))
+    each = [of(one, pictures) for one in seeds]
+    if others:
+        each = [a - of(b, pictures) for a, b in zip(each, others, strict=True)]
+    return rng.choice(each, len(each))
+
+
+def literal_rsum(seeds, n, seed, others=None):
+    """Draw pictures and seeds one by one; RSUM of what was drawn."""
+    rng = np.random.default_rng(seed)
+    found = [np.mean(resample(seeds, rng, others)) for _ in range(n)]
     return np.quantile(found, [0.025, 0.975])
 
 
@@ -52,6 +58,21 @@ def test_rsum_interval_equals_the_literal_loop(n_seeds):
     # both estimate one quantile; the interval is some 150 wide
     assert (low, high) == pytest.approx(tuple(literal_rsum(seeds, 1500, 5)), abs=8)
     assert rsum_interval(seeds, n_resamples=4000) == (value, low, high)
+
+
+def test_rsum_of_two_draws_is_drawn_in_each_apart():
+    one = [replace(drawn(s), data="one") for s in range(3)]
+    other = [replace(drawn(s, 50, 25), data="other") for s in (3, 4)]
+    value, low, high = rsum_interval([*one, *other], n_resamples=4000)
+    assert value == pytest.approx(np.mean([rsum(found.metrics()) for found in (*one, *other)]))
+    rng = np.random.default_rng(5)
+    means = [
+        np.mean(np.concatenate([resample(seeds, rng) for seeds in (one, other)]))
+        for _ in range(1500)
+    ]
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=8)
+    with pytest.raises(ValueError, match="different pictures"):
+        rsum_interval(one[:2], other)
 
 
 def test_rsum_differences_are_paired():
