@@ -15,12 +15,14 @@ from entityclip.statistics import (
     METRICS,
     bootstrap_interval,
     interval,
+    level_intervals,
     mean_over_seeds,
     median,
     over_seeds,
     recall_at_k,
     retrieval_metrics,
 )
+from tests.reporting.samples import make_ranks
 
 
 def skewed_ranks(n, seed=0):
@@ -156,6 +158,45 @@ def test_a_model_that_always_or_never_finds_has_no_width():
     for rank, total in ((1, 600), (99, 0)):
         ends = bootstrap_interval([rank] * 10, ("R@5", "MedR"))
         assert ends == {"R@5": (total / 6,) * 2, "MedR": (rank, rank)}
+
+
+# ----------------------------------------------------------------------- over queries and seeds
+
+
+def literal_levels(draws, n_resamples):
+    """Draw each draw's clusters and seeds one by one, and average the seeds' metrics."""
+    rng, found = np.random.default_rng(5), {name: [] for name in METRICS}
+    for _ in range(n_resamples):
+        each = []
+        for ranks, clusters in draws:
+            ids = np.unique(clusters)
+            chosen = rng.choice(ids, len(ids))
+            queries = np.concatenate([np.flatnonzero(clusters == c) for c in chosen])
+            seeds = rng.integers(0, len(ranks), len(ranks))
+            each += [retrieval_metrics(ranks[s][queries]) for s in seeds]
+        for name in METRICS:
+            found[name].append(np.mean([one[name] for one in each]))
+    return {name: np.quantile(values, [0.025, 0.975]) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+@pytest.mark.parametrize("several", [True, False])
+def test_levels_hold_queries_and_seeds_of_each_draw_as_in_a_loop(several, clustered):
+    rng = np.random.default_rng(2)
+    draws, rows = [], []
+    for name, n, k in (("one", 60, 3), ("other", 40, 2))[: 1 + several]:
+        ranks = rng.geometric(rng.uniform(0.05, 0.2, (k, 1)), (k, n))
+        clusters = np.arange(n) // 2 if clustered else np.arange(n)
+        ids = clusters.tolist() if clustered else None
+        rows.append(make_ranks({("a", len(rows) * 3 + s): ranks[s] for s in range(k)},
+                               clusters=ids, fingerprint=name))  # fmt: skip
+        draws.append((ranks, clusters))
+    rows = pd.concat(rows)
+    got, expected = level_intervals(rows, n_resamples=4000), literal_levels(draws, 2000)
+    assert level_intervals(rows[::-1], n_resamples=4000) == got
+    for name in METRICS:
+        width = expected[name][1] - expected[name][0]
+        assert got[name] == pytest.approx(tuple(expected[name]), abs=0.15 * width + 1e-9), name
 
 
 # ------------------------------------------------------------------------------------ over seeds

@@ -128,7 +128,7 @@ def _recall_panels(
 
 def _intervals(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
     numbers = {variant: _numbers(row, _SHOWN) for variant, row in rows.items()}
-    for name in FLOORS.keys() & numbers:
+    for name in (name for name in FLOORS if name in numbers):
         at = np.arange(len(_SHOWN))
         axis.hlines(numbers[name][0], at - 0.45, at + 0.45, **FLOOR_LOOK[name])
     # beyond four variants the numbers would run into each other; the table has them
@@ -143,7 +143,7 @@ def _curves(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
             value, low, high = _numbers(rows[variant], _RECALLS)
             axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
             axis.plot(ks, value, color=colour, marker=marker, clip_on=False)
-    for name in FLOORS.keys() & rows:
+    for name in (name for name in FLOORS if name in rows):
         values = _numbers(rows[name], _RECALLS)[0]
         axis.plot(np.array(ks)[~np.isnan(values)], values[~np.isnan(values)], **FLOOR_LOOK[name])
     axis.set(xscale="log", xlabel="K", ylim=(0, 103), yticks=range(0, 101, 25))

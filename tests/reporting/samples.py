@@ -34,6 +34,13 @@ def make_rows(variants=LEVELS, splits=("test", "test_longtail"), seeds=(0,), **c
     return pd.DataFrame(rows)
 
 
+def make_floors(splits=("test",), **changes):
+    """Rows of kind "floor": no interval, text to image alone, no recall beyond 10."""
+    rows = make_rows({"scene-only": 20.0, "names-cut": 10.0}, splits, **changes)
+    shown = ~rows["metric"].isin(["R@50", "R@100"]) & (rows["direction"] == "text_to_image")
+    return rows[shown].assign(low=np.nan, high=np.nan).reset_index(drop=True)
+
+
 def make_ranks(ranks, *, clusters=None, fingerprint="f"):
     """Stored rows of kind "ranks" from {(variant, seed): ranks}."""
     return pd.DataFrame(
