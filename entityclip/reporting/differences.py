@@ -297,8 +297,8 @@ def legend(differences: pd.DataFrame) -> str:
     return (
         "Bold: the 95 % interval, a paired bootstrap over queries and training seeds, excludes 0. "
         f"{_DAGGER}: survives Benjamini and Hochberg's correction at 5 % over the {n} differences "
-        f"of this table (p from a t over queries and seeds, crossed, of 2 to {_FEW} seeds; else "
-        "from the bootstrap). What is not separable is not thereby equal."
+        f"of this table (p of 2 to {_FEW} seeds: a t over queries and seeds, crossed; else the "
+        "bootstrap's). What is not separable is not thereby equal."
     )
 
 

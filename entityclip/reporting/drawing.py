@@ -55,13 +55,11 @@ Draw = Callable[[pd.DataFrame], Drawn]
 
 def of_table(kind: str, table: str) -> Rows:
     """Rows of a table's variants on the test splits, over all seeds."""
-
     return _on_test(kind, partial(find_rows, variants=TABLES[table]))
 
 
 def of_listed(kind: str, table: str) -> Rows:
     """Rows of one of LISTED on the test splits, over all seeds, called as the table calls them."""
-
     return _on_test(kind, partial(table_rows, table=table))
 
 

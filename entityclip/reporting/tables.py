@@ -159,7 +159,8 @@ def _cells(group: pd.DataFrame, metric: str, marked: bool) -> list[Cell]:
 
 def legend(table: pd.DataFrame) -> list[str]:
     """What marks and intervals of a printed `retrieval_table` are, in sentences."""
-    kinds = [said for kind, said in INTERVALS.items() if kind in set(table["interval"])]
+    known = set(table.loc[table["R@1_low"].notna(), "interval"])  # floors have none
+    kinds = [said for kind, said in INTERVALS.items() if kind in known]
     return [
         "Bold: best of its split, direction and metric; underlined: second best, both by the "
         "printed number, so that equal numbers share a mark.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from entityclip.reporting.scores import rsum_interval, rsum_numbers
-from entityclip.statistics import Retrieval, rsum
+from entityclip.reporting.scores import rsum_interval, rsum_numbers, rsum_table
+from entityclip.statistics import DIRECTIONS, Retrieval, rsum
+from tests.reporting.samples import make_ranks
 
 
 def drawn(seed, captions=60, pictures=20):
@@ -98,3 +100,17 @@ def test_ranks_of_other_pictures_are_refused():
             rsum_interval(*seeds)
     with pytest.raises(ValueError, match="1 seeds against 2"):
         rsum_interval([drawn(0)], [drawn(0), drawn(1)])
+
+
+def test_a_table_of_rsum_takes_each_seed_with_its_own_draw():
+    parts = []
+    for s, n, data in ((0, 60, "one"), (1, 60, "one"), (2, 50, "other"), (3, 50, "other")):
+        one = drawn(s, n, n // 2)
+        for direction in DIRECTIONS:
+            rows = make_ranks({("clip", s): one.ranks(direction).tolist()}, fingerprint=data)
+            parts.append(rows.assign(direction=direction, image_of=[one.image_of.tolist()]))
+    row = rsum_table(pd.concat(parts, ignore_index=True)).iloc[0]
+    sides = [(drawn(s, n, n // 2), d) for s, n, d in ((0, 60, "a"), (1, 60, "a"), (2, 50, "b"))]
+    sides.append((drawn(3, 50, 25), "b"))
+    expected = rsum_interval([replace(one, data=data) for one, data in sides])
+    assert (row["RSUM"], row["low"], row["high"], row["seeds"]) == (*expected, 4)
