@@ -91,7 +91,12 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
 
 
 def measured_identity(settings: Settings, kind: str, variant: str, seed: int) -> dict[str, Any]:
-    """The `config` of a run's rows of a kind: its identity and, with names, what found them."""
+    """The `config` of a run's rows of a kind: its identity and, with names, what found them.
+
+    Rows of kind "floor" are about the data alone; their `variant` is one of FLOORS.
+    """
+    if kind == "floor":
+        return {"variant": variant, "dataset": settings.dataset, "data_seed": settings.data_seed}
     found = identity(settings, variant, seed)
     asks_names = kind in ("names", "names_cut") and settings.names != CAPITALS
     return found | ({"names": settings.names} if asks_names else {})

@@ -43,8 +43,8 @@ from entityclip.variants import VARIANTS
 
 SHIPPED = SHIPPED_FILES / "figures" / "rows"
 KINDS = (
-    *("cost", "curves", "leak", "matching", "names", "names_cut", "pretraining", "ranks"),
-    "retrieval",
+    *("cost", "curves", "floor", "leak", "matching", "names", "names_cut", "pretraining"),
+    *("ranks", "retrieval"),
 )
 TASKS = (*DIRECTIONS, "image_to_section", "pairs")  # a row's direction; "pairs" match or do not
 

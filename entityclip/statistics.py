@@ -1,7 +1,7 @@
-"""Numbers of ranks and their intervals: one bootstrap, paired differences, Student's t over seeds.
+"""Numbers of ranks and their intervals: one bootstrap over queries and seeds, Student's t.
 
 Recall@K, mean rank, RSUM, accuracy and paired differences of them are means of per-query values;
-median rank and F1 are other functions of which queries were drawn. `interval` bootstraps them all
+median rank and F1 are other functions of which queries were drawn. `resampled` bootstraps them all
 (Efron and Tibshirani 1993, chapter 13). Ranks start at 1, shares are percent, and nothing here
 needs torch.
 """
@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 DIRECTIONS = ("text_to_image", "image_to_text")
 RECALL_AT = (1, 5, 10, 50, 100)
 METRICS = (*(f"R@{k}" for k in RECALL_AT), "MRR", "MedR", "MeanR")
+LOW_IS_GOOD = ("MedR", "MeanR")
 RSUM_AT = (1, 5, 10)
 PERCENT = (0.0, 100.0)  # where a share can lie
 
@@ -36,6 +37,13 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Draw(NamedTuple):
+    """One draw of the data: values [..., S, Q] of its queries under its seeds, their clusters."""
+
+    values: Array
+    clusters: ArrayLike | None = None
 
 
 # ----------------------------------------------------------------------------- numbers of ranks
@@ -113,7 +121,7 @@ class _Ranked:
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
-            if values is not None and not isinstance(values, (_Ranked, Mapping)):
+            if values is not None and not isinstance(values, (_Ranked, Mapping, str)):
                 object.__setattr__(self, name, np.asarray(values))  # as frozen ones are set
 
     def ranks(self, direction: str) -> NDArray[np.int64]:
@@ -151,12 +159,13 @@ class Retrieval(_Ranked):
 
     `image_of` [N] is each caption's picture, a place in `image_to_text`. `by_article` is there
     where articles have several pictures, `beaten` ([N] by metric, percent) where it is known what
-    pictures show (evaluation.distractors).
+    pictures show (evaluation.distractors). `data` is the fingerprint of what was measured, if known.
     """
 
     image_of: NDArray[np.int64]
     by_article: ByArticle | None = None
     beaten: Mapping[str, NDArray[np.float64]] | None = None
+    data: str | None = None
 
     def clusters(self, direction: str) -> NDArray[np.int64] | None:
         """Which captions share a picture and so are not independent; None for picture queries."""
@@ -177,7 +186,8 @@ def retrievals(rank_rows: pd.DataFrame) -> dict[int, Retrieval]:
             known = [texts.get(name) for name in ("image_of", "clusters")]
             alone = range(len(texts["ranks"]))
             image_of = next((ids for ids in known if isinstance(ids, list)), alone)
-            found[int(seed)] = Retrieval(texts["ranks"], pictures["ranks"], image_of)
+            data = texts.get("data_fingerprint")
+            found[int(seed)] = Retrieval(texts["ranks"], pictures["ranks"], image_of, data=data)
     return found
 
 
@@ -192,34 +202,69 @@ def interval(
     n_resamples: int = 2000,
     seed: int = 0,
     ends: tuple[float, float] = (0.025, 0.975),
-    seeds_apart: bool = True,
 ) -> tuple[Array, Array]:
-    """Percentile bootstrap interval of a statistic of queries, by default their mean.
+    """Percentile bootstrap interval of a statistic of one draw's queries, by default their mean.
 
-    `per_query` [..., S, Q] are values of Q queries under S training seeds ([Q] is one seed). Each
-    resample draws Q queries with replacement or, where `clusters` [Q] (integer ids, e.g. the
-    picture several captions share) are given, as many whole clusters as there are: queries of one
-    cluster are not independent. It also draws S of the seeds, the same for all leading places,
-    whose statistics are averaged. A handful of seeds makes an interval rather too narrow.
-
-    `statistic` is a `Statistic`; a resample where it is NaN does not count. Deterministic by
-    `seed`; memory does not grow with `n_resamples`. Seeds are drawn from a generator of their own,
-    unless `seeds_apart` is False. Returns the statistic's quantiles `ends`, [...] each. Raises
-    ValueError where there are fewer than 2 independent queries to draw from.
+    `per_query` [..., S, Q] are values of Q queries under S training seeds ([Q] is one seed), drawn
+    as `resampled` says. A resample where the statistic is NaN does not count. Returns the
+    statistic's quantiles `ends`, [...] each. Raises ValueError as `resampled` does.
     """
-    values = np.atleast_2d(np.asarray(per_query, float))
-    n_seeds, rng = values.shape[-2], np.random.default_rng(seed)
-    seeds_rng = np.random.default_rng([seed, 1]) if seeds_apart else rng
-    drawn = []
-    for weights in resample_weights(as_clusters(clusters, values.shape[-1]), n_resamples, rng):
-        found = (statistic or mean)(weights, values)
-        chosen = seeds_rng.integers(0, n_seeds, (len(weights), n_seeds))
-        chosen = chosen.reshape(len(weights), *(1,) * (found.ndim - 2), n_seeds)
-        drawn.append(np.take_along_axis(found, chosen, axis=-1).mean(axis=-1))
-    resamples = np.concatenate(drawn)
+    draws = [Draw(np.asarray(per_query), clusters)]
+    return quantiles(resampled(draws, statistic, n_resamples=n_resamples, seed=seed), ends)
+
+
+def resampled(
+    draws: Sequence[Draw],
+    statistic: Statistic | None = None,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Bootstrap resamples [n_resamples, ...] of a `Statistic`, by default the mean over queries.
+
+    Of each draw of the data, a resample draws its Q queries with replacement or, where `clusters`
+    [Q] (integer ids, e.g. the picture several captions share) are given, as many whole clusters as
+    there are: queries of one cluster are not independent. It also draws S of its seeds, the same
+    for all leading places, whose statistics are averaged. Draws are drawn apart from each other and
+    weigh what they have seeds, as in a mean over all seeds. A handful of seeds understates their
+    own spread; what is neither a query's nor a seed's own is overstated (Owen 2007, the pigeonhole
+    bootstrap). Deterministic by `seed`. Raises ValueError
+    where a draw has fewer than 2 independent queries to draw from.
+    """
+    parts, weights = [], []
+    for number, (values, clusters) in enumerate(draws):
+        values = np.atleast_2d(np.asarray(values, float))
+        rng, seeds_rng = (np.random.default_rng([seed, 2 * number + i]) for i in (0, 1))
+        n_seeds, drawn = values.shape[-2], []
+        for counts in resample_weights(as_clusters(clusters, values.shape[-1]), n_resamples, rng):
+            found = (statistic or mean)(counts, values)
+            chosen = seeds_rng.integers(0, n_seeds, (len(counts), n_seeds))
+            chosen = chosen.reshape(len(counts), *(1,) * (found.ndim - 2), n_seeds)
+            drawn.append(np.take_along_axis(found, chosen, axis=-1).mean(axis=-1))
+        parts.append(np.concatenate(drawn))
+        weights.append(n_seeds)
+    return np.average(parts, axis=0, weights=weights)
+
+
+def quantiles(resamples: Array, ends: tuple[float, float] = (0.025, 0.975)) -> tuple[Array, Array]:
+    """Two quantiles over resamples [R, ...], of those that are not NaN; [...] each."""
     quantile = np.nanquantile if np.isnan(resamples).any() else np.quantile  # the latter is faster
     low, high = quantile(resamples, ends, axis=0)
     return low, high
+
+
+def draws_of(rank_rows: pd.DataFrame, values: Callable[[Mapping[str, Any]], Array]) -> list[Draw]:
+    """The draws of one measurement's stored ranks, a row a seed, in the rows' order.
+
+    Seeds belong together that have one data_fingerprint, which is one set of queries. `values` says
+    what each query of a row is worth, [..., Q].
+    """
+    draws = []
+    for _, rows in rank_rows.groupby("data_fingerprint", sort=False):
+        clusters = rows["clusters"].iloc[0]
+        each = np.stack([values(row) for row in rows.to_dict("records")], axis=-2)
+        draws.append(Draw(each, clusters if isinstance(clusters, list) else None))
+    return draws
 
 
 def mean(weights: Array, values: Array) -> NDArray[np.float64]:
@@ -284,101 +329,52 @@ def bootstrap_interval(
     """
     if n_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"n_resamples={n_resamples}, level={level}: need >= 1 and a share of 1")
-    values, names, tail = as_ranks(ranks), tuple(names), (1 - level) / 2
-    each = np.stack([values if name == "MedR" else per_query(values, name) for name in names])
-
-    def statistic(weights: Array, rows: Array) -> Array:
-        found = mean(weights, rows)
-        if "MedR" in names:
-            found[:, names.index("MedR")] = median(weights, values[None])
-        return found
-
+    names, tail = tuple(names), (1 - level) / 2
     low, high = interval(
-        each[:, None], clusters, statistic,
+        _each(ranks, names)[:, None], clusters, _statistic(names),
         n_resamples=n_resamples, seed=seed, ends=(tail, 1 - tail),
     )  # fmt: skip
     return dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
 
-def _paired(first: ArrayLike, second: ArrayLike, metric: str) -> NDArray[np.float64]:
-    a, b = per_query(first, metric), per_query(second, metric)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} ranks against {len(b)}: a paired test needs the same queries")
-    return a - b
-
-
-def difference_table(
+def level_intervals(
     rank_rows: pd.DataFrame,
-    pairs: Iterable[tuple[str, str]],
-    metric: str = "R@1",
+    names: Iterable[str] = METRICS,
     *,
-    n_resamples: int = 2000,
+    n_resamples: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:
-    """First minus second for pairs of variants, from stored ranks, over the seeds that both have.
+) -> dict[str, tuple[float, float]]:
+    """``{name: (low, high)}`` of a model's metrics: 95 %, over test queries and seeds together.
 
-    `rank_rows` are the stored rows of kind "ranks"; `metric` is "R@<k>" (percentage points) or
-    "MeanR" (ranks). A row a pair, data set, split and direction: `variant` ("a minus b"), `first`,
-    `second`, `value`, `low`, `high`, `seeds`, `n_queries`. The 95 % interval is a paired bootstrap
-    (Koehn 2004, section 4) over queries, drawn alike for both, so that what makes one hard for both
-    cancels out, and over seeds where there are several. A pair without a common seed has no row.
-    Raises ValueError for another metric and where different data or queries would be compared.
+    `rank_rows` are its stored ranks of one split and direction, a row a seed; seeds may have been
+    measured on several draws of the data. Queries and seeds are drawn as `resampled` says.
     """
-    keys = ["dataset", "split", "direction", "seed"]
-    table: list[dict[str, Any]] = []
-    alike: dict[tuple, list[tuple[dict[str, Any], Array]]] = {}  # by clusters and [S, Q]
-    by_variant, nothing = dict(list(rank_rows.groupby("variant"))), rank_rows.iloc[:0]
-    for first, second in pairs:
-        both = by_variant.get(first, nothing).merge(by_variant.get(second, nothing), on=keys)
-        # neither rows nor intervals depend on what was measured first: resamples draw by place
-        both = both.sort_values(keys, kind="stable")
-        for names, group in both.groupby(keys[:3], sort=False):
-            if (group["data_fingerprint_x"] != group["data_fingerprint_y"]).any():
-                raise ValueError(f"{first} and {second} were measured on different data: {names}")
-            ranks = zip(group["ranks_x"], group["ranks_y"], strict=True)
-            each = np.stack([_paired(a, b, metric) for a, b in ranks])
-            row = dict(zip(keys, names, strict=False))
-            row |= {"variant": f"{first} minus {second}", "first": first, "second": second}
-            row |= {"metric": metric, "value": float(each.mean()), "low": None, "high": None}
-            table.append(row | {"seeds": len(each), "n_queries": each.shape[1]})
-            clusters = group["clusters_x"].iloc[0]
-            key = None if clusters is None else tuple(clusters), each.shape
-            alike.setdefault(key, []).append((table[-1], each))
-    # what was asked alike shares its resamples, which take the most time to draw
-    for (clusters, _), found in alike.items():
-        each = np.stack([each for _, each in found])
-        ends = interval(each, clusters, n_resamples=n_resamples, seed=seed)
-        for (row, _), low, high in zip(found, *ends, strict=True):
-            row |= {"low": float(low), "high": float(high)}
-    return pd.DataFrame(table)
+    names, rows = tuple(names), rank_rows.sort_values("seed", kind="stable")
+    draws = draws_of(rows, lambda row: _each(row["ranks"], names))
+    low, high = quantiles(resampled(draws, _statistic(names), n_resamples=n_resamples, seed=seed))
+    return dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
 
-def describe(row: Mapping[str, Any]) -> str:
-    """A difference row in words: which is better, or that this test cannot tell.
-
-    `row` holds `variant` ("a minus b"), `split`, `direction`, `metric`, `value`, `low` and `high`.
-    """
-    first, _, second = row["variant"].partition(" minus ")
-    direction = row["direction"].replace("_", " ")
-    low, high = row["low"], row["high"]
-    found = verdict(low, high, higher_is_better=row["metric"].startswith("R@"))
-    return (
-        f"{row['split']}, {direction}: {first} is {found} {second} by {row['metric']} "
-        f"(difference {row['value']:+.1f}, 95 % interval {low:+.1f} to {high:+.1f})"
-    )
+def _each(ranks: ArrayLike, names: Sequence[str]) -> NDArray[np.float64]:
+    """What queries are worth by each metric [M, Q]: by MedR, their ranks."""
+    values = as_ranks(ranks)
+    return np.stack([values if name == "MedR" else per_query(values, name) for name in names])
 
 
-def verdict(low: float, high: float, *, higher_is_better: bool = True) -> str:
-    """How the first compares with the second, by the interval of first minus second.
+def _statistic(names: Sequence[str]) -> Statistic:
+    """The metrics of resamples of `_each` [M, S, Q]."""
 
-    "better than", "worse than", or "not separable from" where 0 lies within or there is none (NaN).
-    """
-    if low > 0 or high < 0:
-        return "better than" if (low > 0) == higher_is_better else "worse than"
-    return "not separable from"
+    def statistic(weights: Array, values: Array) -> Array:
+        found = mean(weights, values)
+        if "MedR" in names:
+            place = names.index("MedR")
+            found[:, place] = median(weights, values[place])
+        return found
+
+    return statistic
 
 
-# ---------------------------------------------------------------------------- training seeds, RSUM
+# ---------------------------------------------------------------------------------- training seeds
 
 
 def over_seeds(rows: pd.DataFrame, bounds: tuple[float, float] = PERCENT) -> Estimate:
@@ -401,49 +397,3 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
         return Estimate(value, np.nan, np.nan)
     half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
     return Estimate(value, value - half, value + half)
-
-
-def rsum_interval(
-    seeds: Sequence[Retrieval],
-    minus: Sequence[Retrieval] = (),
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
-
-    With `minus`, what another model's ranks have less, seed by seed and query by query. Whole
-    pictures are drawn, each as a query and with all its captions. Raises ValueError for no seeds,
-    for another number of seeds in `minus`, and for seeds asked about different pictures.
-    """
-    if not seeds:
-        raise ValueError("no ranks of any seed; measure first")
-    if minus and len(minus) != len(seeds):
-        raise ValueError(f"{len(seeds)} seeds against {len(minus)}: they are compared in pairs")
-    image_of, n_pictures = np.asarray(seeds[0].image_of), len(seeds[0].image_to_text)
-    if any(not np.array_equal(image_of, found.image_of) for found in (*seeds, *minus)):
-        raise ValueError("ranks of different pictures or captions cannot be set side by side")
-    each = _rsum_parts(seeds) - (_rsum_parts(minus) if minus else 0)
-    texts, pictures = slice(len(image_of)), slice(len(image_of), None)
-
-    def statistic(weights: Array, values: Array) -> Array:
-        return sum(mean(weights[:, side], values[:, side]) for side in (texts, pictures))
-
-    low, high = interval(
-        each, np.concatenate([image_of, np.arange(n_pictures)]), statistic,
-        n_resamples=n_resamples, seed=seed, seeds_apart=False,
-    )  # fmt: skip
-    value = each[:, texts].mean() + each[:, pictures].mean()
-    return Estimate(float(value), float(low), float(high))
-
-
-def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
-    """`rsum_interval` as columns of a table: RSUM, low, high, seeds."""
-    value, low, high = rsum_interval(seeds)
-    return {"RSUM": value, "low": low, "high": high, "seeds": len(seeds)}
-
-
-def _rsum_parts(seeds: Sequence[Retrieval]) -> NDArray[np.float64]:
-    """What each caption and each picture adds under each seed [S, N + M], from 0 to 300."""
-    every = [np.concatenate([found.ranks(d) for d in DIRECTIONS]) for found in seeds]
-    return np.stack([sum(per_query(ranks, f"R@{k}") for k in RSUM_AT) for ranks in every])

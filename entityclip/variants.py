@@ -320,7 +320,13 @@ TERM = "vtc"  # the one that all variants have, so the one to compare
 
 CURVE_SPLITS = {"train": TERM, "val": f"val_{TERM}"}  # a split, and the log's column for it
 
-VARIANT_LABELS = {variant.name: variant.label for variant in VARIANTS.values()}
+# what is found without knowing any name: no variants, but rows beside them
+FLOORS = {
+    "scene-only": "Floor: scene known, no name",
+    "names-cut": "Floor: names cut from the captions",
+}
+
+VARIANT_LABELS = {variant.name: variant.label for variant in VARIANTS.values()} | FLOORS
 
 VAL_SPLITS = ("val", "val_longtail")  # where everything that is chosen is chosen
 

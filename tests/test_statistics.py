@@ -13,20 +13,16 @@ from scipy import stats
 
 from entityclip.statistics import (
     METRICS,
-    Retrieval,
     bootstrap_interval,
-    describe,
-    difference_table,
     interval,
+    level_intervals,
     mean_over_seeds,
     median,
     over_seeds,
     recall_at_k,
     retrieval_metrics,
-    rsum,
-    rsum_interval,
-    rsum_numbers,
 )
+from tests.reporting.samples import make_ranks
 
 
 def skewed_ranks(n, seed=0):
@@ -158,210 +154,52 @@ def test_bootstrap_refuses_what_it_cannot_draw(ranks, options, message):
         bootstrap_interval(ranks, **options)
 
 
-# ------------------------------------------------------------------------- paired differences
-
-
-def rank_rows(ranks, *, clusters=None, fingerprint="f"):
-    """Stored rows of kind "ranks" from {(variant, seed): ranks}."""
-    return pd.DataFrame(
-        {
-            "variant": variant, "seed": seed, "dataset": "d", "split": "test",
-            "direction": "text_to_image", "data_fingerprint": fingerprint, "ranks": list(values),
-            "clusters": clusters,
-        }
-        for (variant, seed), values in ranks.items()
-    )  # fmt: skip
-
-
-def difference(first, second, metric="R@1", **options):
-    """Value, low and high of one pair of models under one seed."""
-    rows = rank_rows({("a", 0): first, ("b", 0): second})
-    table = difference_table(rows, [("a", "b")], metric, **options)
-    return tuple(table[["value", "low", "high"]].iloc[0])
-
-
-@pytest.mark.parametrize(
-    ("metric", "value"), [("R@1", 25.0), ("R@5", 0.0), ("MeanR", (14 - 55) / 4)]
-)
-def test_the_value_is_the_difference_of_the_metrics(metric, value):
-    first, second = [1, 1, 3, 9], [1, 2, 2, 50]
-    assert difference(first, second, metric)[0] == pytest.approx(value)
-    assert difference(first, first, metric) == (0.0, 0.0, 0.0)  # however queries are drawn
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (([1, 2], [1, 2, 3]), "same queries"),
-        (([1, 2], [1, 2], "MedR"), "no metric 'MedR' is a mean over queries"),
-        (([1, 2], [1, 2], "R@0"), "integer K"),
-        (([1], [2]), "needs"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        difference(*arguments)
-
-
-def test_differences_use_the_seeds_that_both_have():
-    ranks = {
-        ("a", 0): [1, 1, 1, 5], ("b", 0): [1, 2, 3, 5],
-        ("a", 1): [1, 1, 2, 5], ("b", 1): [1, 2, 3, 5],
-        ("a", 2): [9, 9, 9, 9],
-    }  # fmt: skip
-    table = difference_table(rank_rows(ranks), [("a", "b"), ("a", "missing")])
-    assert table["variant"].tolist() == ["a minus b"]
-    row = table.iloc[0]
-    assert row["seeds"] == 2
-    assert row["n_queries"] == 4
-    assert row["value"] == pytest.approx((50 + 25) / 2)
-    assert row["low"] <= row["value"] <= row["high"]
-
-
-def test_differences_do_not_depend_on_the_order_of_rows():
-    rng = np.random.default_rng(0)
-    rows = rank_rows({(v, s): rng.integers(1, 6, 60) for v in "ab" for s in range(4)})
-    rows = pd.concat([rows, rows.assign(direction="another")])
-    table = difference_table(rows, [("a", "b")])
-    assert len(table) == 2
-    pd.testing.assert_frame_equal(difference_table(rows[::-1], [("a", "b")]), table)
-
-
-def test_an_interval_does_not_depend_on_what_else_is_compared():
-    rng = np.random.default_rng(0)
-    rows = rank_rows({(v, s): rng.integers(1, 6, 60) for v in "abc" for s in range(3)})
-    rows = rows[(rows["variant"] != "c") | (rows["seed"] < 2)]  # other numbers of seeds
-    elsewhere = rows.assign(split="other", clusters=[[0, 0, 1, 2, 3] * 12] * len(rows))
-    every = difference_table(pd.concat([rows, elsewhere]), [("a", "b"), ("a", "c"), ("b", "c")])
-    assert len(every) == 6
-    for _, row in every.iterrows():
-        own = rows if row["split"] == "test" else elsewhere
-        alone = difference_table(own, [(row["first"], row["second"])])
-        assert alone.iloc[0].to_dict() == row.to_dict()
-
-
-@pytest.mark.parametrize("clusters", [None, [0, 1, 1] * 10, np.arange(30).tolist()])
-@pytest.mark.parametrize("n_seeds", [1, 2])
-def test_queries_or_pictures_and_seeds_are_drawn_as_in_a_loop(n_seeds, clusters):
-    """The same queries for both models, so that what is hard for both cancels out."""
-    rng = np.random.default_rng(0)
-    base = rng.integers(1, 4, (n_seeds, 30))
-    ranks = {("a", s): base[s] for s in range(n_seeds)}
-    ranks |= {("b", s): np.where(rng.random(30) < 0.3, 3, base[s]) for s in range(n_seeds)}
-    rows = rank_rows(ranks, clusters=clusters)
-    row = difference_table(rows, [("a", "b")], n_resamples=20_000).iloc[0]
-    hits = {key: 100.0 * (values == 1) for key, values in ranks.items()}
-    each = np.stack([hits["a", s] - hits["b", s] for s in range(n_seeds)])
-    ids = np.arange(30) if clusters is None else np.array(clusters)
-    members = [np.flatnonzero(ids == c) for c in np.unique(ids)]
-    drawn = []
-    for _ in range(5_000):
-        chosen = rng.integers(0, len(members), len(members))
-        queries = np.concatenate([members[c] for c in chosen])
-        seeds = rng.integers(0, n_seeds, n_seeds)
-        drawn.append(np.mean([each[s, queries].mean() for s in seeds]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    query = 100 / 30 / n_seeds
-    assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1.01 * query)
-
-
-def test_differences_on_different_data_are_refused():
-    rows = [rank_rows({(v, 0): [1, 2]}, fingerprint=f) for v, f in (("a", "one"), ("b", "other"))]
-    with pytest.raises(ValueError, match="a and b were measured on different data"):
-        difference_table(pd.concat(rows), [("a", "b")])
-
-
-@pytest.mark.parametrize(
-    ("metric", "low", "high", "says"),
-    [
-        ("R@1", 1.0, 5.0, "a is better than b"),
-        ("R@1", -5.0, -1.0, "a is worse than b"),
-        ("MeanR", -5.0, -1.0, "a is better than b"),
-        ("R@1", -1.0, 0.0, "a is not separable from b"),
-        ("R@1", float("nan"), float("nan"), "a is not separable from b"),
-    ],
-)
-def test_the_sentence_says_what_the_interval_says(metric, low, high, says):
-    row = {
-        "variant": "a minus b", "split": "test", "direction": "text_to_image", "metric": metric,
-        "value": (low + high) / 2, "low": low, "high": high,
-    }  # fmt: skip
-    assert describe(row).startswith(f"test, text to image: {says} by {metric}")
-
-
-# ------------------------------------------------------------------------------- RSUM, over seeds
-
-
-def drawn(seed, captions=60, pictures=20):
-    rng = np.random.default_rng(seed)
-    image_of = np.random.default_rng(9).permutation(np.arange(captions) % pictures)
-    return Retrieval(rng.integers(1, 15, captions), rng.integers(1, 15, pictures), image_of)
-
-
-def literal_rsum(seeds, n, seed, others=None):
-    """Draw pictures and seeds one by one; RSUM of what was drawn."""
-    rng, found = np.random.default_rng(seed), []
-
-    def of(one, pictures):
-        texts = np.concatenate([np.flatnonzero(one.image_of == p) for p in pictures])
-        ranks = {"t": one.text_to_image[texts], "i": one.image_to_text[pictures]}
-        metrics = {
-            d: {f"R@{k}": 100 * np.mean(r <= k) for k in (1, 5, 10)} for d, r in ranks.items()
-        }
-        return rsum(metrics)
-
-    for _ in range(n):
-        pictures = rng.integers(0, len(seeds[0].image_to_text), len(seeds[0].image_to_text))
-        each = [of(one, pictures) for one in seeds]
-        if others:
-            each = [a - of(b, pictures) for a, b in zip(each, others, strict=True)]
-        found.append(np.mean(rng.choice(each, len(each))))
-    return np.quantile(found, [0.025, 0.975])
-
-
-def test_rsum_is_that_of_the_metrics():
-    one = drawn(0)
-    assert rsum_interval([one]).value == pytest.approx(rsum(one.metrics()))
-    both = rsum_numbers([one, drawn(1)])
-    assert both["seeds"] == 2
-    assert both["RSUM"] == pytest.approx((rsum(one.metrics()) + rsum(drawn(1).metrics())) / 2)
-
-
-@pytest.mark.parametrize("n_seeds", [1, 3])
-def test_rsum_interval_equals_the_literal_loop(n_seeds):
-    seeds = [drawn(s) for s in range(n_seeds)]
-    value, low, high = rsum_interval(seeds, n_resamples=4000)
-    assert low < value < high
-    # both estimate one quantile; the interval is some 150 wide
-    assert (low, high) == pytest.approx(tuple(literal_rsum(seeds, 1500, 5)), abs=8)
-    assert rsum_interval(seeds, n_resamples=4000) == (value, low, high)
-
-
-def test_rsum_differences_are_paired():
-    first, second = [drawn(0), drawn(1)], [drawn(2), drawn(3)]
-    value, low, high = rsum_interval(first, second, n_resamples=4000)
-    assert value == pytest.approx(rsum_interval(first).value - rsum_interval(second).value)
-    assert (low, high) == pytest.approx(tuple(literal_rsum(first, 1500, 5, second)), abs=12)
-    assert rsum_interval(first, first) == (0, 0, 0)
-
-
 def test_a_model_that_always_or_never_finds_has_no_width():
     for rank, total in ((1, 600), (99, 0)):
         ends = bootstrap_interval([rank] * 10, ("R@5", "MedR"))
         assert ends == {"R@5": (total / 6,) * 2, "MedR": (rank, rank)}
-        model = Retrieval(np.full(6, rank), np.full(3, rank), np.arange(6) % 3)
-        assert rsum_interval([model]) == (total, total, total)
 
 
-def test_ranks_of_other_pictures_are_refused():
-    with pytest.raises(ValueError, match="no ranks of any seed"):
-        rsum_interval([])
-    moved = Retrieval(drawn(0).text_to_image, drawn(0).image_to_text, np.arange(60) % 20)
-    for seeds in ([[drawn(0), drawn(0, captions=80)]], [[drawn(0)], [moved]]):
-        with pytest.raises(ValueError, match="different pictures or captions"):
-            rsum_interval(*seeds)
-    with pytest.raises(ValueError, match="1 seeds against 2"):
-        rsum_interval([drawn(0)], [drawn(0), drawn(1)])
+# ----------------------------------------------------------------------- over queries and seeds
+
+
+def literal_levels(draws, n_resamples):
+    """Draw each draw's clusters and seeds one by one, and average the seeds' metrics."""
+    rng, found = np.random.default_rng(5), {name: [] for name in METRICS}
+    for _ in range(n_resamples):
+        each = []
+        for ranks, clusters in draws:
+            ids = np.unique(clusters)
+            chosen = rng.choice(ids, len(ids))
+            queries = np.concatenate([np.flatnonzero(clusters == c) for c in chosen])
+            seeds = rng.integers(0, len(ranks), len(ranks))
+            each += [retrieval_metrics(ranks[s][queries]) for s in seeds]
+        for name in METRICS:
+            found[name].append(np.mean([one[name] for one in each]))
+    return {name: np.quantile(values, [0.025, 0.975]) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+@pytest.mark.parametrize("several", [True, False])
+def test_levels_hold_queries_and_seeds_of_each_draw_as_in_a_loop(several, clustered):
+    rng = np.random.default_rng(2)
+    draws, rows = [], []
+    for name, n, k in (("one", 60, 3), ("other", 40, 2))[: 1 + several]:
+        ranks = rng.geometric(rng.uniform(0.05, 0.2, (k, 1)), (k, n))
+        clusters = np.arange(n) // 2 if clustered else np.arange(n)
+        ids = clusters.tolist() if clustered else None
+        rows.append(make_ranks({("a", len(rows) * 3 + s): ranks[s] for s in range(k)},
+                               clusters=ids, fingerprint=name))  # fmt: skip
+        draws.append((ranks, clusters))
+    rows = pd.concat(rows)
+    got, expected = level_intervals(rows, n_resamples=4000), literal_levels(draws, 2000)
+    assert level_intervals(rows[::-1], n_resamples=4000) == got
+    for name in METRICS:
+        width = expected[name][1] - expected[name][0]
+        assert got[name] == pytest.approx(tuple(expected[name]), abs=0.15 * width + 1e-9), name
+
+
+# ------------------------------------------------------------------------------------ over seeds
 
 
 def seed_rows(*values):

@@ -40,8 +40,9 @@ from entityclip.models.ascl import AsCL
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting import catalogue
 from entityclip.reporting.curves import seed_curves
+from entityclip.reporting.differences import difference_table
 from entityclip.results import find_rows, read_log, read_rows, rows_of
-from entityclip.statistics import difference_table, recall_at_k
+from entityclip.statistics import recall_at_k
 from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
 from tests.experiments.test_experiments import TINY
 

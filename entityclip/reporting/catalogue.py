@@ -124,7 +124,7 @@ FIGURES = {
     ),
     "ascl_spaces": Figure("09_ascl", "csv"),
     "retrieval": Figure(
-        "10_tables_and_figures", _ALL, drawing.of_table("retrieval", "main"), drawing.retrieval, 680
+        "10_tables_and_figures", _ALL, drawing.main_recalls, drawing.retrieval, 680
     ),
     "main_rsum": Figure(
         "10_tables_and_figures", "csv", drawing.of_table("ranks", "main"), drawing.main_rsum
@@ -132,7 +132,7 @@ FIGURES = {
     "recall_curves": Figure(
         "10_tables_and_figures",
         _CHART,
-        drawing.of_table("retrieval", "main"),
+        drawing.main_recalls,
         drawing.recall_curves,
         680,
     ),

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from entityclip.reporting.style import (
     COLUMN,
+    FLOOR_LOOK,
     GREY,
     HEAT,
     MARKERS,
@@ -42,6 +43,7 @@ from entityclip.statistics import METRICS
 from entityclip.variants import (
     CONDITIONS,
     DIRECTION_LABELS,
+    FLOORS,
     MATCHING,
     NOT_FINETUNED,
     SPLIT_LABELS,
@@ -80,7 +82,8 @@ _SIDE_BY_SIDE = 10  # sections; larger matrices stand one above the other
 def plot_retrieval(table: pd.DataFrame) -> Figure:
     """R@1, R@5 and R@10 of each variant with 95 % intervals; a column a split, a row a direction.
 
-    `table` is `retrieval_table` of one dataset. What was not measured is left empty.
+    `table` is `retrieval_table` of one dataset. What was not measured is left empty; floors are
+    dashed lines.
     """
     directions = in_order(table["direction"], DIRECTION_LABELS)
     height = 0.5 + 2.1 * len(directions)
@@ -100,12 +103,16 @@ def _recall_panels(
     table: pd.DataFrame, directions: Sequence[str], height: float, ylabel: str,
     fill: Callable[[Axes, dict[str, pd.Series], Marks], None],
 ) -> Figure:  # fmt: skip
-    """A column a split, a row a direction; `fill` gets an axis, its rows by variant, the marks."""
+    """A column a split, a row a direction; `fill` gets an axis, its rows by variant, the marks.
+
+    Floors are among the rows, but have no marks.
+    """
     if table.empty or table.groupby("split")["dataset"].nunique().max() > 1:
         found = ", ".join(sorted(set(table["dataset"]))) or "no rows"
         raise ValueError(f"a panel shows one dataset; the table has {found}")
     splits = in_order(table["split"], SPLIT_LABELS)
-    variants = marks(in_order(table["variant"], VARIANT_LABELS))
+    names = in_order(table["variant"], VARIANT_LABELS)
+    variants = marks([name for name in names if name not in FLOORS])
     figure, axes = panels(len(directions), len(splits), height, sharex=True, sharey=True)
     for i, direction in enumerate(directions):
         for axis, split in zip(axes[i], splits, strict=True):
@@ -115,12 +122,15 @@ def _recall_panels(
             head(axis, title, len(splits))
             grid(axis, color="0.9")
         axes[i, 0].set_ylabel(ylabel)
-    variant_legend(figure, variants)
+    variant_legend(figure, variants, floors=[name for name in FLOORS if name in names])
     return figure
 
 
 def _intervals(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
     numbers = {variant: _numbers(row, _SHOWN) for variant, row in rows.items()}
+    for name in (name for name in FLOORS if name in numbers):
+        at = np.arange(len(_SHOWN))
+        axis.hlines(numbers[name][0], at - 0.45, at + 0.45, **FLOOR_LOOK[name])
     # beyond four variants the numbers would run into each other; the table has them
     _side_by_side(axis, _SHOWN, numbers, variants, 0.8, said=len(variants) <= 4)
     axis.set(ylim=(0, 109), yticks=range(0, 101, 25))
@@ -133,6 +143,9 @@ def _curves(axis: Axes, rows: dict[str, pd.Series], variants: Marks) -> None:
             value, low, high = _numbers(rows[variant], _RECALLS)
             axis.fill_between(ks, low, high, color=colour, alpha=0.18, linewidth=0)
             axis.plot(ks, value, color=colour, marker=marker, clip_on=False)
+    for name in (name for name in FLOORS if name in rows):
+        values = _numbers(rows[name], _RECALLS)[0]
+        axis.plot(np.array(ks)[~np.isnan(values)], values[~np.isnan(values)], **FLOOR_LOOK[name])
     axis.set(xscale="log", xlabel="K", ylim=(0, 103), yticks=range(0, 101, 25))
     axis.set_xticks(ks, labels=map(str, ks))
     axis.minorticks_off()

@@ -18,8 +18,8 @@ from entityclip.reporting.markup import (
     Sheet,
 )
 from entityclip.results import ResultsError, chapter_rows, find_rows, table_rows
-from entityclip.statistics import difference_table
 from entityclip.variants import (
+    FLOORS,
     SPLIT_LABELS,
     TABLES,
     VARIANT_LABELS,
@@ -55,24 +55,33 @@ Draw = Callable[[pd.DataFrame], Drawn]
 
 def of_table(kind: str, table: str) -> Rows:
     """Rows of a table's variants on the test splits, over all seeds."""
-
-    def choose(profile: Profile) -> pd.DataFrame:
-        rows = find_rows(profile, kind, variants=TABLES[table])
-        chosen = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
-        return tables.articles_beside(chosen)
-
-    return choose
+    return _on_test(kind, partial(find_rows, variants=TABLES[table]))
 
 
 def of_listed(kind: str, table: str) -> Rows:
     """Rows of one of LISTED on the test splits, over all seeds, called as the table calls them."""
+    return _on_test(kind, partial(table_rows, table=table))
+
+
+def _on_test(kind: str, find: Callable[..., pd.DataFrame]) -> Rows:
+    """Found rows of a kind on the test splits; those of retrieval with their ranks."""
 
     def choose(profile: Profile) -> pd.DataFrame:
-        rows = table_rows(profile, kind, table)
-        chosen = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
-        return tables.articles_beside(chosen)
+        rows = find(profile, kind=kind)
+        rows = rows[rows["split"].isin(profile.settings.test_splits)].reset_index(drop=True)
+        if kind == "retrieval":
+            rows = tables.with_ranks(rows, find(profile, kind="ranks"))
+        return tables.articles_beside(rows)
 
     return choose
+
+
+def main_recalls(profile: Profile) -> pd.DataFrame:
+    """Retrieval rows of the main table, after them those of FLOORS where there are any."""
+    rows = of_table("retrieval", "main")(profile)
+    floors = _on_test("floor", partial(find_rows, variants=FLOORS))(profile)
+    # floors alone are no table
+    return pd.concat([rows, floors], ignore_index=True) if len(rows) and len(floors) else rows
 
 
 def of_variants(kind: str, variants: Sequence[str]) -> Rows:
@@ -146,7 +155,7 @@ def retrieval(rows: pd.DataFrame) -> Drawn:
     if (reported != "").any():
         table["reported"] = reported
     chart, sheet = charts.plot_retrieval(table), tables.retrieval_sheet(table)
-    caption = "Retrieval: recall in percent, ranks, 95 % intervals."
+    caption = f"Retrieval: recall in percent, ranks, {tables.held(table)}."
     return Drawn(chart, table, sheet, caption, _left_out("main", rows))
 
 
@@ -155,7 +164,8 @@ def recalls(table: str) -> tuple[Rows, Draw]:
 
     def draw(rows: pd.DataFrame) -> Drawn:
         found = tables.recall_table(rows, TABLES[table])
-        caption, notes = f"Table {table}, recall in percent.", _left_out(table, rows)
+        caption = f"Table {table}, recall in percent, {tables.held(found)}."
+        notes = _left_out(table, rows)
         return Drawn(None, found, tables.retrieval_sheet(found), caption, notes)
 
     return of_table("retrieval", table), draw
@@ -167,11 +177,11 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
     forest = differences.forest_table(found)
     sheet = differences.difference_sheet(forest, reference)
     chart = differences.plot_forest(forest, axis)
-    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals.")
+    return Drawn(chart, found, sheet, f"{caption}, 95 % intervals over queries and training seeds.")
 
 
 def _compared(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    found = difference_table(rows, pairs)
+    found = differences.difference_table(rows, pairs)
     if found.empty:
         raise ResultsError("no two variants to compare share a seed and a split; measure more")
     return found
@@ -202,7 +212,8 @@ def listed_recalls(table: str) -> tuple[Rows, Draw]:
 
     def draw(rows: pd.DataFrame) -> Drawn:
         found = tables.recall_table(rows, list(dict.fromkeys(rows["variant"])))
-        caption = f"{table.replace('_', ' ').capitalize()}, recall in percent."
+        name = table.replace("_", " ").capitalize()
+        caption = f"{name}, recall in percent, {tables.held(found)}."
         return Drawn(None, found, tables.retrieval_sheet(found), caption)
 
     return of_listed("retrieval", table), draw

@@ -30,6 +30,7 @@ _LATEX = {
     "−": r"$-$",
     "–": "--",
     "…": r"\dots{}",
+    "†": r"$\dagger$",
     "λ": r"$\lambda$",
     "η": r"$\eta$",
 }
@@ -56,8 +57,8 @@ class Cell(NamedTuple):
 class Sheet(NamedTuple):
     """A printed table: `header`, then blocks of rows as wide, a rule between two blocks.
 
-    The first `names` columns are words, left-aligned; the others numbers. `notes` are sentences for
-    below the table.
+    The first `names` columns are words, left-aligned; the others numbers. A row without cells sets
+    those below it apart. `notes` are sentences for below the table.
     """
 
     header: Sequence[str]
@@ -83,7 +84,8 @@ def sheet_markdown(sheet: Sheet) -> str:
     """The table in Markdown: best bold, second underlined; notes as paragraphs below."""
     dashes = ["---" if i < sheet.names else "--:" for i in range(len(sheet.header))]
     lines = [[*map(markdown, sheet.header)], dashes]
-    lines += [[_markdown(cell) for cell in row] for block in sheet.blocks for row in block]
+    blank = [""] * len(sheet.header)
+    lines += [[_markdown(cell) for cell in row or blank] for block in sheet.blocks for row in block]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + "".join(f"\n{markdown(note)}\n" for note in sheet.notes)
 
@@ -106,7 +108,8 @@ def sheet_latex(sheet: Sheet, caption: str, label: str) -> str:
         if shared and block:
             above = ", ".join(_latex_cell(name) for name in block[0][:shared])
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{above}}}}} \\")
-        lines += [_row(map(_latex_cell, row[shared:])) for row in block]
+        apart = r"\addlinespace"
+        lines += [_row(map(_latex_cell, row[shared:])) if row else apart for row in block]
     lines += [r"\bottomrule", r"\end{tabular}%", "}"]
     notes = (latex(re.sub(r"(?<!\w)-(?=\d)", "−", note)) for note in sheet.notes)
     lines += [rf"\par\smallskip{{\footnotesize\raggedright {note}\par}}" for note in notes]
@@ -116,7 +119,7 @@ def sheet_latex(sheet: Sheet, caption: str, label: str) -> str:
 def _shared_names(sheet: Sheet) -> int:
     """How many leading names every block's rows have in common, the last name never among them."""
     for place in range(sheet.names - 1):
-        if any(len({row[place] for row in block}) > 1 for block in sheet.blocks):
+        if any(len({row[place] for row in block if row}) > 1 for block in sheet.blocks):
             return place
     return sheet.names - 1
 

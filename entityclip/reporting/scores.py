@@ -7,18 +7,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from entityclip.reporting.differences import verdict
 from entityclip.reporting.tables import by_group
 from entityclip.results import ResultsError
 from entityclip.statistics import (
     DIRECTIONS,
     RSUM_AT,
+    Array,
+    Draw,
+    Estimate,
+    Retrieval,
     mean_over_seeds,
     over_seeds,
+    per_query,
+    quantiles,
+    resampled,
     retrievals,
-    rsum_interval,
-    rsum_numbers,
-    verdict,
 )
 from entityclip.variants import BEFORE, CONDITIONS, MATCHING, VARIANT_LABELS, label
 
@@ -26,6 +32,70 @@ SUMMARY = ("accuracy", "macro_f1")  # then one "f1/<section>" a section; all in 
 
 
 # -------------------------------------------------------------------------------------------- RSUM
+
+
+def rsum_interval(
+    seeds: Sequence[Retrieval],
+    minus: Sequence[Retrieval] = (),
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """RSUM of a model's ranks, one `Retrieval` a training seed: the mean and its 95 % interval.
+
+    With `minus`, what another model's ranks have less, seed by seed and query by query. Whole
+    pictures are drawn, each as a query and with all its captions, of each of the `data` apart.
+    Raises ValueError for no seeds, for another number of seeds in `minus`, and where seeds of the
+    same data, or a seed and what it is compared with, were asked about different pictures.
+    """
+    if not seeds:
+        raise ValueError("no ranks of any seed; measure first")
+    if minus and len(minus) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds against {len(minus)}: they are compared in pairs")
+    by_data: dict[str | None, list[tuple[Retrieval, ...]]] = {}
+    for compared in zip(seeds, *([minus] if minus else []), strict=True):
+        by_data.setdefault(compared[0].data, []).append(compared)
+    draws = [_rsum_draw(data, found) for data, found in by_data.items()]
+    low, high = quantiles(resampled(draws, _rsum, n_resamples=n_resamples, seed=seed))
+    once = [_rsum(np.ones((1, draw.values.shape[-1])), draw.values)[0] for draw in draws]
+    return Estimate(float(np.concatenate(once).mean()), float(low), float(high))
+
+
+def _rsum_draw(data: str | None, compared: Sequence[tuple[Retrieval, ...]]) -> Draw:
+    """What each of N captions and M pictures adds under each seed, as `_rsum` reads it."""
+    image_of, n_pictures = np.asarray(compared[0][0].image_of), len(compared[0][0].image_to_text)
+    for found in (one for both in compared for one in both):
+        if found.data != data or not np.array_equal(image_of, found.image_of):
+            raise ValueError("ranks of different pictures or captions cannot be set side by side")
+    each = np.stack(
+        [np.subtract(*map(_hits, both)) if both[1:] else _hits(*both) for both in compared]
+    )
+    texts = np.broadcast_to(np.arange(each.shape[1]) < len(image_of), each.shape)
+    values = np.stack([each * texts, texts, each * ~texts, ~texts])
+    return Draw(values, np.concatenate([image_of, np.arange(n_pictures)]))
+
+
+def _hits(found: Retrieval) -> NDArray[np.float64]:
+    """How much of RSUM each caption and each picture finds [N + M], from 0 to 300."""
+    ranks = np.concatenate([found.ranks(direction) for direction in DIRECTIONS])
+    return sum(per_query(ranks, f"R@{k}") for k in RSUM_AT)
+
+
+def _rsum(weights: Array, values: Array) -> Array:
+    """RSUM of resamples, a `Statistic`, of values [4, S, N + M].
+
+    These are what captions find (0 for pictures), whether it is a caption, and both of pictures:
+    the two sides are means over their own, however many there are.
+    """
+    sums = weights @ values.reshape(-1, values.shape[-1]).T
+    found = sums.reshape(len(weights), *values.shape[:-1])
+    return found[:, 0] / found[:, 1] + found[:, 2] / found[:, 3]
+
+
+def rsum_numbers(seeds: Sequence[Retrieval]) -> dict[str, float]:
+    """`rsum_interval` as columns of a table: RSUM, low, high, seeds."""
+    value, low, high = rsum_interval(seeds)
+    return {"RSUM": value, "low": low, "high": high, "seeds": len(seeds)}
 
 
 def rsum_table(ranks: pd.DataFrame, by: Sequence[str] = ("variant", "split")) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from bisect import bisect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from entityclip.reporting.markup import (
     words_changed,
 )
 from entityclip.results import ResultsError
-from entityclip.variants import VARIANT_LABELS, label
+from entityclip.variants import FLOORS, VARIANT_LABELS, label
 
 COLUMN, PAGE = 3.5, 7.0  # inches
 GREY, GREEN, VERMILLION, BLUE = "#6e6e6e", "#009E73", "#D55E00", "#0072B2"
@@ -55,6 +55,11 @@ _FIXED = {
     "bridge-entityclip": ("#CC79A7", "D"),
 }
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
+# thin lines, apart from all that is trained
+FLOOR_LOOK: dict[str, dict[str, Any]] = {
+    name: {"color": "0.3", "linewidth": 0.8, "linestyle": (0, dashes)}
+    for name, dashes in zip(FLOORS, ((6, 2), (2, 2)), strict=True)
+}
 
 
 class _PlainNames(FuncFormatter):
@@ -144,13 +149,19 @@ def marks(variants: list[str]) -> Marks:
     return {v: _FIXED.get(v) or spare[v] for v in variants}
 
 
-def variant_legend(figure: Figure, variants: Marks, ends: Mapping[str, str] | None = None) -> None:
-    """A legend of the variants below the figure, their names followed by `ends` if given."""
+def variant_legend(
+    figure: Figure,
+    variants: Marks,
+    ends: Mapping[str, str] | None = None,
+    floors: Iterable[str] = (),
+) -> None:
+    """A legend of variants and `floors` below the figure, variants followed by `ends` if given."""
     most = 3 if ends else 4
     lines = []
     for name, (colour, marker) in variants.items():
         said = label(name, VARIANT_LABELS) + (ends[name] if ends else "")
         lines.append(Line2D([], [], color=colour, marker=marker, label=said))
+    lines += [Line2D([], [], label=FLOORS[name], **FLOOR_LOOK[name]) for name in floors]
     columns = legend_columns(len(lines), most)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns)
 

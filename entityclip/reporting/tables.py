@@ -12,9 +12,17 @@ import pandas as pd
 from entityclip.config import config_hash
 from entityclip.reporting.markup import Cell, Sheet, number_cell, standings
 from entityclip.results import ResultsError
-from entityclip.statistics import BY_ARTICLE, METRICS, PERCENT, over_seeds
+from entityclip.statistics import (
+    BY_ARTICLE,
+    LOW_IS_GOOD,
+    METRICS,
+    PERCENT,
+    level_intervals,
+    over_seeds,
+)
 from entityclip.variants import (
     DIRECTION_LABELS,
+    FLOORS,
     NOT_FINETUNED,
     SPLIT_LABELS,
     TABLES,
@@ -24,20 +32,31 @@ from entityclip.variants import (
     in_order,
 )
 
-_PRINTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+_PRINTED = tuple(metric for metric in METRICS if metric not in ("R@50", "R@100"))
 _LABELS = {"split": SPLIT_LABELS, "direction": DIRECTION_LABELS, "variant": VARIANT_LABELS}
 _GROUP = ["dataset", "split", "variant", "direction"]
-_NEEDED = [*_GROUP, *("seed", "metric", "value", "low", "high", "n_queries", "n_candidates")]
+_NEEDED = [
+    *(*_GROUP, "seed", "metric", "value", "low", "high", "n_queries", "n_candidates"),
+    *("data_fingerprint", "ranks", "clusters"),
+]
+# what an interval holds, as a table's column says it, and in the words below a printed table
+INTERVALS = {
+    "bootstrap over queries and seeds": "over test queries and training seeds together (bootstrap)",
+    "bootstrap over queries": "of one seed, over test queries (bootstrap)",
+    "t over seeds": "±, over training seeds alone (Student's t)",
+}
 
 
 def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a (dataset, split, variant, direction), one column a metric, from `read_rows`.
 
     Columns: the four names, `seeds`, `n_queries`, `n_candidates`, `interval`, then each of METRICS
-    with `<metric>_low` and `<metric>_high`. With one seed the intervals are the rows' own (95 %
-    bootstrap over queries: the variance of the test set); with several, values are means over seeds
-    and intervals Student's t over seeds (the variance of training), as `interval` says. A metric
-    that a seed lacks is blank, never a mean over fewer seeds than the row claims.
+    with `<metric>_low` and `<metric>_high`, 95 % intervals, `interval` saying of what. With one
+    seed they are the rows' own, a bootstrap over queries. With several, values are means over seeds
+    and intervals hold queries and seeds together, of ranks that stand in the rows (`with_ranks`);
+    without ranks they are Student's t over seeds, the variance of training alone. `n_queries`
+    counts those of all draws of the data. A metric that a seed lacks is blank, never a mean over
+    fewer seeds than the row claims.
 
     Raises ResultsError where rows of different data, or of one seed under different settings, would
     be set side by side.
@@ -46,22 +65,35 @@ def retrieval_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     def numbers(group: pd.DataFrame) -> dict[str, Any]:
         seeds, by_metric = group["seed"].nunique(), dict(list(group.groupby("metric")))
+        ranked = group[group["ranks"].map(lambda ranks: isinstance(ranks, list))]
+        both = level_intervals(ranked) if len(ranked) == seeds > 1 else {}
+        of_queries = "bootstrap over queries" + (" and seeds" if both else "")
         line = {
             "seeds": seeds,
-            "n_queries": group["n_queries"].iloc[0],
+            "n_queries": group.drop_duplicates("data_fingerprint")["n_queries"].sum(),
             "n_candidates": group["n_candidates"].iloc[0],
-            "interval": "bootstrap over queries" if seeds == 1 else "t over seeds",
+            "interval": of_queries if both or seeds == 1 else "t over seeds",
         }
         for metric in METRICS:
             of_metric = by_metric.get(metric, ())
-            bounds = PERCENT if metric.startswith("R@") else (1, np.inf)
+            bounds = (1, np.inf) if metric in LOW_IS_GOOD else PERCENT
             whole = len(of_metric) == seeds
-            found = over_seeds(of_metric, bounds) if whole else (np.nan,) * 3
+            value, *ends = over_seeds(of_metric, bounds) if whole else (np.nan,) * 3
+            found = (value, *(both[metric] if both and whole else ends))
             line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
         return line
 
     # without the columns of where rows come from, which cost most to group
-    return in_label_order(by_group(rows[_NEEDED], _GROUP, numbers))
+    return in_label_order(by_group(rows.reindex(columns=_NEEDED), _GROUP, numbers))
+
+
+def with_ranks(rows: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
+    """Retrieval rows, beside each mean rank the `ranks` and `clusters` of its queries, if stored.
+
+    `ranks` are rows of kind "ranks", which may lack some or all.
+    """
+    keys = [*_GROUP, "seed", "metric", "config_hash", "data_fingerprint"]
+    return rows.merge(ranks.reindex(columns=[*keys, "ranks", "clusters"]), "left", keys)
 
 
 def articles_beside(rows: pd.DataFrame) -> pd.DataFrame:
@@ -94,28 +126,52 @@ def recall_table(rows: pd.DataFrame, variants: Sequence[str]) -> pd.DataFrame:
 def retrieval_sheet(table: pd.DataFrame) -> Sheet:
     """`retrieval_table` as printed: best and second of each split, direction and metric marked.
 
-    An interval over seeds is "± half", one over queries or cut at a metric's bound "[low, high]".
-    A table with a column `reported` (`reported_cells`) has it as its last.
+    An interval over seeds alone is "± half", another or one cut at a metric's bound "[low, high]".
+    Floors stand apart, below, and are never marked. A table with a column `reported`
+    (`reported_cells`) has it as its last.
     """
     mixed = table.groupby("split")["dataset"].nunique().max() > 1  # else splits' names tell
     names = ["dataset"] * bool(mixed) + ["split", "direction", "variant"]
     more = [name for name in ["reported"] if name in table]
     blocks = []
-    for _, group in table.replace(_LABELS).groupby(["dataset", "split", "direction"], sort=False):
-        cells = [_cells(group, metric) for metric in _PRINTED]
-        columns = [*(group[name] for name in names), *cells, *(group[name] for name in more)]
-        blocks.append(list(zip(*columns, strict=True)))
+    for _, group in table.groupby(["dataset", "split", "direction"], sort=False):
+        floor, block = group["variant"].isin(FLOORS), []
+        for rows, marked in ((group[~floor], True), (group[floor], False)):
+            cells = [_cells(rows, metric, marked) for metric in _PRINTED]
+            shown = rows.replace(_LABELS)
+            columns = [*(shown[name] for name in names), *cells, *(shown[name] for name in more)]
+            block += [()] if block and len(rows) else []
+            block += zip(*columns, strict=True)
+        blocks.append(block)
     header = [*map(str.capitalize, names), *_PRINTED, *map(str.capitalize, more)]
-    return Sheet(header, blocks, len(names))
+    return Sheet(header, blocks, len(names), legend(table))
 
 
-def _cells(group: pd.DataFrame, metric: str) -> list[Cell]:
+def _cells(group: pd.DataFrame, metric: str, marked: bool) -> list[Cell]:
     """A printed metric of each row of one split and direction."""
-    # as printed: what looks equal is marked equally
-    marks = standings(group[metric].round(1), higher_is_better=metric.startswith("R@"))
     numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
-    cells = zip(*numbers, marks, group["interval"] == "t over seeds", strict=True)
-    return [number_cell(*cell, over_seeds=several) for *cell, several in cells]
+    rows = zip(*numbers, group["interval"] == "t over seeds", strict=True)
+    cells = [number_cell(*row, over_seeds=several) for *row, several in rows]
+    # by what is printed: rounding by other means may part what looks equal
+    printed = [float(cell.text or "nan") if marked else np.nan for cell in cells]
+    marks = standings(printed, higher_is_better=metric not in LOW_IS_GOOD)
+    return [cell._replace(mark=mark) for cell, mark in zip(cells, marks, strict=True)]
+
+
+def legend(table: pd.DataFrame) -> list[str]:
+    """What marks and intervals of a printed `retrieval_table` are, in sentences."""
+    known = set(table.loc[table["R@1_low"].notna(), "interval"])  # floors have none
+    kinds = [said for kind, said in INTERVALS.items() if kind in known]
+    return [
+        "Bold: best of its split, direction and metric; underlined: second best, both by the "
+        "printed number, so that equal numbers share a mark.",
+        f"95 % intervals: {'; '.join(kinds)}.",
+    ]
+
+
+def held(table: pd.DataFrame) -> str:
+    """What most rows' intervals of a `retrieval_table` hold, for its caption."""
+    return f"95 % intervals {INTERVALS[table['interval'].mode()[0]].removeprefix('±, ')}"
 
 
 def reported_cells(table: pd.DataFrame, reported: pd.DataFrame) -> pd.Series:
@@ -171,7 +227,10 @@ def refuse_mixtures(rows: pd.DataFrame) -> None:
     """Raise ResultsError for rows of different data, or of a variant under different settings."""
     for (dataset, split), group in rows.groupby(["dataset", "split"]):
         found = group.groupby("data_fingerprint")["variant"].unique()
-        if len(found) > 1:
+        # some seeds may have another draw of the data, the same for all who have the seed
+        of_seeds = group.groupby("seed")["data_fingerprint"].nunique()
+        of_variants = group.groupby("variant")["data_fingerprint"].agg(set)
+        if of_seeds.max() > 1 or not set.intersection(*of_variants):
             which = "; ".join(f"{data}: {', '.join(names)}" for data, names in found.items())
             raise ResultsError(
                 f"rows of {dataset}/{split} come from different data ({which}); measure all "
@@ -191,7 +250,7 @@ def refuse_mixtures(rows: pd.DataFrame) -> None:
 
 def _without_seeds(config: Any) -> Any:
     if isinstance(config, Mapping):
-        return {k: _without_seeds(v) for k, v in config.items() if k != "seed"}
+        return {k: _without_seeds(v) for k, v in config.items() if k not in ("seed", "data_seed")}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
 

@@ -18,8 +18,8 @@ from entityclip.evaluation.retrieval import best_pictures, encode_pairs, retriev
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure, measure_pretraining, stored_ranks
 from entityclip.models.entityclip import EntityCLIP
+from entityclip.reporting.differences import difference_table
 from entityclip.results import ResultsError, find_rows, stored_rows
-from entityclip.statistics import difference_table
 
 TINY = {
     "train_pairs": 16, "val_pairs": 8, "test_pairs": 8, "test_splits": ["test"], "bootstrap": 20,

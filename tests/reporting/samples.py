@@ -34,6 +34,25 @@ def make_rows(variants=LEVELS, splits=("test", "test_longtail"), seeds=(0,), **c
     return pd.DataFrame(rows)
 
 
+def make_floors(splits=("test",), **changes):
+    """Rows of kind "floor": no interval, text to image alone, no recall beyond 10."""
+    rows = make_rows({"scene-only": 20.0, "names-cut": 10.0}, splits, **changes)
+    shown = ~rows["metric"].isin(["R@50", "R@100"]) & (rows["direction"] == "text_to_image")
+    return rows[shown].assign(low=np.nan, high=np.nan).reset_index(drop=True)
+
+
+def make_ranks(ranks, *, clusters=None, fingerprint="f"):
+    """Stored rows of kind "ranks" from {(variant, seed): ranks}."""
+    return pd.DataFrame(
+        {
+            "variant": variant, "seed": seed, "dataset": "d", "split": "test",
+            "direction": "text_to_image", "data_fingerprint": fingerprint, "ranks": list(values),
+            "clusters": clusters,
+        }
+        for (variant, seed), values in ranks.items()
+    )  # fmt: skip
+
+
 def make_log(path, n=20, epochs=2, terms=("vtc",), level=1.0):
     per_epoch, lines = n // epochs, []
     for step in range(1, n + 1):
@@ -48,12 +67,12 @@ def make_log(path, n=20, epochs=2, terms=("vtc",), level=1.0):
 
 
 def make_differences():
-    """Two groups; by the intervals: better, not separable, untested, worse."""
+    """Two groups; by the intervals: better, not separable, untested, worse; one survives."""
     lines = [
-        ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3),
-        ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3),
-        ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1),
-        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3),
+        ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3, True),
+        ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3, False),
+        ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1, False),
+        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3, False),
     ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from entityclip.config import REPOSITORY, load_profile
+from entityclip.config import REPOSITORY, config_hash, load_profile
+from entityclip.identities import measured_identity
 from entityclip.reporting.catalogue import FIGURES, FROM_ROWS, Drawn, draw, made_by, save, show
-from entityclip.results import ResultsError
-from tests.reporting.samples import make_rows
+from entityclip.results import ResultsError, append_rows
+from entityclip.variants import FLOORS
+from tests.reporting.samples import make_floors, make_rows
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 SOURCE = (REPOSITORY / "entityclip" / "reporting" / "catalogue.py").read_text(encoding="utf-8")
@@ -71,6 +73,26 @@ def test_a_figure_is_saved_whole_or_not_at_all_as_its_folder_says(smoke, tmp_pat
     assert plt.get_fignums() == []
     drawn = draw(smoke, "retrieval", rows)
     assert drawn.notes == ["Without rows, so left out: itr, ascl, bridge, bridge-entityclip."]
+
+
+def test_floors_of_these_settings_stand_below_the_main_table(smoke):
+    whole = {
+        "git_commit": "c", "versions": {}, "device": "CPU", "wall_time_s": 1.0,
+        "peak_memory_mb": 1.0, "created": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    own, floors = make_rows({"clip": 50.0}, ("test",)), make_floors(("test", "val"))
+    for kind, rows in (("retrieval", own), ("floor", floors)):
+        found = rows.astype(object).where(rows.notna(), None).to_dict("records")
+        for row in found:
+            row["config"] = measured_identity(smoke.settings, kind, row["variant"], 0)
+            row["config_hash"] = config_hash(row["config"])
+        append_rows(smoke.results / f"{kind}.jsonl", [row | whole for row in found])
+        table = draw(smoke, "retrieval").table
+        shown = ["clip"] if kind == "retrieval" else ["clip", *FLOORS]
+        assert table[table["direction"] == "text_to_image"]["variant"].tolist() == shown
+    assert set(table["split"]) == {"test"}
+    assert set(draw(smoke, "ablation_mmae").table["variant"]) == {"clip"}
+    assert draw(smoke, "recall_curves").chart
 
 
 def test_what_a_notebook_drew_is_saved_under_its_command(smoke, tmp_path):

@@ -18,7 +18,8 @@ from entityclip.reporting.charts import (
 )
 from entityclip.reporting.style import marks, save_figure
 from entityclip.reporting.tables import retrieval_table
-from tests.reporting.samples import LEVELS, make_rows
+from entityclip.variants import FLOORS
+from tests.reporting.samples import LEVELS, make_floors, make_rows
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 
@@ -68,6 +69,25 @@ def test_plot_recall_curves_draws_recall_against_k():
     x, y = drawn(figure.axes[0])[marks(list(LEVELS))["clip"][0].lower()]
     assert x.tolist() == [1, 5, 10, 50, 100]
     assert y.tolist() == [70, 71, 72, 73, 74]
+
+
+def test_floors_are_dashed_lines_named_in_the_legend():
+    rows = pd.concat([make_rows(splits=["test"]), make_floors()], ignore_index=True)
+    figure = plot_retrieval(retrieval_table(rows))
+    first, second = figure.axes
+    dashed = [c for c in first.collections if c.get_linestyles()[0][1] is not None]
+    heights = {tuple(s[0, 1] for s in c.get_segments()) for c in dashed}
+    assert heights == {(20, 21, 22), (10, 11, 12)}
+    assert all(
+        s[0, 0] < place < s[1, 0] for c in dashed for place, s in enumerate(c.get_segments())
+    )
+    assert all(c.get_linestyles()[0][1] is None for c in second.collections)  # image to text
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["CLIP, zero-shot", "CLIP, fine-tuned", "EntityCLIP", *FLOORS.values()]
+    assert len(drawn(first)) == 3  # they have no marks
+    (axis,) = plot_recall_curves(rows).axes
+    lines = [line.get_xydata().tolist() for line in axis.lines if line.get_linestyle() == "--"]
+    assert lines == [[[1, y], [5, y + 1], [10, y + 2]] for y in (20, 10)]
 
 
 def test_many_variants_and_dollar_signs_are_drawn(tmp_path):

@@ -7,15 +7,21 @@ import pandas as pd
 import pytest
 
 from entityclip.config import REPOSITORY
-from entityclip.reporting.markup import sheet_markdown
+from entityclip.reporting.markup import sheet_latex, sheet_markdown
 from entityclip.reporting.tables import (
+    held,
+    legend,
     reported_cells,
     reported_values,
     retrieval_sheet,
     retrieval_table,
+    with_ranks,
 )
 from entityclip.results import ResultsError
-from tests.reporting.samples import make_rows
+from entityclip.statistics import DIRECTIONS, level_intervals, retrieval_metrics
+from entityclip.variants import FLOORS, SPLIT_LABELS
+from tests.reporting.samples import make_floors, make_rows
+from tests.reporting.test_markup import check_latex
 
 
 def markdown(table):
@@ -75,6 +81,96 @@ def test_several_seeds_are_averaged_with_students_interval(degrees, quantile):
     spread = np.std(0.01 * np.array(seeds), ddof=1) / len(seeds) ** 0.5
     assert (row["R@1_high"] - row["R@1"]) / spread == pytest.approx(quantile, abs=5e-4)
     assert (row["R@1"] - row["R@1_low"]) / spread == pytest.approx(quantile, abs=5e-4)
+
+
+def ranked_rows(seeds, n=40, **changes):
+    """Retrieval rows of clip under some seeds, and its rows of kind "ranks", which agree."""
+    rng, rows, ranks = np.random.default_rng(0), [], []
+    for seed in seeds:
+        own = make_rows({"clip": 0.0}, ["test"], [seed], **changes)
+        for direction in DIRECTIONS:
+            found = rng.geometric(0.1 + 0.05 * seed, n)
+            here = own["direction"] == direction
+            own.loc[here, "value"] = own.loc[here, "metric"].map(retrieval_metrics(found))
+            mean = own[here & (own["metric"] == "MeanR")]
+            ranks.append(mean.assign(ranks=[found.tolist()], clusters=None))
+        rows.append(own)
+    return pd.concat(rows, ignore_index=True), pd.concat(ranks, ignore_index=True)
+
+
+def test_with_stored_ranks_intervals_hold_queries_and_seeds():
+    rows, ranks = ranked_rows(range(3))
+    both, over_seeds = retrieval_table(with_ranks(rows, ranks)), retrieval_table(rows)
+    row, plain = cell(both, "clip"), cell(over_seeds, "clip")
+    assert (row["interval"], row["seeds"]) == ("bootstrap over queries and seeds", 3)
+    expected = level_intervals(ranks[ranks["direction"] == "text_to_image"])
+    for metric, ends in expected.items():
+        assert row[metric] == plain[metric]
+        assert (row[f"{metric}_low"], row[f"{metric}_high"]) == ends
+    assert held(both) == "95 % intervals over test queries and training seeds together (bootstrap)"
+    assert "over test queries and training seeds together" in legend(both)[1]
+    # one seed's ranks are not there: the old way, which says so
+    lacking = retrieval_table(with_ranks(rows, ranks[ranks["seed"] > 0]))
+    pd.testing.assert_frame_equal(lacking, over_seeds)
+    pd.testing.assert_frame_equal(retrieval_table(with_ranks(rows, ranks[:0])), over_seeds)
+    assert legend(over_seeds)[1] == "95 % intervals: ±, over training seeds alone (Student's t)."
+
+
+def test_seeds_may_have_another_draw_of_the_data_if_all_have_it():
+    parts = [ranked_rows((0, 1, 2)), ranked_rows((3, 4), 30, data_fingerprint="b", n_queries=30)]
+    rows, ranks = (pd.concat(kind, ignore_index=True) for kind in zip(*parts, strict=True))
+    row = cell(retrieval_table(with_ranks(rows, ranks)), "clip")
+    values = rows[(rows["metric"] == "R@1") & (rows["direction"] == "text_to_image")]["value"]
+    assert row["R@1"] == pytest.approx(values.mean())
+    assert (row["seeds"], row["n_queries"]) == (5, 430)
+    assert row["R@1_low"] < row["R@1"] < row["R@1_high"]
+    # zero-shot was measured on the first draw alone, which all share
+    first = make_rows({"zero-shot": 1.0}, ["test"], data_fingerprint="data of test")
+    assert len(retrieval_table(pd.concat([rows, first], ignore_index=True))) == 4
+    for seed, data in ((3, "data of test"), (5, "c")):  # not that seed's, or nobody else's
+        other = make_rows({"entityclip": 1.0}, ["test"], [seed], data_fingerprint=data)
+        with pytest.raises(ResultsError, match="come from different data"):
+            retrieval_table(pd.concat([rows, other], ignore_index=True))
+
+
+def test_marks_follow_the_printed_number():
+    rows = make_rows({"clip": 0.0, "entityclip": 0.0, "bridge": 0.0, "itr": 0.0}, ["test"])
+    values = {"clip": 99.65, "entityclip": 99.7, "bridge": 99.64, "itr": 98.0}
+    rows["value"] = rows["variant"].map(values)
+    assert np.round(99.65, 1) == 99.6  # where Python prints 99.7
+    block = retrieval_sheet(retrieval_table(rows)).blocks[0]
+    marks = {row[2]: (row[3].text, row[3].mark) for row in block}
+    assert marks == {
+        "CLIP, fine-tuned": ("99.7", "best"), "EntityCLIP": ("99.7", "best"),
+        "CLIP + bridge": ("99.6", "second"), "ITR, fine-tuned": ("98.0", ""),
+    }  # fmt: skip
+    ranks = {row[2]: row[-1].mark for row in block}  # of which the least is best
+    assert (ranks["ITR, fine-tuned"], ranks["CLIP + bridge"]) == ("best", "second")
+    assert legend(retrieval_table(rows))[0].endswith("equal numbers share a mark.")
+
+
+def test_floors_stand_last_apart_and_unmarked():
+    rows = make_rows({"clip": 5.0, "bridge": 6.0}, ["test"])
+    without = retrieval_sheet(retrieval_table(rows))
+    table = retrieval_table(pd.concat([make_floors(), rows], ignore_index=True))
+    sheet = retrieval_sheet(table)
+    assert table["variant"].tolist()[:4] == ["clip", "bridge", "scene-only", "names-cut"]
+    assert list(sheet.blocks[0][:2]) == list(without.blocks[0])  # although floors are higher
+    assert sheet.blocks[0][2] == ()
+    assert [row[2] for row in sheet.blocks[0][3:]] == list(FLOORS.values())
+    assert {c.mark for row in sheet.blocks[0][3:] for c in row[3:]} == {""}
+    assert list(sheet.blocks[1]) == list(without.blocks[1])  # image to text has none
+    lines = sheet_markdown(sheet).splitlines()
+    assert set(lines[4]) == {"|", " "}
+    split = SPLIT_LABELS["test"]
+    shown = f"| {split} | text → image | Floor: scene known, no name | 20.0 | 21.0 | 22.0 |"
+    assert lines[5].startswith(shown)
+    text = sheet_latex(sheet, "Recall", "tab:main")
+    check_latex(text)
+    parts = text.split(r"\addlinespace")
+    assert len(parts) == 2
+    assert "Floor: scene known, no name & 20.0 & 21.0" in parts[1]
+    assert text.count(rf"\emph{{{split}, text") == 1
 
 
 def test_an_interval_over_seeds_stays_within_what_a_metric_can_be():
