@@ -96,7 +96,8 @@ def measured_identity(settings: Settings, kind: str, variant: str, seed: int) ->
     Rows of kind "floor" are about the data alone; their `variant` is one of FLOORS.
     """
     if kind == "floor":
-        return {"variant": variant, "dataset": settings.dataset, "data_seed": settings.data_seed}
+        drawn = settings.of_seed(seed).data_seed
+        return {"variant": variant, "dataset": settings.dataset, "data_seed": drawn}
     found = identity(settings, variant, seed)
     asks_names = kind in ("names", "names_cut") and settings.names != CAPITALS
     return found | ({"names": settings.names} if asks_names else {})

@@ -159,7 +159,7 @@ class Retrieval(_Ranked):
 
     `image_of` [N] is each caption's picture, a place in `image_to_text`. `by_article` is there
     where articles have several pictures, `beaten` ([N] by metric, percent) where it is known what
-    pictures show (evaluation.distractors). `data` is the fingerprint of what was measured, if known.
+    pictures show (evaluation.distractors). `data` is the fingerprint of the pairs, if known.
     """
 
     image_of: NDArray[np.int64]

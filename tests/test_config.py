@@ -191,7 +191,7 @@ def test_override_is_not_kept_or_changed():
     assert settings.finetuning.betas == (0.5, 0.9)
     assert settings.test_splits == ["val"]
     assert override == {"finetuning": {"betas": [0.5, 0.9]}, "test_splits": ["val"]}
-    assert load_profile("smoke").settings.test_splits == ["test", "test_longtail"]
+    assert load_profile("smoke").settings.test_splits == ["test", "test_alias"]
     assert load_profile("smoke").seed == 0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from entityclip.datasets.dataset import Batch, whole_batch
 from entityclip.devices import best_device, own_draws
 from entityclip.evaluation.cost import query_cost, training_cost
+from entityclip.evaluation.distractors import scene_floor, shown_by
 from entityclip.evaluation.inspection import batches_of, mixed_embeddings
 from entityclip.evaluation.ranks import both_ranks
 from entityclip.experiments.experiment import Experiment
@@ -38,6 +39,7 @@ from entityclip.statistics import DIRECTIONS, Retrieval, bootstrap_interval, rec
 from entityclip.variants import BY_NAME, CONDITIONS, MATCHING, NAME_BINS, NAMES_CUT
 
 NAME_METRICS = ("R@1", "R@10")
+FLOOR_METRICS = ("R@1", "R@5", "R@10", "MRR", "MedR", "MeanR")
 
 
 def measure_leak(experiment: Experiment, model: EntityCLIP, variant: str, split: str) -> list[Row]:
@@ -180,16 +182,42 @@ def measure_names_cut(
 ) -> list[Row]:
     """R@1 and R@10 of a split's captions without their names, stored as rows of kind "names_cut".
 
-    What remains is found by scene and event alone: the floor of whoever knows no name.
+    What remains is found by scene and event alone. CLIP's are a floor of all variants, too.
     """
     identity = measured_identity(experiment.settings, "names_cut", variant, experiment.seed)
-    _, rows = retrieved(experiment, model, variant, identity, split, experiment, names_cut=True)
+    _, found = retrieved(experiment, model, variant, identity, split, experiment, names_cut=True)
     rows = [
         {**row, "metric": f"{row['metric']}, {NAMES_CUT}"}
-        for row in rows
+        for row in found
         if row["metric"] in NAME_METRICS
     ]
+    if variant == "clip":
+        _store_floors(experiment, split, found)
     return store(experiment, "names_cut", rows, experiment.trained_on(variant))
+
+
+def _store_floors(experiment: Experiment, split: str, names_cut: list[Row]) -> None:
+    """What is found without names, as rows of kind "floor": by these rows, and by scenes alone."""
+    base = next(row for row in names_cut if row["direction"] == "text_to_image")
+    values = {
+        row["metric"]: row["value"]
+        for row in names_cut
+        if row["direction"] == "text_to_image" and row["metric"] in FLOOR_METRICS
+    }
+    floors = {"names-cut": values}
+    pictures = {pair.image_key: pair for pair in experiment.pairs(split)}
+    if shown := shown_by([*pictures.values()]):
+        floors["scene-only"] = scene_floor(shown, (1, 5, 10))
+    for name, metrics in floors.items():
+        identity = measured_identity(experiment.settings, "floor", name, experiment.seed)
+        rows = measurement_rows(
+            metrics, {}, variant=name, dataset=base["dataset"], split=split,
+            direction="text_to_image", n_queries=base["n_queries"],
+            n_candidates=base["n_candidates"],
+            provenance=origin(experiment, identity, split, base["wall_time_s"], experiment.seed),
+        )  # fmt: skip
+        trained = experiment.trained_on("clip") if name == "names-cut" else None
+        store(experiment, "floor", rows, trained)
 
 
 # ------------------------------------------------------------------------------------------ cost

@@ -17,7 +17,7 @@ LEVELS = {"zero-shot": 1.0, "clip": 70.0, "entityclip": 65.0}
 NAN = float("nan")
 
 
-def make_rows(variants=LEVELS, splits=("test", "test_longtail"), seeds=(0,), **changes):
+def make_rows(variants=LEVELS, splits=("test", "test_alias"), seeds=(0,), **changes):
     """Rows as read_rows gives them: a metric is its variant's level, its place and its seed."""
     rows = []
     for split, variant, direction, seed in itertools.product(splits, variants, DIRECTIONS, seeds):
@@ -72,7 +72,7 @@ def make_differences():
         ("a", "A & more $x^", "Test, R@1", 2.0, 0.5, 3.5, 3, True),
         ("b", "B", "Test, R@1", 1.0, -1.0, 3.0, 3, False),
         ("c", "C", "Test, R@1", 4.0, NAN, NAN, 1, False),
-        ("a", "A & more $x^", "Long tail, R@1", -2.0, -3.0, -1.0, 3, False),
+        ("a", "A & more $x^", "Aliases, R@1", -2.0, -3.0, -1.0, 3, False),
     ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

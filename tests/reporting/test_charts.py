@@ -37,9 +37,9 @@ def test_plot_retrieval_draws_each_value_with_its_interval():
     figure = plot_retrieval(retrieval_table(make_rows()))
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         "Test, text → image",
-        "Long tail, text → image",
+        "Aliases, text → image",
         "Test, image → text",
-        "Long tail, image → text",
+        "Aliases, image → text",
     ]
     axis, colours = figure.axes[0], marks(list(LEVELS))
     for variant, level in LEVELS.items():
@@ -65,7 +65,7 @@ def test_a_missing_value_is_not_drawn():
 def test_plot_recall_curves_draws_recall_against_k():
     figure = plot_recall_curves(make_rows())
     titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["Test, text → image", "Long tail, text → image"]
+    assert titles == ["Test, text → image", "Aliases, text → image"]
     x, y = drawn(figure.axes[0])[marks(list(LEVELS))["clip"][0].lower()]
     assert x.tolist() == [1, 5, 10, 50, 100]
     assert y.tolist() == [70, 71, 72, 73, 74]

@@ -34,7 +34,7 @@ def test_sentences_say_what_the_intervals_do_below_a_table_of_signed_numbers():
     assert sentences == [
         "Test, R@1: better than CLIP: A & more $x^ (+2.0, +0.5 to +3.5); not separable from CLIP: "
         "B (+1.0, -1.0 to +3.0); without an interval, so not compared with CLIP: C (+4.0).",
-        "Long tail, R@1: worse than CLIP: A & more $x^ (-2.0, -3.0 to -1.0).",
+        "Aliases, R@1: worse than CLIP: A & more $x^ (-2.0, -3.0 to -1.0).",
     ]
     alone = describe_differences(make_differences())
     assert alone[0].startswith("Test, R@1: better: A & more")
@@ -74,7 +74,7 @@ def test_the_forest_fills_what_excludes_zero(tmp_path):
     assert words[4:6] == ["+4.0", "1 seed"]
     names = [(tick.get_text(), tick.get_fontweight()) for tick in axis.get_yticklabels()]
     plain = [(name, "normal") for name in ("A & more $x^", "B", "C")]
-    bold = [("Test, R@1", "bold"), ("Long tail, R@1", "bold")]
+    bold = [("Test, R@1", "bold"), ("Aliases, R@1", "bold")]
     assert names == [bold[0], *plain, bold[1], plain[0]]
     places = axis.get_yticks()
     assert (np.diff(places) >= 1).all()
