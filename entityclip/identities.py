@@ -81,6 +81,8 @@ def identity(settings: Settings, variant: str, seed: int) -> dict[str, Any]:
         found["explanations"] = spec.explanations
         for name in ("train_pairs", "val_pairs", "explanation_policy"):
             found[name] = getattr(settings, name)
+        if spec.after:
+            found |= {"variant": spec.of, "after": spec.after}
         if found["model"].get("name_views") and settings.names != CAPITALS:
             found["names"] = settings.names
         # these came later: left out at what older runs had, whose hashes stay

@@ -28,6 +28,11 @@ Explanations = Literal["own", "shuffled", "random", "caption"]
 
 Method = Literal["entityclip", "itr", "ascl"]
 
+# what is done after training, with another variant's run: weights between its start and its end,
+# or a random start and its end; queries beside their own or another's explanation; both softmaxes
+After = Literal["wise-ft", "wise-ft-random", "expanded", "expanded-shuffled", "dual-softmax"]
+INTERPOLATED, EXPANDED = ("wise-ft", "wise-ft-random"), ("expanded", "expanded-shuffled")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -40,6 +45,8 @@ class Variant:
     finetuned: bool = True
     explanations: Explanations = "own"  # what training reads
     method: Method = "entityclip"  # "itr" starts from ITR's pretraining, "ascl" is AsCL's model
+    after: After | None = None  # what is done with the run of the variant `of`
+    of: str = ""
 
     def __post_init__(self) -> None:
         config = AsCLConfig if self.method == "ascl" else EntityCLIPConfig
@@ -157,8 +164,37 @@ _VIEWS = (
             NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT, explanations="caption"),
 )  # fmt: skip
 
+
+def _after(of: str, after: After, label: str, asks: str) -> Variant:
+    """A variant that takes another's run."""
+    base = next(variant for variant in _MAIN if variant.name == of)
+    name, label = f"{after}-{of}", f"{base.label}, {label}"
+    return dataclasses.replace(base, name=name, label=label, asks=asks, after=after, of=of)
+
+
+_AFTERWARDS = tuple(
+    _after(of, after, label, asks)
+    for of in ("clip", "name-views-context")
+    for after, label, asks in (
+        ("wise-ft", "WiSE-FT",
+         "Do weights between the start and the end of fine-tuning do better? How far between is "
+         "chosen on the validation splits (Wortsman et al. 2022)."),
+        ("wise-ft-random", "from a random start",
+         "Is it the start that pretraining left, or would any do?"),
+        ("expanded", "query expansion",
+         "What if a language model explained each query at test, too? norm(T* + E*) asks: an upper "
+         "bound."),
+        ("expanded-shuffled", "expanded by another's",
+         "Must the explanation be the query's own?"),
+        ("dual-softmax", "dual softmax",
+         "What if all test queries were known at once? Scores by softmax over pictures and over "
+         "queries; not to be compared with the others."),
+    )
+)  # fmt: skip
+
 VARIANTS: dict[str, Variant] = {
-    variant.name: variant for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_VIEWS)
+    variant.name: variant
+    for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_VIEWS, *_AFTERWARDS)
 }
 
 # each table's rows in order; the first is what the others are compared with
@@ -168,6 +204,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "ablation_gi_itm": ("entityclip", *(v.name for v in _GI_ITM)),
     "controls": ("entityclip", "clip", "bridge", *(v.name for v in _CONTROLS)),
     "views": ("name-views-context", "clip", "entityclip", "bridge", *(v.name for v in _VIEWS)),
+    "afterwards": ("name-views-context", "clip", *(v.name for v in _AFTERWARDS)),
     # what may win, chosen by R@1 on VAL_SPLITS alone: no refuters, nothing that reads other data
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", "name-views-context",
                "name-views", "context", "entityclip-name-views"),

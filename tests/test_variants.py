@@ -43,7 +43,7 @@ from entityclip.reporting.curves import seed_curves
 from entityclip.reporting.differences import difference_table
 from entityclip.results import find_rows, read_log, read_rows, rows_of
 from entityclip.statistics import recall_at_k
-from entityclip.variants import CONDITIONS, LEAK, TABLES, VARIANTS, Variant
+from entityclip.variants import CONDITIONS, FLOORS, LEAK, TABLES, VARIANTS, Variant
 from tests.experiments.test_experiments import TINY
 
 
@@ -75,7 +75,8 @@ def test_variants_are_different_models_or_different_data():
     base = Experiment(load_profile("smoke"))
     seen = {}
     for name, variant in VARIANTS.items():
-        made_of = (base.config(name), variant.finetuned, variant.explanations, variant.method)
+        made_of = (base.config(name), variant.finetuned, variant.explanations, variant.method,
+                   variant.after)  # fmt: skip
         assert made_of not in seen, f"{name} is {seen[made_of]}"
         seen[made_of] = name
 
@@ -347,7 +348,7 @@ def test_neighbours_are_swept_once_and_stand_in_the_tables(runs, monkeypatch):
         seeds = found.groupby("variant")["seed"].unique().map(sorted).to_dict()
         assert seeds == {name: [0, 1] for name in names}
     table = catalogue.draw(both[0].profile, "retrieval").table
-    assert set(table["variant"]) == set(names)
+    assert set(table["variant"]) == {*names, *FLOORS}
     assert (table["seeds"] == 2).all()
     shown = difference_table(ranks, [("itr", "clip"), ("ascl", "clip")])
     assert (shown["seeds"] == 2).all()

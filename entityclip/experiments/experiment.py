@@ -31,6 +31,7 @@ from entityclip.datasets.captions import ONE_CAPTION, has_second_captions
 from entityclip.datasets.registry import LOADERS
 from entityclip.devices import best_device
 from entityclip.evaluation.retrieval import evaluate_embeddings, evaluate_similarity
+from entityclip.experiments.interpolation import interpolate
 from entityclip.experiments.preflight import find_problems
 from entityclip.experiments.splits import Served, Splits
 from entityclip.models.ascl import AsCL
@@ -43,7 +44,15 @@ from entityclip.training.loop import train
 from entityclip.training.processes import World, this_world
 from entityclip.training.run_folder import BEST, claim, is_finished, load_model, read_record
 from entityclip.training.tracking import Tracking
-from entityclip.variants import NO_EXPERTS, VARIANTS, Explanations, Tasks, find_variant
+from entityclip.variants import (
+    EXPANDED,
+    INTERPOLATED,
+    NO_EXPERTS,
+    VARIANTS,
+    Explanations,
+    Tasks,
+    find_variant,
+)
 
 Model = EntityCLIP | AsCL
 
@@ -150,7 +159,12 @@ class Experiment(Splits):
 
     def lacks(self, variant: str) -> str | None:
         """What keeps this profile from training `variant`, in words; None if nothing does."""
-        return METHODS[find_variant(variant).method].lacks(self.settings)
+        spec = find_variant(variant)
+        if spec.after in EXPANDED:
+            split = self.settings.test_splits[0]
+            if not all(pair.explanation for pair in self.pairs(split)):
+                return f"not all pairs of {split} have an explanation to ask with"
+        return METHODS[spec.method].lacks(self.settings)
 
     def config(self, variant: str) -> EntityCLIPConfig | AsCLConfig:
         """The variant's model: the profile's, with the variant's overrides."""
@@ -179,9 +193,23 @@ class Experiment(Splits):
 
     def load(self, variant: str) -> Model:
         """The variant with its best weights, trained first if no finished run is found."""
-        if not find_variant(variant).finetuned:
+        spec = find_variant(variant)
+        if not spec.finetuned:
             return self.build(variant).eval()
-        return load_best(self.finetune(variant), lambda: self.build(variant))
+        model = load_best(self.finetune(variant), lambda: self.build(variant))
+        if spec.after in INTERPOLATED:
+            validated = [self.dataset(split) for split in self.val_splits]
+            start = self._interpolated_from(spec)
+            model.backbone = interpolate(start, model.backbone, validated)[0]
+        return model
+
+    def _interpolated_from(self, spec: variants.Variant) -> Backbone:
+        """The towers before fine-tuning, or ones that nothing was trained with."""
+        if spec.after == "wise-ft":
+            return self.build(spec.of).backbone
+        torch.manual_seed(self.seed)
+        towers = create_backbone(self.settings.backbone, image_size=self.settings.image_size)
+        return towers.to(best_device())
 
     # ------------------------------------------------------------------------------------ runs
 
@@ -260,6 +288,7 @@ class Experiment(Splits):
         return self._trained_run("pretraining", identity, ("generic", "generic_val"), config, build)
 
     def _finetuning(self, variant: str) -> Run:
+        variant = find_variant(variant).of or variant
         identity, config = self.identity(variant), replace(self.settings.finetuning, seed=self.seed)
         identity |= METHODS[find_variant(variant).method].reads(self, variant)
         return self._trained_run(
@@ -320,7 +349,12 @@ class Experiment(Splits):
             return not free
 
     def discard(self, variant: str) -> None:
-        """Delete a finished run's weights, not its record or log; it would be trained anew."""
+        """Delete a finished run's weights, not its record or log; it would be trained anew.
+
+        Those of what is done after training stay: they are another variant's.
+        """
+        if find_variant(variant).of:
+            return
         for path in self.folder(self._finetuning(variant)).glob("*.safetensors"):
             path.unlink()
 
@@ -350,7 +384,7 @@ class Experiment(Splits):
         found = {}
         for name in VARIANTS if names is None else names:
             spec = find_variant(name)
-            if spec.finetuned and spec.method != "ascl" and not self.lacks(name):
+            if spec.finetuned and not spec.of and spec.method != "ascl" and not self.lacks(name):
                 found[name] = self.folder(self._finetuning(name)) / "log.jsonl"
         return {name: path for name, path in found.items() if path.exists()}
 

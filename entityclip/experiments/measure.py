@@ -14,6 +14,7 @@ import pandas as pd
 
 from entityclip.config import config_hash
 from entityclip.devices import best_device
+from entityclip.evaluation.afterwards import rank_dual_softmax, rank_expanded
 from entityclip.evaluation.provenance import provenance
 from entityclip.evaluation.retrieval import evaluate_retrieval
 from entityclip.evaluation.sections import classify_sections
@@ -34,12 +35,21 @@ from entityclip.statistics import Retrieval, retrievals
 from entityclip.training.run_folder import RECORD, read_record
 from entityclip.variants import (
     CURVE_SPLITS,
+    EXPANDED,
     TEMPLATES,
     TERM,
+    After,
     find_variant,
 )
 
 log = logging.getLogger(__name__)
+
+# how a model is asked after training, where not as its method asks
+AFTERWARDS: dict[After | None, Callable[..., Retrieval]] = {
+    "expanded": rank_expanded,
+    "expanded-shuffled": rank_expanded,
+    "dual-softmax": rank_dual_softmax,
+}
 
 Ranks = dict[tuple[str, str], Retrieval]  # by (variant, split)
 
@@ -253,13 +263,17 @@ def retrieved(
     names_cut: bool = False,
 ) -> tuple[Retrieval, list[Row]]:
     """Ranks and rows of an experiment's model on a split of `on`, under `identity`."""
-    settings = experiment.settings
+    settings, spec = experiment.settings, find_variant(variant)
+    control = "shuffled" if spec.after == "expanded-shuffled" else "own"
+    asked = on.dataset(
+        split, names_cut=names_cut, explanations=spec.after in EXPANDED, control=control
+    )
     return evaluate_retrieval(
-        model, on.dataset(split, names_cut=names_cut), variant=variant,
+        model, asked, variant=variant,
         dataset_name=on.settings.dataset, split=split, config=identity,
         seed=experiment.seed, bootstrap=settings.bootstrap,
         workers=settings.finetuning.workers, progress=experiment.progress,
-        rank=METHODS[find_variant(variant).method].ranks,
+        rank=AFTERWARDS.get(spec.after, METHODS[spec.method].ranks),
     )  # fmt: skip
 
 

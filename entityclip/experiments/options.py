@@ -29,7 +29,7 @@ from entityclip.datasets import load_pairs
 from entityclip.datasets.pair import Pair
 from entityclip.variants import VARIANTS
 
-TRAINED = [name for name, variant in VARIANTS.items() if variant.finetuned]
+TRAINED = [name for name, variant in VARIANTS.items() if variant.finetuned and not variant.of]
 OWN_PROFILE = "own"
 _LR_FROM_SCRATCH = 5e-4  # random weights learn nothing at a fine-tuning's rate
 _STEPS = 4  # an epoch has of a small data set at least, so that a batch is not all of it

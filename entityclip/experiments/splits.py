@@ -20,7 +20,7 @@ from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.names import Names, cut_names, find_names, rarest
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.prepared import find_copy
-from entityclip.datasets.registry import LOADERS
+from entityclip.datasets.registry import DATASETS, LOADERS
 from entityclip.datasets.views import NameViews
 from entityclip.explanations.joining import training_pairs
 from entityclip.hyperparameters import ViewsOf
@@ -129,6 +129,11 @@ class Splits:
         level = logging.WARNING if report.checks else logging.INFO
         log.log(level, "%s %s, explanations %s: %s", dataset, split, source, report)
         return pairs
+
+    @property
+    def val_splits(self) -> list[str]:
+        """Where all is chosen, of VAL_SPLITS those that the data set has."""
+        return [split for split in VAL_SPLITS if split in DATASETS[self.settings.dataset]]
 
     def fingerprint(self, split: str, *, generated: bool = False) -> str:
         """`data_fingerprint` of a split's pairs, taken once."""

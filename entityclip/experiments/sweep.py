@@ -11,7 +11,6 @@ from functools import cache
 
 import pandas as pd
 
-from entityclip.datasets.registry import DATASETS
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import (
     alone,
@@ -30,7 +29,7 @@ from entityclip.identities import Entry, table_entries
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, write_shipped
-from entityclip.variants import LEAK, TABLES, VAL_SPLITS, find_variant
+from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +100,11 @@ def measure_variant(
         if name in TABLES["main"]:
             for split in missing:
                 measure_names_cut(experiment, model, name, split)
-        if spec.finetuned:
+        if spec.finetuned and not spec.after:
             _probe(experiment, model, name)
         for split in missing:
             measured_ranks(experiment, lambda: model, name, split, shipped=shipped)
-        if spec.finetuned:
+        if spec.finetuned and not spec.after:
             store_curves(experiment, [name])
             if not keep:
                 experiment.discard(name)
@@ -120,9 +119,8 @@ def _unmeasured(
 
 def splits_of(experiment: Experiment, name: str) -> list[str]:
     """Where a variant is measured: candidates of the search also where one of them is chosen."""
-    settings = experiment.settings
-    val = [split for split in VAL_SPLITS if split in DATASETS[settings.dataset]]
-    return (val if name in TABLES["search"] else []) + settings.test_splits
+    val = experiment.val_splits if name in TABLES["search"] else []
+    return val + experiment.settings.test_splits
 
 
 def _probe(experiment: Experiment, model: EntityCLIP, name: str) -> None:

@@ -14,9 +14,10 @@ from entityclip.experiments import sweep
 from entityclip.experiments.experiment import Experiment
 from entityclip.reporting import catalogue, charts, differences, scores, tables
 from entityclip.results import ResultsError, append_rows, measurement_rows
-from entityclip.variants import CONDITIONS, MATCHING, TABLES, VARIANTS
+from entityclip.variants import CONDITIONS, MATCHING, TABLES, VAL_SPLITS, VARIANTS
 from entityclip.variants import VARIANT_LABELS as LABELS
 from tests.experiments.test_experiments import TINY
+from tests.reporting.samples import make_rows
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_missing_runs_are_those_without_rows(experiment):
     table = TABLES["ablation_gi_itm"]
     lacking = sweep.missing_runs(experiment, "ablation_gi_itm")
     assert sorted(lacking) == sorted((name, seed) for name in table for seed in (0, 1))
-    for split in ("val", "test"):
+    for split in (*VAL_SPLITS, "test"):
         store(experiment, "entityclip", split, 50.0)
     assert ("entityclip", 0) not in sweep.missing_runs(experiment, "ablation_gi_itm")
     assert ("entityclip", 1) in sweep.missing_runs(experiment, "ablation_gi_itm")
@@ -101,17 +102,28 @@ def test_the_choice_reads_validation_only_and_wants_equal_seeds(experiment):
     pd.testing.assert_frame_equal(catalogue.draw(experiment.profile, "search").table, choice)
 
 
-def test_the_search_never_measures_its_own_candidates_on_test():
+def test_candidates_alone_are_measured_where_one_of_them_is_chosen():
     smoke = Experiment(load_profile("smoke"))
-    only_searched = set(TABLES["search"]) - {
-        name for table, names in TABLES.items() if table != "search" for name in names
-    }
-    assert only_searched
     for name in VARIANTS:
         splits = sweep.splits_of(smoke, name)
-        looked_at = {*TABLES["search"], *TABLES["views"]}
-        assert ("val" in splits) == (name in looked_at)
-        assert (splits == ["val"]) == (name in only_searched)
+        val = list(VAL_SPLITS) if name in TABLES["search"] else []
+        assert splits == val + smoke.settings.test_splits
+    refuters = [name for name in TABLES["search"] if VARIANTS[name].explanations != "own"]
+    assert refuters == []
+
+
+def test_the_choice_reads_both_validation_splits_and_no_other():
+    levels = {name: 10.0 + place for place, name in enumerate(TABLES["search"])}
+    rows = make_rows(levels, (*VAL_SPLITS, "test"))
+    best = max(levels, key=levels.get)
+    assert tables.choose_on_validation(rows)["variant"].iloc[0] == best
+    rows.loc[rows["split"] == "test", "value"] *= -1
+    assert tables.choose_on_validation(rows)["variant"].iloc[0] == best
+    for split in VAL_SPLITS:
+        other = rows.copy()
+        here = (other["split"] == split) & (other["variant"] == best)
+        other.loc[here, "value"] -= 50
+        assert tables.choose_on_validation(other)["variant"].iloc[0] != best
 
 
 def test_describe_variants_says_what_changes(experiment):
