@@ -218,6 +218,7 @@ BY_NAME, NAMES_CUT = "rarest name in {} training captions", "names cut"
 IN_SCENE = "in-scene percentile"
 ONE_FLAG = "one flag in common, beaten"  # distractors of the same scene
 SAME_FLAGS = "same flags, beaten"  # distractors of another scene: forgotten events
+DISTRACTORS = (IN_SCENE, ONE_FLAG, SAME_FLAGS)
 
 # what a step and a query cost (evaluation.cost), in the units that tables print
 COSTED = ("clip", "bridge", "no-matching", "entityclip", "name-views-context")

@@ -147,6 +147,12 @@ FIGURES = {
     "differences": Figure(
         "10_tables_and_figures", _ALL, drawing.of_table("ranks", "main"), drawing.main_differences
     ),
+    "distractors": Figure(
+        "10_tables_and_figures",
+        _PRINTED,
+        drawing.of_table("retrieval", "main"),
+        drawing.distractors,
+    ),
     "search_words": Figure("11_search", "csv"),
     "disagreements": Figure("11_search", "csv"),
     "query_gates": Figure("11_search", "csv"),
@@ -154,6 +160,10 @@ FIGURES = {
     "controls_differences": Figure("12_controls_and_search", _ALL, *drawing.to_first("controls")),
     "views": Figure("12_controls_and_search", _PRINTED, *drawing.recalls("views")),
     "views_differences": Figure("12_controls_and_search", _ALL, *drawing.to_first("views")),
+    "afterwards": Figure("12_controls_and_search", _PRINTED, *drawing.recalls("afterwards")),
+    "afterwards_differences": Figure(
+        "12_controls_and_search", _ALL, *drawing.to_first("afterwards")
+    ),
     "search": Figure(
         "12_controls_and_search",
         "csv",
@@ -191,7 +201,7 @@ JOINED = (
     *("retrieval", "main_rsum", "recall_curves", "recall_by_name", "differences", "cross_domain"),
     *("ablation_mmae", "ablation_mmae_differences", "ablation_gi_itm"),
     *("ablation_gi_itm_differences", "controls", "controls_differences", "mixes"),
-    *("views", "views_differences"),
+    *("views", "views_differences", "afterwards", "afterwards_differences"),
     *("mixes_differences", "grid", "explanation_sources", "explanation_sources_differences"),
     *("backbones", "backbones_differences", "costs"),
 )

@@ -159,6 +159,13 @@ def retrieval(rows: pd.DataFrame) -> Drawn:
     return Drawn(chart, table, sheet, caption, _left_out("main", rows))
 
 
+def distractors(rows: pd.DataFrame) -> Drawn:
+    """What queries of the main table are mistaken for."""
+    table = tables.distractor_table(rows)
+    caption = "What a query's own picture beats, and how its scene's others rank, percent."
+    return Drawn(None, table, tables.distractor_sheet(table), caption)
+
+
 def recalls(table: str) -> tuple[Rows, Draw]:
     """Recall of a table's variants, in the table's order: the rows, and what draws them."""
 

@@ -22,6 +22,7 @@ from entityclip.statistics import (
 )
 from entityclip.variants import (
     DIRECTION_LABELS,
+    DISTRACTORS,
     FLOORS,
     NOT_FINETUNED,
     SPLIT_LABELS,
@@ -156,6 +157,40 @@ def _cells(group: pd.DataFrame, metric: str, marked: bool) -> list[Cell]:
     printed = [float(cell.text or "nan") if marked else np.nan for cell in cells]
     marks = standings(printed, higher_is_better=metric not in LOW_IS_GOOD)
     return [cell._replace(mark=mark) for cell, mark in zip(cells, marks, strict=True)]
+
+
+def distractor_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a (dataset, split, variant): what queries are mistaken for, from retrieval rows.
+
+    Columns: the three names, `seeds`, then IN_SCENE (0 is best, 50 is what a scene alone gives),
+    ONE_FLAG and SAME_FLAGS (100 is best), each with `_low` and `_high`, 95 % intervals as
+    `over_seeds` gives them. Raises ResultsError for rows of pictures that are not drawn.
+    """
+    rows = rows[rows["metric"].isin(DISTRACTORS)]
+    if rows.empty:
+        raise ResultsError("only drawn pictures tell what a query could be mistaken for")
+
+    def numbers(group: pd.DataFrame) -> dict[str, Any]:
+        line: dict[str, Any] = {"seeds": group["seed"].nunique()}
+        for metric in DISTRACTORS:
+            found = over_seeds(group[group["metric"] == metric])
+            line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
+        return line
+
+    return in_label_order(by_group(rows, ["dataset", "split", "variant"], numbers))
+
+
+def distractor_sheet(table: pd.DataFrame) -> Sheet:
+    """`distractor_table` as printed."""
+    blocks = []
+    for _, group in table.replace(_LABELS).groupby("split", sort=False):
+        cells = []
+        for metric in DISTRACTORS:
+            numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
+            cells.append([number_cell(*row) for row in zip(*numbers, strict=True)])
+        blocks.append(list(zip(group["split"], group["variant"], *cells, strict=True)))
+    said = "95 % intervals: over training seeds (Student's t), or over queries where there is one."
+    return Sheet(["Split", "Variant", *DISTRACTORS], blocks, 2, [said])
 
 
 def legend(table: pd.DataFrame) -> list[str]:
