@@ -41,8 +41,8 @@ MAP = {
     "09_ascl": ("`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
                 "the AsCL paper"),
     "10_tables_and_figures": (
-        "`retrieval`, `differences`, `distractors`, `recall_curves`, `recall_by_name`; what has rows "
-        "of 05–09, 12, 13",
+        "`retrieval`, `differences`, `distractors`, `recall_curves`, `recall_by_name`; what has "
+        "rows of 05–09, 12, 13",
         "all tables and figures, from stored rows",
     ),
     "11_search": ("`disagreements.csv`, `search_words.csv`, `query_gates.csv`",
@@ -97,9 +97,9 @@ def results() -> str:
         names = f"{split} | {label(row['variant'], VARIANT_LABELS)}"
         lines.append(f"| {names} | {row['seeds']} | {numbers} |")
     said = (
-        "R@1, text → image, first minus second on the same queries and seeds. Bold: the 95 % interval "
-        "excludes 0; †: it does so after Benjamini and Hochberg, at 5 % over all differences of its "
-        "table, both directions:"
+        "R@1, text → image, first minus second on the same queries and seeds. Bold: the 95 % "
+        "interval excludes 0; †: after Benjamini and Hochberg, too, at 5 % over all differences of "
+        "its table, both directions:"
     )
     return "\n".join([*lines, "", said, "", differences("differences")])
 
