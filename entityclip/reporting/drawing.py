@@ -32,7 +32,8 @@ _RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
 REPORTED = SHIPPED_FILES / "figures" / "paper_reported.csv"
 COMPARED = (
     *(("clip", "zero-shot"), ("itr", "clip"), ("ascl", "clip"), ("entityclip", "clip")),
-    *(("bridge", "clip"), ("bridge-entityclip", "bridge")),
+    *(("bridge", "clip"), ("bridge", "entityclip"), ("bridge-entityclip", "bridge")),
+    *(("name-views", "bridge"), ("name-views-context", "name-views")),
 )
 
 

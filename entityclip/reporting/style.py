@@ -53,6 +53,8 @@ _FIXED = {
     "entityclip": (VERMILLION, "D"),
     "bridge": (GREEN, "s"),
     "bridge-entityclip": ("#CC79A7", "D"),
+    "name-views": ("#E69F00", "^"),
+    "name-views-context": ("#56B4E9", "v"),
 }
 Marks = dict[str, tuple[str, str]]  # (colour, marker) by variant
 # thin lines, apart from all that is trained

@@ -72,7 +72,10 @@ def test_a_figure_is_saved_whole_or_not_at_all_as_its_folder_says(smoke, tmp_pat
     assert kinds == sorted(FIGURES["retrieval"].kinds.split())
     assert plt.get_fignums() == []
     drawn = draw(smoke, "retrieval", rows)
-    assert drawn.notes == ["Without rows, so left out: itr, ascl, bridge, bridge-entityclip."]
+    assert drawn.notes == [
+        "Without rows, so left out: itr, ascl, bridge, bridge-entityclip, name-views, "
+        "name-views-context."
+    ]
 
 
 def test_floors_of_these_settings_stand_below_the_main_table(smoke):
