@@ -23,6 +23,8 @@ Chance = Annotated[float, Field(ge=0, lt=1)]
 Mix = Annotated[str, Field(pattern=r"^((1[0-6]|\d)-){2}(1[0-6]|\d)$")]
 NegativeDraw = Literal["hard", "uniform", "floored"]
 ViewsOf = Literal["names", "others", "caption", "words"]
+FalseNegatives = Literal["kept", "masked", "random"]
+Tower = Literal["none", "image", "text"]
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -59,12 +61,21 @@ class EntityCLIPConfig:
     # whose: a half of the explanation's, of another pair's, of the caption's; or any words, as many
     name_views: Share = field(default=0.0, metadata=LATER)
     views_of: ViewsOf = field(default="names", metadata=LATER)
+    # share of a training step's captions of which one name is told by another that the explanation
+    # gives the same entity (datasets/views.py), or, to refute it, by one of another pair's
+    alias_swaps: Share = field(default=0.0, metadata=LATER)
+    swaps_of: Literal["own", "others"] = field(default="own", metadata=LATER)
+    # pairs of one article, caption or picture: left out of the contrast's denominators, or as many
+    # others at random (models/losses.py)
+    false_negatives: FalseNegatives = field(default="kept", metadata=LATER)
+    frozen: Tower = field(default="none", metadata=LATER)  # the tower that is not trained
 
     def __post_init__(self) -> None:
         if self.reference_compat and self.negatives == "hard":
             object.__setattr__(self, "negatives", "floored")  # so it stands in a run's identity
-        if self.name_views and not self.reads_explanations:
-            raise ValueError("name_views needs explanation_experts, a bridge or context")
+        for name in ("name_views", "alias_swaps"):
+            if getattr(self, name) and not self.reads_explanations:
+                raise ValueError(f"{name} needs explanation_experts, a bridge or context")
         if self.crossed and not self.explanation_experts:
             raise ValueError("crossed needs explanation_experts: there is no explanation to cross")
 

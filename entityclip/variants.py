@@ -165,6 +165,27 @@ _VIEWS = (
 )  # fmt: skip
 
 
+_METHODS = (
+    Variant("masked-negatives", "False negatives masked",
+            "Do pairs of one article hurt as negatives of each other?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT | {"false_negatives": "masked"}),
+    Variant("random-masked", "As many masked at random",
+            "Is it those pairs, or only fewer negatives?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT | {"false_negatives": "random"}),
+    Variant("frozen-image", "Picture tower frozen",
+            "Need pictures be seen otherwise, or only names be learned (Zhai et al. 2022)?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT | {"frozen": "image"}),
+    Variant("frozen-text", "Text tower frozen", "Or is it the other way round?",
+            NO_EXPERTS | BRIDGE | NAME_VIEWS | CONTEXT | {"frozen": "text"}),
+    Variant("alias-swaps", "Alias-swapped captions",
+            "What if half of a step's captions tell one name by another that explanations give?",
+            NO_EXPERTS | BRIDGE | CONTEXT | {"alias_swaps": 0.5}),
+    Variant("other-swaps", "Swapped with another's",
+            "Must the other name be the same country's?",
+            NO_EXPERTS | BRIDGE | CONTEXT | {"alias_swaps": 0.5, "swaps_of": "others"}),
+)  # fmt: skip
+
+
 def _after(of: str, after: After, label: str, asks: str) -> Variant:
     """A variant that takes another's run."""
     base = next(variant for variant in _MAIN if variant.name == of)
@@ -194,7 +215,7 @@ _AFTERWARDS = tuple(
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
-    for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_VIEWS, *_AFTERWARDS)
+    for variant in (*_MAIN, *_MMAE, *_GI_ITM, *_CONTROLS, *_VIEWS, *_METHODS, *_AFTERWARDS)
 }
 
 # each table's rows in order; the first is what the others are compared with
@@ -205,6 +226,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "controls": ("entityclip", "clip", "bridge", *(v.name for v in _CONTROLS)),
     "views": ("name-views-context", "clip", "entityclip", "bridge", "name-views",
               *(v.name for v in _VIEWS)),
+    "methods": ("name-views-context", "clip", "bridge", "context", *(v.name for v in _METHODS)),
     "afterwards": ("name-views-context", "clip", *(v.name for v in _AFTERWARDS)),
     # what may win, chosen by R@1 on VAL_SPLITS alone: no refuters, nothing that reads other data
     "search": ("clip", "entityclip", "bridge", "bridge-entityclip", "name-views-context",

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from entityclip.config import EntityCLIPConfig, TrainConfig
 from entityclip.datasets import load_pairs
 from entityclip.datasets.dataset import Pair, PairDataset
+from entityclip.datasets.views import Siblings
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.training.loop import _Trainer, train
@@ -103,6 +104,8 @@ def first_gradients(
 ) -> dict[str, Tensor]:
     """Terms and gradients of a run's first optimizer step in fp64, by its own training loop."""
     built, sets = make_model(**model).double(), make_sets()
+    if built.config.false_negatives != "kept":
+        sets[0] = Siblings(sets[0], backbone().tokenize)
     losses, collate = built.losses, sets[0].collate
     found: dict[str, Tensor] = {}
 

@@ -76,6 +76,7 @@ class Batch:
     groups: list[str | None]
     others: Tensor | None = None  # [B, L] int64, another caption of each picture (captions.py)
     broken: list[Broken] = field(default_factory=list)  # asked for but left out
+    siblings: Tensor | None = None  # [B, K] int64: who shares an id is no negative (views.py)
     lengths: list[int] | None = None  # tokens of the longest caption and explanation, if counted
     peers: Any = None  # `models.gather.Peers`, where other processes hold parts of this batch
 
@@ -85,7 +86,8 @@ class Batch:
     def inputs(self) -> dict[str, Any]:
         """What a model's forward pass reads, by argument name."""
         names = ["images", "captions", "explanations", "image_keys"]
-        names += [n for n in ("others", "lengths", "peers") if getattr(self, n) is not None]
+        more = ("others", "siblings", "lengths", "peers")
+        names += [name for name in more if getattr(self, name) is not None]
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -241,7 +243,9 @@ ImageTextDataset = PairDataset  # the name it has for sets in files
 class ChangedPairs(Dataset, ABC):
     """Another dataset, whose batches `change` changes."""
 
-    def __init__(self, dataset: PairDataset, tokenize: Callable[[list[str]], Tensor]) -> None:
+    def __init__(
+        self, dataset: PairDataset | ChangedPairs, tokenize: Callable[[list[str]], Tensor]
+    ) -> None:
         self.dataset, self.pairs, self.max_broken = dataset, dataset.pairs, dataset.max_broken
         self._tokenize = tokenize
 
@@ -250,6 +254,11 @@ class ChangedPairs(Dataset, ABC):
 
     def __getitem__(self, index: int) -> Item | Broken:
         return self.dataset[index]
+
+    def begin(self, seed: int) -> None:
+        """Called before an epoch's batches are made, with its seed."""
+        if isinstance(self.dataset, ChangedPairs):
+            self.dataset.begin(seed)
 
     @abstractmethod
     def change(self, batch: Batch, rows: list[int]) -> None:

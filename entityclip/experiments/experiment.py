@@ -29,6 +29,7 @@ from entityclip.config import (
 )
 from entityclip.datasets.captions import ONE_CAPTION, has_second_captions
 from entityclip.datasets.registry import LOADERS
+from entityclip.datasets.views import Siblings
 from entityclip.devices import best_device
 from entityclip.evaluation.retrieval import evaluate_embeddings, evaluate_similarity
 from entityclip.experiments.interpolation import interpolate
@@ -315,10 +316,16 @@ class Experiment(Splits):
         """A split as a training of this model reads it."""
         reads, others = model.needs_explanations, model.needs_others
         served = self.dataset(split, explanations=reads, control=control, others=others)
-        share = getattr(model.config, "name_views", 0)
-        if split != "train" or not share:
+        config = model.config
+        if split != "train" or not isinstance(config, EntityCLIPConfig):
             return served
-        return self.viewed(served, share, model.config.views_of)
+        if config.false_negatives != "kept":
+            served = Siblings(served, self.backbone.tokenize)
+        if config.alias_swaps:
+            served = self.swapped(served, config.alias_swaps, config.swaps_of)
+        if config.name_views:
+            served = self.viewed(served, config.name_views, config.views_of)
+        return served
 
     def itr_run(self, seed: int, tasks: Tasks = None) -> Run:
         """ITR's pretraining of the shared start by the profile's tasks, or by `tasks`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +23,7 @@ from entityclip.datasets.names import Names, cut_names, find_names, rarest
 from entityclip.datasets.pair import Pair, data_fingerprint
 from entityclip.datasets.prepared import find_copy
 from entityclip.datasets.registry import DATASETS, LOADERS
-from entityclip.datasets.views import NameViews
+from entityclip.datasets.views import AliasSwaps, NameViews, Siblings, alias_swaps
 from entityclip.explanations.joining import training_pairs
 from entityclip.hyperparameters import ViewsOf
 from entityclip.models.clip import Backbone, create_backbone
@@ -30,7 +32,9 @@ from entityclip.variants import VAL_SPLITS, Explanations, find_variant
 
 log = logging.getLogger(__name__)
 
-Served = PairDataset | SeveralCaptions | NameViews
+Served = PairDataset | SeveralCaptions | NameViews | AliasSwaps | Siblings
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 class Splits:
@@ -191,6 +195,26 @@ class Splits:
         if of == "others":
             found = [found[row] for row in _others(len(found), np.random.default_rng(self.seed))]
         return NameViews(served, self.backbone.tokenize, found, share, of)
+
+    def swapped(self, served: Served, share: float, of: str) -> AliasSwaps:
+        """Training pairs of whose captions a share tells a name by another of its entity's."""
+        told = [_SENTENCE.split(str(pair.explanation)) for pair in served.pairs]
+        captions = [pair.caption for pair in served.pairs]
+        texts = [*captions, *itertools.chain(*told)]
+        found = iter(find_names(texts, self.settings.names, cache=self._found))
+        names = [next(found) for _ in captions]
+        swaps = [
+            alias_swaps(of_caption, [next(found) for _ in sentences])
+            for of_caption, sentences in zip(names, told, strict=True)
+        ]
+        if of == "others":  # another pair's aliases
+            order = _others(len(swaps), np.random.default_rng(self.seed))
+            theirs = [[other for _, others in swaps[row] for other in others] for row in order]
+            swaps = [
+                [(name, tuple(given)) for name, _ in own] if given else []
+                for own, given in zip(swaps, theirs, strict=True)
+            ]
+        return AliasSwaps(served, self.backbone.tokenize, swaps, share)
 
     @property
     def _found(self) -> Path:

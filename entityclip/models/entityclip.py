@@ -19,7 +19,7 @@ from entityclip.models.bridges import bridge_loss, context_loss, crossed_loss
 from entityclip.models.clip import Backbone, DualEncoder, Lengths, Tokens
 from entityclip.models.experts import MMAE, Gate, PairVectors
 from entityclip.models.gather import Peers, Pool
-from entityclip.models.losses import itm_accuracy, itm_loss, vtc_loss
+from entityclip.models.losses import itm_accuracy, itm_loss, related, vtc_loss
 from entityclip.models.negatives import Negatives, draw_in_batch
 
 
@@ -48,7 +48,8 @@ class Outputs:
 
     `image`, `text` [B, d]; `logit_scale` []; `image_moe`, `text_moe` [B, d] (V* and T*_moe);
     `itm_logits` [3, B, 2] with `itm_valid` [B]; `explanation` [B, d] (E*, for bridge and context);
-    `image_plain`, `text_plain` [B, d] (V* and T* mixed without explanation experts, for `crossed`).
+    `image_plain`, `text_plain` [B, d] (V* and T* mixed without explanation experts, for `crossed`);
+    `siblings` [B, K], ids that rows share which are no negatives of each other.
     What the configuration leaves out is None.
     """
 
@@ -62,6 +63,7 @@ class Outputs:
     explanation: Tensor | None = None
     image_plain: Tensor | None = None
     text_plain: Tensor | None = None
+    siblings: Tensor | None = None
 
 
 class Encoded(NamedTuple):
@@ -79,6 +81,10 @@ class EntityCLIP(DualEncoder):
 
     def __init__(self, backbone: Backbone, config: EntityCLIPConfig):
         super().__init__(backbone, config)
+        for name, parameter in backbone.clip.named_parameters():
+            tower = "image" if name.startswith("visual.") else "text"
+            if config.frozen == tower and name != "logit_scale":
+                parameter.requires_grad_(False)
         self.needs_explanations = config.reads_explanations
         self.mmae = self.matching = None
         if config.experts:
@@ -96,10 +102,12 @@ class EntityCLIP(DualEncoder):
         lengths: Lengths = None,
         peers: Peers | None = None,
         chunk: int | None = None,
+        siblings: Tensor | None = None,
     ) -> Outputs:
         """Encode a training batch: images [B, 3, H, W], token ids [B, context_length].
 
-        `image_keys` [B] tell which rows show the same picture. `lengths` are `text_lengths`, found
+        `image_keys` [B] tell which rows show the same picture, `siblings` [B, K] (`losses.related`)
+        which are no negatives of each other. `lengths` are `text_lengths`, found
         before the batch went to a GPU. Where several processes share the batch, `peers` says how,
         each gives its own rows, and the outputs are the whole batch's. With `chunk`, the towers
         hold the activations of so many rows at a time, to the same gradient.
@@ -112,6 +120,7 @@ class EntityCLIP(DualEncoder):
             raise ValueError("this model trains on explanations, and the batch has none")
         encoded = self._encode_in_chunks((images, captions, explanations), lengths, chunk)
         outputs = self.compare(encoded, captions, image_keys, peers=peers)
+        outputs.siblings = siblings
         return outputs if peers is None else peers.joined(outputs, turned=("itm_logits",))
 
     def encode(
@@ -165,14 +174,16 @@ class EntityCLIP(DualEncoder):
         `loss` is the weighted sum to minimise, the others are unweighted: `vtc` and, where the
         model has them, `vtc_moe`, `itm`, `bridge`, `context`. `itm_accuracy` carries no gradient.
         """
-        o, config, scale = outputs, self.config, outputs.logit_scale
-        terms = {"vtc": vtc_loss(o.image, o.text, scale)}
+        o, config, scale, left_out = outputs, self.config, outputs.logit_scale, None
+        if o.siblings is not None:
+            left_out = related(o.siblings, config.false_negatives)
+        terms = {"vtc": vtc_loss(o.image, o.text, scale, left_out)}
         loss = terms["vtc"]
         if o.image_plain is not None:
             sides = o.image_moe, o.text_plain, o.image_plain, o.text_moe
-            terms["vtc_moe"] = crossed_loss(*sides, scale)
+            terms["vtc_moe"] = crossed_loss(*sides, scale, left_out)
         elif o.image_moe is not None:
-            terms["vtc_moe"] = vtc_loss(o.image_moe, o.text_moe, scale)
+            terms["vtc_moe"] = vtc_loss(o.image_moe, o.text_moe, scale, left_out)
         if "vtc_moe" in terms:
             loss = loss + config.lambda_moe * terms["vtc_moe"]
         if o.itm_logits is not None:
@@ -181,7 +192,7 @@ class EntityCLIP(DualEncoder):
             loss = loss + config.eta_itm * terms["itm"]
         for name, beyond in (("bridge", bridge_loss), ("context", context_loss)):
             if weight := getattr(config, name):
-                terms[name] = beyond(o.image, o.text, o.explanation, scale)
+                terms[name] = beyond(o.image, o.text, o.explanation, scale, left_out)
                 loss = loss + weight * terms[name]
         return {"loss": loss, **terms}
 

@@ -10,14 +10,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def vtc_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+def vtc_loss(
+    image: Tensor, text: Tensor, logit_scale: Tensor, left_out: Tensor | None = None
+) -> Tensor:
     """Vision-text contrastive loss: symmetric InfoNCE over the batch, as CLIP's.
 
-    `image` and `text` [B, d] are normalised; `logit_scale` is the factor itself, not its log.
+    `image` and `text` [B, d] are normalised; `logit_scale` is the factor itself, not its log. Pairs
+    of rows that `left_out` [B, B] marks, off its diagonal, count in no denominator.
     """
     logits = logit_scale * image @ text.T  # [B, B]
+    if left_out is not None:
+        logits = logits.masked_fill(left_out, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def related(siblings: Tensor, draw: str) -> Tensor:
+    """Which pairs of rows [B, B] are no negatives of each other; no row is related to itself.
+
+    `siblings` [B, K] are ids, of article, caption and picture: rows that share one are related.
+    With `draw` "random" the relation is that of a random order of the rows: as many, none of them
+    for a reason, which is what would refute it.
+    """
+    same = (siblings[:, None] == siblings[None]).any(dim=2)
+    if draw == "random":
+        order = torch.randperm(len(same), device=same.device)
+        same = same[order][:, order]
+    return same.fill_diagonal_(False)
 
 
 def itm_loss(logits: Tensor, valid: Tensor) -> Tensor:

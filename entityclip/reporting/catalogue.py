@@ -160,6 +160,8 @@ FIGURES = {
     "controls_differences": Figure("12_controls_and_search", _ALL, *drawing.to_first("controls")),
     "views": Figure("12_controls_and_search", _PRINTED, *drawing.recalls("views")),
     "views_differences": Figure("12_controls_and_search", _ALL, *drawing.to_first("views")),
+    "methods": Figure("12_controls_and_search", _PRINTED, *drawing.recalls("methods")),
+    "methods_differences": Figure("12_controls_and_search", _ALL, *drawing.to_first("methods")),
     "afterwards": Figure("12_controls_and_search", _PRINTED, *drawing.recalls("afterwards")),
     "afterwards_differences": Figure(
         "12_controls_and_search", _ALL, *drawing.to_first("afterwards")
@@ -201,7 +203,8 @@ JOINED = (
     *("retrieval", "main_rsum", "recall_curves", "recall_by_name", "differences", "cross_domain"),
     *("ablation_mmae", "ablation_mmae_differences", "ablation_gi_itm"),
     *("ablation_gi_itm_differences", "controls", "controls_differences", "mixes"),
-    *("views", "views_differences", "afterwards", "afterwards_differences"),
+    *("views", "views_differences", "methods", "methods_differences"),
+    *("afterwards", "afterwards_differences"),
     *("mixes_differences", "grid", "explanation_sources", "explanation_sources_differences"),
     *("backbones", "backbones_differences", "costs"),
 )

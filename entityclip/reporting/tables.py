@@ -160,9 +160,9 @@ def _cells(group: pd.DataFrame, metric: str, marked: bool) -> list[Cell]:
 
 
 def distractor_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a (dataset, split, variant): what queries are mistaken for, from retrieval rows.
+    """One row a (dataset, split, variant, direction): what queries are mistaken for.
 
-    Columns: the three names, `seeds`, then IN_SCENE (0 is best, 50 is what a scene alone gives),
+    From retrieval rows. Columns: the four names, `seeds`, then IN_SCENE (0 is best, 50 is what a scene alone gives),
     ONE_FLAG and SAME_FLAGS (100 is best), each with `_low` and `_high`, 95 % intervals as
     `over_seeds` gives them. Raises ResultsError for rows of pictures that are not drawn.
     """
@@ -177,7 +177,7 @@ def distractor_table(rows: pd.DataFrame) -> pd.DataFrame:
             line |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
         return line
 
-    return in_label_order(by_group(rows, ["dataset", "split", "variant"], numbers))
+    return in_label_order(by_group(rows, _GROUP, numbers))
 
 
 def distractor_sheet(table: pd.DataFrame) -> Sheet:

@@ -113,6 +113,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.O
     """Adam or AdamW in its fused form; gains, biases and the logit scale are never decayed."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         vector = parameter.ndim < 2 or name.endswith("bias") or ".ln" in name
         (kept if vector else decayed).append(parameter)
     groups = [

@@ -11,8 +11,9 @@ import torch
 
 from entityclip.config import load_profile
 from entityclip.datasets.dataset import PairDataset
+from entityclip.datasets.newsroom.wording import named_countries
 from entityclip.datasets.pair import Pair
-from entityclip.datasets.views import NameViews
+from entityclip.datasets.views import AliasSwaps, NameViews, Siblings, alias_swaps
 from entityclip.experiments.experiment import Experiment
 from tests.fixtures.pictures import Noise
 
@@ -110,3 +111,83 @@ def test_a_profile_finds_the_names_of_what_it_was_asked_for(of):
     if of == "others":
         strange = [served.view(row) not in served.pairs[row].explanation for row in range(20)]
         assert sum(strange) > 15
+
+
+def test_a_name_may_be_told_by_the_others_of_its_sentence():
+    told = [("Peru", "Lima", "Peruvian"), ("Lima", "Quito"), ("Oslo",)]
+    assert alias_swaps(("Peru", "Cairo", "Lima", "Oslo"), told) == [
+        ("Peru", ("Lima", "Peruvian")),
+        ("Lima", ("Peru", "Peruvian", "Quito")),
+    ]
+
+
+def swapped(share=0.5, rows=400, seed=0):
+    pairs = [Pair(str(n), Noise(n), "Envoys from Peru in Perugia", TOLD) for n in range(rows)]
+    served = PairDataset(pairs, lambda picture: torch.zeros(3, 4, 4), tokenize,
+                         with_explanations=True)  # fmt: skip
+    swaps = [[("Peru", ("Lima", "a\\1b"))] if n else [] for n in range(rows)]
+    found = AliasSwaps(served, tokenize, swaps, share)
+    found.begin(seed)
+    return found
+
+
+def test_half_of_the_captions_tell_a_name_by_another_and_the_rest_stays():
+    drawn = [swapped().swapped(row) for row in range(400)]
+    assert 160 < sum(text is not None for text in drawn) < 240
+    assert {*drawn} == {None, "Envoys from Lima in Perugia", "Envoys from a\\1b in Perugia"}
+    assert drawn != [swapped(seed=1).swapped(row) for row in range(400)]
+    assert drawn[0] is None  # there is nothing to swap
+    one, rows = swapped(), [5, 0, 9]
+    batch, plain = (of.collate([of[row] for row in rows]) for of in (one, one.dataset))
+    expected = [one.swapped(row) or "Envoys from Peru in Perugia" for row in rows]
+    assert read(batch.captions) == expected
+    assert torch.equal(batch.explanations, plain.explanations)
+    with pytest.raises(ValueError, match="swaps of 1 rows for 400 pairs"):
+        AliasSwaps(one.dataset, tokenize, [[]], 0.5)
+
+
+def test_views_upon_swaps_are_both_drawn_by_the_epochs_seed():
+    inner = swapped(share=1.0)
+    both = NameViews(inner, tokenize, [NAMES] * 400, 1.0)
+    both.begin(3)
+    batch = both.collate([both[row] for row in range(6)])
+    alone = swapped(share=1.0, seed=3)
+    assert read(batch.captions)[1:] == [alone.swapped(row) for row in range(1, 6)]
+    assert read(batch.explanations) == [both.view(row) for row in range(6)]
+
+
+def test_siblings_share_an_article_a_caption_or_a_picture():
+    pairs = [
+        Pair("a", Noise(0), "one", TOLD, group="x"), Pair("b", Noise(1), "two", TOLD, group="x"),
+        Pair("c", Noise(2), "one", TOLD), Pair("d", Noise(1), "four", TOLD),
+        Pair("e", Noise(4), "five", TOLD),
+    ]  # fmt: skip
+    served = PairDataset(pairs, lambda picture: torch.zeros(3, 4, 4), tokenize,
+                         with_explanations=True)  # fmt: skip
+    found = Siblings(served, tokenize)
+    batch = found.collate([found[row] for row in range(5)])
+    shared = {
+        (i, j)
+        for i in range(5) for j in range(i)
+        if set(batch.siblings[i].tolist()) & set(batch.siblings[j].tolist())
+    }  # fmt: skip
+    assert shared == {(1, 0), (2, 0), (3, 1)}
+    assert "siblings" in batch.inputs()
+    assert "siblings" not in served.collate([served[0], served[1]]).inputs()
+
+
+def test_a_profile_swaps_by_what_explanations_say_of_the_same_country():
+    experiment = Experiment(load_profile("smoke"), progress=False)
+    for of in ("own", "others"):
+        config = replace(experiment.config("alias-swaps"), alias_swaps=1.0, swaps_of=of)
+        model = SimpleNamespace(config=config, needs_explanations=True, needs_others=False)
+        served = experiment.read_by(model, "train", "own")
+        right = wrong = 0
+        for row, pair in enumerate(served.pairs):
+            if text := served.swapped(row):
+                before, after = named_countries(pair.caption), named_countries(text)
+                same = {c.name for c in before} >= {c.name for c in after}
+                right, wrong = right + same, wrong + (not same)
+        assert right + wrong > 100
+        assert (wrong == 0) == (of == "own")
+        assert wrong > right or of == "own"

@@ -41,6 +41,9 @@ CASES = {
     "ablated": ({"image_experts": 0, "negative_explanation": "positive",
                  "shared_explanation_experts": False}, {}, {}),
     "one row, in chunks": ({"explanation_experts": 2}, {"chunk": 2}, UNEVEN),
+    "false negatives masked": ({"bridge": 1.0, "crossed": True, "false_negatives": "masked"}, {},
+                               UNEVEN),
+    "frozen": (NO_EXPERTS | {"bridge": 1.0, "frozen": "image"}, {}, {}),
     "accumulated": ({}, {}, {"passes": 2}),
     "accumulated in chunks": ({}, {"chunk": 4}, {"passes": 2}),
 }  # fmt: skip
