@@ -97,7 +97,7 @@ def results() -> str:
         names = f"{split} | {label(row['variant'], VARIANT_LABELS)}"
         lines.append(f"| {names} | {row['seeds']} | {numbers} |")
     said = (
-        "R@1, text → image, first minus second on the same queries and seeds. Bold: the 95 % "
+        "MRR, text → image, first minus second on the same queries and seeds. Bold: the 95 % "
         "interval excludes 0; †: after Benjamini and Hochberg, too, at 5 % over all differences of "
         "its table, both directions:"
     )
@@ -115,7 +115,7 @@ def differences(name: str) -> str:
     rows = rows[rows["direction"] == "text_to_image"]
     places = [split for split in KIND if split in set(rows["split"])]
     heads = [KIND[split] for split in places]
-    lines = [f"| R@1, difference | Seeds | {' | '.join(heads)} |",
+    lines = [f"| MRR, difference | Seeds | {' | '.join(heads)} |",
              "|---|--:|" + "--:|" * len(places)]  # fmt: skip
     for (first, second), pair in rows.groupby(["first", "second"], sort=False):
         at = pair.set_index("split")

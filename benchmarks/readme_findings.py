@@ -33,7 +33,7 @@ def ablations() -> str:
         ]
         lines.append(
             f"- [{title}]({name}_differences.md), {seeds} seeds: of {len(rows)} "
-            f"differences in R@1 to EntityCLIP, {len(apart)} exclude 0; chance alone gives about "
+            f"differences in MRR to EntityCLIP, {len(apart)} exclude 0; chance alone gives about "
             f"{len(rows) / 20:.0f}. {'; '.join(found) or 'None stands out'}."
         )
     return "\n".join(lines) + "\n"

@@ -29,6 +29,9 @@ from entityclip.variants import (
 
 _RIVALS = ("clip", "entityclip", "bridge")  # of what the search chose
 
+# what variants are compared by: as the whole ranking counts, fewer queries tell two apart than R@1
+BY = "MRR"
+
 REPORTED = SHIPPED_FILES / "figures" / "paper_reported.csv"
 COMPARED = (
     *(("clip", "zero-shot"), ("itr", "clip"), ("ascl", "clip"), ("entityclip", "clip")),
@@ -189,7 +192,7 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
 
 
 def _compared(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    found = differences.difference_table(rows, pairs)
+    found = differences.difference_table(rows, pairs, BY)
     if found.empty:
         raise ResultsError("no two variants to compare share a seed and a split; measure more")
     return found
@@ -199,7 +202,7 @@ def main_differences(rows: pd.DataFrame) -> Drawn:
     """The pairs of COMPARED: forest, table, sentences."""
     found = _compared(rows, COMPARED)
     found = found.sort_values(["split", "direction"], ascending=[True, False], kind="stable")
-    return _apart(found, "", "difference in R@1 (points)", "Differences in R@1, points")
+    return _apart(found, "", f"difference in {BY} (points)", f"Differences in {BY}, points")
 
 
 def to_first(table: str) -> tuple[Rows, Draw]:
@@ -209,8 +212,8 @@ def to_first(table: str) -> tuple[Rows, Draw]:
 
     def draw(rows: pd.DataFrame) -> Drawn:
         found = _compared(rows, [(other, first) for other in others])
-        caption = f"Table {table}: R@1 minus that of {reference}, points"
-        return _apart(found, reference, f"R@1 minus {reference} (points)", caption)
+        caption = f"Table {table}: {BY} minus that of {reference}, points"
+        return _apart(found, reference, f"{BY} minus {reference} (points)", caption)
 
     return of_table("ranks", table), draw
 
@@ -230,7 +233,7 @@ def listed_recalls(table: str) -> tuple[Rows, Draw]:
 def listed_differences(
     table: str, pairs: Callable[[list[str]], list[tuple[str, str]]]
 ) -> tuple[Rows, Draw]:
-    """Differences in R@1 between some `pairs` of one of LISTED, given its rows' names."""
+    """Differences in BY between some `pairs` of one of LISTED, given its rows' names."""
 
     def draw(rows: pd.DataFrame) -> Drawn:
         compared = pairs(list(dict.fromkeys(rows["variant"])))
@@ -238,8 +241,8 @@ def listed_differences(
         shared = {second for _, second in compared}
         reference = shared.pop() if len(shared) == 1 else ""
         minus = f" minus {reference}" if reference else ""
-        caption = f"{table.replace('_', ' ').capitalize()}: R@1{minus}, points"
-        return _apart(found, reference, f"R@1{minus} (points)", caption)
+        caption = f"{table.replace('_', ' ').capitalize()}: {BY}{minus}, points"
+        return _apart(found, reference, f"{BY}{minus} (points)", caption)
 
     return of_listed("ranks", table), draw
 

@@ -162,9 +162,9 @@ def _cells(group: pd.DataFrame, metric: str, marked: bool) -> list[Cell]:
 def distractor_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a (dataset, split, variant, direction): what queries are mistaken for.
 
-    From retrieval rows. Columns: the four names, `seeds`, then IN_SCENE (0 is best, 50 is what a scene alone gives),
-    ONE_FLAG and SAME_FLAGS (100 is best), each with `_low` and `_high`, 95 % intervals as
-    `over_seeds` gives them. Raises ResultsError for rows of pictures that are not drawn.
+    From retrieval rows. Columns: the four names, `seeds`, then IN_SCENE (0 is best, 50 is what a
+    scene alone gives), ONE_FLAG and SAME_FLAGS (100 is best), each with `_low` and `_high`, 95 %
+    intervals as `over_seeds` gives them. Raises ResultsError where pictures are not drawn.
     """
     rows = rows[rows["metric"].isin(DISTRACTORS)]
     if rows.empty:
