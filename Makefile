@@ -61,7 +61,8 @@ rehearsal: .venv/.installed
 
 sweep: .venv/.installed
 	$(BIN)/entityclip sweep --profile $(PROFILE) --ship \
-	  --tables main controls ablation_gi_itm ablation_mmae search
+	  --tables main controls views methods ablation_gi_itm ablation_mmae mixes \
+	    explanation_sources afterwards
 
 test: lint unit notebooks
 

@@ -200,7 +200,12 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         help="with --data by default zero-shot, clip and, where explained, entityclip and bridge"
     )  # fmt: skip
     add("--seeds", nargs="+", type=int, help="instead of the profile's")
-    add("--keep", nargs="*", default=["clip", "entityclip"], help="variants whose weights stay")
+    add(
+        "--keep",
+        nargs="*",
+        default=["clip", "entityclip", "name-views-context"],
+        help="variants whose weights stay",
+    )
     add("--anew", action="store_true", help="ignore the rows that are shipped")
     add("--ship", action="store_true", help="merge the rows into figures/rows of the checkout")
     options = parser.parse_args(argv)

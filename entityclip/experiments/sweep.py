@@ -33,7 +33,8 @@ from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
 
-KEPT = ("clip", "entityclip")  # whose weights the notebooks look at
+# whose weights the notebooks look at, and table "afterwards" takes
+KEPT = ("clip", "entityclip", "name-views-context")
 
 
 def sweep(
