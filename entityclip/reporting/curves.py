@@ -146,7 +146,9 @@ def plot_by_name(table: pd.DataFrame) -> Figure:
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             axis.errorbar(places, rows["value"], ends, color=colour, fmt=marker, linewidth=1)
         counts = here.groupby("training captions")["queries"].first()
-        axis.set_xticks(range(len(bins)), [f"{name}\n({counts[name]})" for name in bins])
+        short = [name.replace(" and more", "+").replace("names ", "names\n") for name in bins]
+        ticks = [f"{said}\n({counts[name]})" for said, name in zip(short, bins, strict=True)]
+        axis.set_xticks(range(len(bins)), ticks)
         axis.set_xlim(-0.6, len(bins) - 0.4)
         head(axis, label(split, SPLIT_LABELS), len(splits))
     axes[len(splits) // 2].set_xlabel("training captions with the rarest name (queries)")
