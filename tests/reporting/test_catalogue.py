@@ -35,6 +35,7 @@ def test_each_file_of_figures_is_named_on_one_line_and_says_what_made_it(committ
         assert made_by(path.stem).encode() in path.read_bytes()[:4000], path.name
 
 
+NOT_SHIPPED = ("07_generalization", "08_itr", "09_ascl")  # no rows of this drawing of the news
 NOT_LISTED = ("grid", "backbones", "backbones_differences")  # by the demo
 
 
@@ -141,7 +142,7 @@ def test_the_searchs_winner_is_compared_with_what_it_did_not_choose():
 def test_rows_of_a_run_that_is_not_complete_are_drawn_or_refused_by_name(name):
     profile = load_profile("demo")
     rows = FIGURES[name].rows(profile)
-    if name in NOT_LISTED:
+    if name in NOT_LISTED or FIGURES[name].notebook in NOT_SHIPPED:
         assert rows.empty
         return
     first = rows["variant"] == rows["variant"].iloc[0]

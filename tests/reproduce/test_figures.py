@@ -98,8 +98,8 @@ def test_what_cannot_be_drawn_is_refused(command, said, capsys):
 
 
 def test_only_what_is_named_is_drawn(demo, tmp_path):
-    assert __main__.figures(["search", "sections", "--figures", str(tmp_path)]) == 0
-    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"search.csv", "sections.csv"}
+    assert __main__.figures(["search", "main_rsum", "--figures", str(tmp_path)]) == 0
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"search.csv", "main_rsum.csv"}
 
 
 def test_what_has_no_rows_is_skipped_aloud(tmp_path, monkeypatch, capfd):
