@@ -39,7 +39,7 @@ from entityclip.identities import (
     table_entries,
 )
 from entityclip.statistics import DIRECTIONS
-from entityclip.variants import VARIANTS
+from entityclip.variants import FLOORS, VARIANTS
 
 SHIPPED = SHIPPED_FILES / "figures" / "rows"
 KINDS = (
@@ -334,7 +334,8 @@ def find_rows(
     rows = _all_rows(profile, kind, shipped)
     if rows.empty:
         return rows
-    names = list(VARIANTS) if variants is None else list(variants)
+    every = FLOORS if kind == "floor" else VARIANTS
+    names = list(every if variants is None else variants)
     asked = itertools.product(names, rows["seed"].unique().tolist())
     hashes = {config_hash(measured_identity(profile.settings, kind, *one)) for one in asked}
     rows = _latest(rows[rows["config_hash"].isin(hashes)], kind)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pandas as pd
@@ -28,7 +29,7 @@ from entityclip.experiments.probes import (
 from entityclip.identities import Entry, table_entries
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
-from entityclip.results import KINDS, find_rows, write_shipped
+from entityclip.results import KINDS, find_rows, schema_of, write_shipped
 from entityclip.variants import LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
@@ -150,9 +151,15 @@ def ship_rows(experiment: Experiment) -> dict[str, int]:
         except FileNotFoundError:
             return None  # rows can be shipped from a machine that lacks the data
 
-    counts = {}
+    counts, profile = {}, experiment.profile
+    # with other explanations, too: the other listed tables differ by variant alone, or by archive
+    entries = table_entries(profile.settings, "explanation_sources")
+    read = {entry.settings.explanation_source: entry.settings for entry in entries}
+    read = {profile.settings.explanation_source: profile.settings} | read
     for kind in KINDS:
-        rows = find_rows(experiment.profile, kind)
+        parts = [find_rows(replace(profile, settings=each), kind) for each in read.values()]
+        rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        rows = rows.drop_duplicates(list(schema_of(kind).key), ignore_index=True)
         if len(rows):
             pairs = zip(rows["seed"], rows["split"], strict=True)
             here = pd.Series([present(*pair) for pair in pairs], rows.index, object)
