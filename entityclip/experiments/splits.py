@@ -28,7 +28,7 @@ from entityclip.explanations.joining import training_pairs
 from entityclip.hyperparameters import ViewsOf
 from entityclip.models.clip import Backbone, create_backbone
 from entityclip.models.encoder import start_weights
-from entityclip.variants import VAL_SPLITS, Explanations, find_variant
+from entityclip.variants import INTERPOLATED, VAL_SPLITS, Explanations, find_variant
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ class Splits:
         """`trained_fingerprint` of all that trains a variant."""
         spec = find_variant(variant)
         splits = ["train", "val"] if spec.finetuned else []
+        if spec.after in INTERPOLATED:  # all that chose the weights
+            splits = list(dict.fromkeys([*splits, *self.val_splits]))
         if spec.method == "itr":
             generated = self.settings.itr.objective.needs_generated
             return self.trained_fingerprint(*splits, "itr:unlabelled", generated=generated)

@@ -10,18 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
+from entityclip import results
 from entityclip.checkpoints import read_tensors
 from entityclip.config import EntityCLIPConfig, load_profile
 from entityclip.datasets.dataset import PairDataset
 from entityclip.datasets.pair import Pair
 from entityclip.evaluation.retrieval import best_pictures, encode_pairs, retrieve
+from entityclip.experiments import sweep
 from entityclip.experiments.experiment import Experiment
 from entityclip.experiments.measure import measure, measure_pretraining, stored_ranks
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.reporting.differences import difference_table
-from entityclip.results import ResultsError, find_rows, stored_rows
+from entityclip.results import ResultsError, find_rows, read_rows, stored_rows
 from entityclip.statistics import METRICS
-from entityclip.variants import IN_SCENE, ONE_FLAG, SAME_FLAGS
+from entityclip.variants import FLOORS, IN_SCENE, ONE_FLAG, SAME_FLAGS
 
 TINY = {
     "train_pairs": 16, "val_pairs": 8, "test_pairs": 8, "test_splits": ["test"], "bootstrap": 20,
@@ -243,3 +245,36 @@ def test_a_pretraining_by_itr_is_found_again(runs, monkeypatch):
     assert base.pretrain_itr(("cluster_generated",)) != folder
     with pytest.raises(ValueError, match="no `itr` block"):
         experiment(itr=None).pretrain_itr()
+
+
+def test_some_seeds_have_data_and_a_pretraining_of_their_own(runs):
+    base = experiment(second_draw=[3])
+    settings = base.settings
+    assert settings.of_seed(0) is settings
+    drawn = settings.of_seed(3)
+    assert (drawn.data_seed, drawn.pretraining.seed) == (1, 1)
+    assert drawn.of_seed(3) == drawn  # once, whoever asks
+    same, other = base.of_seed(1), base.of_seed(3)
+    assert same.fingerprint("test") == base.fingerprint("test")
+    assert other.fingerprint("test") != base.fingerprint("test")
+    assert other.fingerprint("generic") != base.fingerprint("generic")
+    assert other.identity("clip")["data_seed"] == 1
+    assert other.identity("clip")["start"]["seed"] == 1
+    assert other.seed == other.profile.seed == 3
+    # a table's runs are those of its seeds' own draws
+    found = dict(sweep.table_runs(base, "main", [0, 3]))
+    draws = {there.seed: there.settings.data_seed for there in found}
+    assert draws == {0: 0, 3: 1}
+
+
+def test_rows_of_both_draws_and_of_floors_are_shipped(runs, monkeypatch):
+    base = experiment(second_draw=[3], main_seeds=[0, 3])
+    for there in (base, base.of_seed(3)):
+        sweep.measure_variant(there, "clip", shipped=False)
+    monkeypatch.setattr(results, "SHIPPED", runs / "shipped")
+    counts = sweep.ship_rows(base)
+    splits = len(sweep.splits_of(base, "clip"))
+    assert counts["floor"] == 2 * splits * len(FLOORS) * 6  # draws, splits, floors, metrics
+    shipped = read_rows(runs / "shipped" / "smoke" / "ranks.jsonl")
+    assert set(shipped["seed"]) == {0, 3}
+    assert shipped["data_fingerprint"].nunique() == 2 * shipped["split"].nunique()
