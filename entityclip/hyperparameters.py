@@ -64,7 +64,7 @@ class EntityCLIPConfig:
     # share of a training step's captions of which one name is told by another that the explanation
     # gives the same entity (datasets/views.py), or, to refute it, by one of another pair's
     alias_swaps: Share = field(default=0.0, metadata=LATER)
-    swaps_of: Literal["own", "others"] = field(default="own", metadata=LATER)
+    swaps_of: Literal["names", "others"] = field(default="names", metadata=LATER)
     # pairs of one article, caption or picture: left out of the contrast's denominators, or as many
     # others at random (models/losses.py)
     false_negatives: FalseNegatives = field(default="kept", metadata=LATER)

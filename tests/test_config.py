@@ -191,7 +191,12 @@ def test_override_is_not_kept_or_changed():
     assert settings.finetuning.betas == (0.5, 0.9)
     assert settings.test_splits == ["val"]
     assert override == {"finetuning": {"betas": [0.5, 0.9]}, "test_splits": ["val"]}
-    assert load_profile("smoke").settings.test_splits == ["test", "test_alias"]
+    assert load_profile("smoke").settings.test_splits == [
+        "test",
+        "test_rare",
+        "test_alias",
+        "test_unseen",
+    ]
     assert load_profile("smoke").seed == 0
 
 
@@ -233,7 +238,7 @@ def other(value):
     if isinstance(value, str):
         others = {"adam": "adamw", "auto": "fp32", "gated": "mean", "hard": "uniform",
                   "global": "local", "own": "positive", "loss": "vtc", "all": "none",
-                  "names": "words"}  # fmt: skip
+                  "names": "others", "kept": "masked", "none": "image"}  # fmt: skip
         return others[value]
     if isinstance(value, float):
         return value / 2 or 0.5

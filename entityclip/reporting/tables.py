@@ -187,7 +187,9 @@ def distractor_sheet(table: pd.DataFrame) -> Sheet:
         cells = []
         for metric in DISTRACTORS:
             numbers = (group[f"{metric}{end}"] for end in ("", "_low", "_high"))
-            cells.append([number_cell(*row) for row in zip(*numbers, strict=True)])
+            cells.append(
+                [number_cell(*row, over_seeds=False) for row in zip(*numbers, strict=True)]
+            )
         blocks.append(list(zip(group["split"], group["variant"], *cells, strict=True)))
     said = "95 % intervals: over training seeds (Student's t), or over queries where there is one."
     return Sheet(["Split", "Variant", *DISTRACTORS], blocks, 2, [said])

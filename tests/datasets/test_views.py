@@ -178,7 +178,7 @@ def test_siblings_share_an_article_a_caption_or_a_picture():
 
 def test_a_profile_swaps_by_what_explanations_say_of_the_same_country():
     experiment = Experiment(load_profile("smoke"), progress=False)
-    for of in ("own", "others"):
+    for of in ("names", "others"):
         config = replace(experiment.config("alias-swaps"), alias_swaps=1.0, swaps_of=of)
         model = SimpleNamespace(config=config, needs_explanations=True, needs_others=False)
         served = experiment.read_by(model, "train", "own")
@@ -189,5 +189,5 @@ def test_a_profile_swaps_by_what_explanations_say_of_the_same_country():
                 same = {c.name for c in before} >= {c.name for c in after}
                 right, wrong = right + same, wrong + (not same)
         assert right + wrong > 100
-        assert (wrong == 0) == (of == "own")
-        assert wrong > right or of == "own"
+        assert (wrong == 0) == (of == "names")
+        assert wrong > right or of == "names"
