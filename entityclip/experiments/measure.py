@@ -268,13 +268,15 @@ def retrieved(
     asked = on.dataset(
         split, names_cut=names_cut, explanations=spec.after in EXPANDED, control=control
     )
-    return evaluate_retrieval(
+    retrieval, rows = evaluate_retrieval(
         model, asked, variant=variant,
         dataset_name=on.settings.dataset, split=split, config=identity,
         seed=experiment.seed, bootstrap=settings.bootstrap,
         workers=settings.finetuning.workers, progress=experiment.progress,
         rank=AFTERWARDS.get(spec.after, METHODS[spec.method].ranks),
     )  # fmt: skip
+    # the split's own, whose queries these are, whatever they were told by
+    return retrieval, [{**row, "data_fingerprint": on.fingerprint(split)} for row in rows]
 
 
 def rank_rows(rows: list[Row], retrieval: Retrieval) -> list[dict]:
