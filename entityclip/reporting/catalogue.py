@@ -6,6 +6,7 @@ Nothing here trains or measures; what has no rows yet is said in one line and le
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,6 +271,18 @@ def save(drawn: Drawn, name: str, folder: Path) -> list[Path]:
     if drawn.sheet is not None:
         paths += save_sheet(drawn.sheet, folder, name, drawn.caption, command)
     return paths
+
+
+def keep(profile: Profile, names: Iterable[str], folder: Path) -> None:
+    """Save figures of FROM_ROWS that another notebook shows, a line each: files, or why none."""
+    for name in names:
+        try:
+            paths = save(draw(profile, name), name, folder)
+        except ResultsError as error:
+            print(f"{name:32} skipped: {one_line(str(error))}")
+        else:
+            print(f"{name:32} {' '.join(path.suffix[1:] for path in paths)}")
+        plt.close("all")
 
 
 def show(

@@ -337,14 +337,16 @@ def _said(row: pd.Series) -> str:
     return f"{row['label']} ({row['value']:+.1f}{interval})"
 
 
-def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
+def plot_forest(
+    differences: pd.DataFrame, title: str = "difference", note: str | None = None
+) -> Figure:
     """One line a difference, under its group's heading; the line at 0 is where both are alike.
 
     `differences` has COLUMNS: `value` with its 95 % interval `low` to `high` in the metric's unit,
     `seeds` it is over; groups and rows are drawn in the table's order. A mark is filled where the
     interval excludes 0, hollow where it does not or where there is none; numbers are marked as in
-    the table, and the `legend` stands below. `title` names the axis. Raises ResultsError for an
-    empty table.
+    the table, and `note` stands below, by default their `legend`. `title` names the axis. Raises
+    ResultsError for an empty table.
     """
     if differences.empty:
         raise ResultsError("no differences to show")
@@ -369,7 +371,9 @@ def plot_forest(differences: pd.DataFrame, title: str = "difference") -> Figure:
     axis.tick_params(axis="y", length=0)
     grid(axis, "x")
     axis.spines["left"].set_visible(False)
-    figure.supxlabel(textwrap.fill(legend(differences), 150), x=0.01, ha="left", fontsize=6.5)
+    figure.supxlabel(
+        textwrap.fill(note or legend(differences), 150), x=0.01, ha="left", fontsize=6.5
+    )
     return figure
 
 

@@ -19,6 +19,7 @@ from entityclip.reporting.markup import (
 )
 from entityclip.results import ResultsError, chapter_rows, find_rows, table_rows
 from entityclip.variants import (
+    DIRECTION_LABELS,
     FLOORS,
     SPLIT_LABELS,
     TABLES,
@@ -187,7 +188,11 @@ def _apart(found: pd.DataFrame, reference: str, axis: str, caption: str) -> Draw
         raise ResultsError("nothing shares a seed with what it is compared with")
     forest = differences.forest_table(found)
     sheet = differences.difference_sheet(forest, reference)
-    chart = differences.plot_forest(forest, axis)
+    charted, note = forest, differences.legend(forest)
+    if found["split"].nunique() > 2:  # a page's height; the table has both directions
+        way = DIRECTION_LABELS["text_to_image"]
+        charted = forest[forest["group"].str.contains(way, regex=False)]
+    chart = differences.plot_forest(charted, axis, note)
     return Drawn(chart, found, sheet, f"{caption}, 95 % intervals over queries and training seeds.")
 
 
