@@ -41,8 +41,8 @@ MAP = {
     "09_ascl": ("`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
                 "the AsCL paper"),
     "10_tables_and_figures": (
-        "`retrieval`, `differences`, `distractors`, `recall_curves`, `recall_by_name`; what has "
-        "rows of 05–09, 12, 13",
+        "`retrieval`, `differences`, `distractors.csv`, `recall_curves`, `recall_by_name`; what "
+        "has rows of 05–09, 12, 13",
         "all tables and figures, from stored rows",
     ),
     "11_search": ("`disagreements.csv`, `search_words.csv`, `query_gates.csv`",

@@ -78,7 +78,7 @@ def test_differences_to_the_first_and_their_forest(experiment):
     store(experiment, "no-matching", "test", 25.0, [1, 1, 3, 4, 5, 6, 7, 8])
     found = catalogue.draw(experiment.profile, "ablation_gi_itm_differences").table
     assert found["variant"].unique().tolist() == ["no-matching minus entityclip"]
-    assert found["value"].tolist() == [12.5, 12.5]
+    assert found["value"].tolist() == [6.25, 6.25]  # MRR: one query from rank 2 to 1
     forest = differences.forest_table(found)
     assert forest["label"].unique().tolist() == ["No matching"]
     assert len(differences.plot_forest(forest).axes) == 1
