@@ -33,13 +33,11 @@ MAP = {
     "05_ablation_mmae": ("saved by 10", "the ablation of MMAE; the leak question"),
     "06_ablation_gi_itm": ("saved by 10", "the ablation of GI-ITM"),
     "07_generalization": (
-        "`cross_domain`, `section_confusion`, `sections.csv`; with `ALL=1`: `domains`",
+        "with `ALL=1`: its tables and figures",
         "cross-domain retrieval, zero-shot sections",
     ),
-    "08_itr": ("`itr_relations_f1`; with `ALL=1`: `itr_relations`, `itr_grad_cam`",
-               "the ITR paper"),
-    "09_ascl": ("`ascl_ablation`, `ascl_queries`; with `ALL=1`: `ascl_samples`, `ascl_wrong`",
-                "the AsCL paper"),
+    "08_itr": ("with `ALL=1`: its tables and figures", "the ITR paper"),
+    "09_ascl": ("with `ALL=1`: its tables and figures", "the AsCL paper"),
     "10_tables_and_figures": (
         "`retrieval`, `differences`, `distractors.csv`, `recall_curves`, `recall_by_name`; what "
         "has rows of 05–09, 12, 13",

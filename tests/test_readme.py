@@ -93,6 +93,35 @@ def test_refuters_fall_as_they_should():
     assert cost["name-views-context"] <= 1.02 * cost["bridge"]  # "at the bridge's cost"
 
 
+def test_controls_and_methods_are_as_told():
+    """The sentences of figures/README.md on them, by MRR, text to image."""
+    controls, methods = apart("controls_differences"), apart("methods_differences")
+    for name in ("shuffled-explanations", "random-explanations", "caption-as-explanation"):
+        lost = controls.loc[("test_alias", name, "entityclip")]
+        assert lost["high"] < 0
+        assert lost["value"] < controls.loc[("test_alias", "clip", "entityclip"), "value"]
+    crossed = controls.loc[("test_alias", "crossed", "entityclip")]
+    bridge = controls.loc[("test_alias", "bridge", "entityclip")]
+    assert crossed["low"] > 0
+    assert crossed["low"] < bridge["high"] + 1  # "about as the bridge does"
+    best = "name-views-context"
+    for split in ("test_rare", "test_alias"):
+        assert methods.loc[(split, "alias-swaps", best), "low"] > 0
+        assert methods.loc[(split, "other-swaps", best), "high"] < 0
+    assert methods.loc[("test", "alias-swaps", best), "high"] < 0
+    for split in ("test", "test_rare", "test_alias"):
+        for name in ("masked-negatives", "random-masked"):
+            found = methods.loc[(split, name, best)]
+            assert found["low"] <= 0 <= found["high"]
+        assert methods.loc[(split, "frozen-image", best), "high"] < 0
+        frozen = methods.loc[(split, "frozen-text", best), "value"]
+        assert frozen < methods.loc[(split, "clip", best), "value"]
+    asked = apart("afterwards_differences")
+    for split in ("test", "test_rare", "test_alias"):
+        assert asked.loc[(split, f"expanded-{best}", best), "low"] > 0
+        assert asked.loc[(split, f"expanded-shuffled-{best}", best), "high"] < -10
+
+
 def test_seeds_are_as_the_limits_tell_them(monkeypatch, tmp_path):
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path))  # shipped rows alone
     rows = find_rows(load_profile("demo"), "retrieval")

@@ -50,6 +50,8 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _FIXED = {
     "zero-shot": (GREY, "o"),
     "clip": (BLUE, "s"),
+    "itr": ("#999933", "P"),
+    "ascl": ("#000000", "X"),
     "entityclip": (VERMILLION, "D"),
     "bridge": (GREEN, "s"),
     "bridge-entityclip": ("#CC79A7", "D"),
