@@ -56,7 +56,7 @@ def expected(
         **{f"{name}_differences": lines[name] - 1 for name in
            ("ablation_mmae", "ablation_gi_itm", "controls", "views", "mixes",
             "explanation_sources")},
-        **{"differences": len(main) - 1, "backbones_differences": choices},
+        **{"differences": len(main), "backbones_differences": choices},
     }  # fmt: skip
     found |= {name: Expected(2 * count, _SPAN) for name, count in compared.items()}
     found["main_rsum"] = Expected(len(main), ("RSUM", "low", "high"))

@@ -142,4 +142,4 @@ def test_recall_by_name_is_averaged_over_seeds_in_the_order_of_the_bins():
     figure = plot_by_name(table)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["Test", "Aliases"]
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    assert ticks == ["0\n(400)", "20–99\n(400)", "names cut\n(300)"]
+    assert ticks == ["0\n(400)", "20–99\n(400)", "names\ncut\n(300)"]
