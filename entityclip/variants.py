@@ -233,6 +233,9 @@ TABLES: dict[str, tuple[str, ...]] = {
                "name-views", "context", "entityclip-name-views"),
 }  # fmt: skip
 
+# whose weights the notebooks look at, and table "afterwards" takes
+KEPT = ("clip", "entityclip", "name-views-context")
+
 # training captions that hold a query's rarest name, by the least of a bin; -1: it has no name
 NAME_BINS = {-1: "no name", 0: "0", 1: "1–3", 4: "4–19", 20: "20–99", 100: "100 and more"}
 BY_NAME, NAMES_CUT = "rarest name in {} training captions", "names cut"

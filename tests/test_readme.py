@@ -9,6 +9,8 @@ import pytest
 from benchmarks import readme, readme_findings
 from benchmarks.readme import MAP, PARTS, filled
 from entityclip.config import REPOSITORY, load_profile
+from entityclip.datasets.newsroom.outlet_a import newsroom_pairs
+from entityclip.datasets.newsroom.wording import name_counts
 from entityclip.reporting.style import read_table
 from entityclip.results import find_rows
 from entityclip.variants import TABLES
@@ -62,6 +64,14 @@ def test_the_one_sentence_is_what_the_differences_say():
     # a headline difference is known to 2.5 points and better
     several = found[found["seeds"] > 1]
     assert (several["high"] - several["low"]).max() / 2 <= 2.5
+
+
+def test_how_often_names_are_told_is_what_training_captions_hold():
+    held = name_counts([pair.caption for pair in newsroom_pairs("train", 3000)])
+    said = f"{min(held['common'])} to {max(held['common'])}"
+    for text in (README, FINDINGS):
+        assert said in text, said
+    assert {min(held["rare"]), max(held["rare"])} == {1, 3}  # "one to three"
 
 
 def test_unseen_names_lie_on_the_floor_for_everybody():

@@ -247,7 +247,7 @@ class ChangedPairs(Dataset, ABC):
         self, dataset: PairDataset | ChangedPairs, tokenize: Callable[[list[str]], Tensor]
     ) -> None:
         self.dataset, self.pairs, self.max_broken = dataset, dataset.pairs, dataset.max_broken
-        self._tokenize = tokenize
+        self._tokenize, self._seed = tokenize, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -256,7 +256,8 @@ class ChangedPairs(Dataset, ABC):
         return self.dataset[index]
 
     def begin(self, seed: int) -> None:
-        """Called before an epoch's batches are made, with its seed."""
+        """Called before an epoch's batches are made, with the seed that its draws follow from."""
+        self._seed = seed
         if isinstance(self.dataset, ChangedPairs):
             self.dataset.begin(seed)
 

@@ -42,12 +42,6 @@ class NameViews(ChangedPairs):
             raise ValueError(f"names of {len(names)} rows for {len(dataset)} pairs")
         super().__init__(dataset, tokenize)
         self._names, self._share, self._of = names, share, of
-        self._seed = 0
-
-    def begin(self, seed: int) -> None:
-        """Draw the views of an epoch; called before its batches are made."""
-        super().begin(seed)
-        self._seed = seed
 
     def change(self, batch: Batch, rows: list[int]) -> None:
         """Put the views into the explanations' place."""
@@ -104,12 +98,7 @@ class AliasSwaps(ChangedPairs):
         if len(swaps) != len(dataset):
             raise ValueError(f"swaps of {len(swaps)} rows for {len(dataset)} pairs")
         super().__init__(dataset, tokenize)
-        self._swaps, self._share, self._seed = swaps, share, 0
-
-    def begin(self, seed: int) -> None:
-        """Draw the swaps of an epoch; called before its batches are made."""
-        super().begin(seed)
-        self._seed = seed
+        self._swaps, self._share = swaps, share
 
     def change(self, batch: Batch, rows: list[int]) -> None:
         """Put the swapped captions into the captions' place."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from entityclip.config import IN_CHECKOUT, Profile
 from entityclip.console import refusing
 from entityclip.experiments.options import add_options, choose, log
-from entityclip.variants import DIRECTION_LABELS, LISTED, TABLES, VARIANTS
+from entityclip.variants import DIRECTION_LABELS, KEPT, LISTED, TABLES, VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,12 +200,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         help="with --data by default zero-shot, clip and, where explained, entityclip and bridge"
     )  # fmt: skip
     add("--seeds", nargs="+", type=int, help="instead of the profile's")
-    add(
-        "--keep",
-        nargs="*",
-        default=["clip", "entityclip", "name-views-context"],
-        help="variants whose weights stay",
-    )
+    add("--keep", nargs="*", default=KEPT, help="variants whose weights stay")
     add("--anew", action="store_true", help="ignore the rows that are shipped")
     add("--ship", action="store_true", help="merge the rows into figures/rows of the checkout")
     options = parser.parse_args(argv)

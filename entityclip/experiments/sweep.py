@@ -30,12 +30,9 @@ from entityclip.identities import Entry, table_entries
 from entityclip.models.clip import BackboneError, create_backbone
 from entityclip.models.entityclip import EntityCLIP
 from entityclip.results import KINDS, find_rows, schema_of, write_shipped
-from entityclip.variants import LEAK, TABLES, find_variant
+from entityclip.variants import KEPT, LEAK, TABLES, find_variant
 
 log = logging.getLogger(__name__)
-
-# whose weights the notebooks look at, and table "afterwards" takes
-KEPT = ("clip", "entityclip", "name-views-context")
 
 
 def sweep(
