@@ -25,10 +25,10 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 REPORT = REPOSITORY / "figures" / "reproduce.json"
 _SPACE = "\N{NO-BREAK SPACE}"  # a narrow column would part a number from its unit
 _INTRODUCTION = """\
-Open one and choose *Run → Run All Cells*. As they stand they run the `smoke` profile, whose numbers mean nothing; set
-`profile = "demo"` in the first code cell for the miniature's, or run `make reproduce`. Times and memory are those of the
-`demo` profile on the machine named in `figures/reproduce.json`. Each notebook runs alone: what it needs from an earlier
-one it finds in `runs/` or makes.
+Open one and choose *Run → Run All Cells*. They store what the `demo` profile found; 07, 08 and 09, whose trainings take
+hours, that of `smoke`, whose numbers mean nothing. `profile` in the first code cell chooses, `ENTITYCLIP_PROFILE=smoke` in
+the environment overrules it. Times and memory are those of `demo` on the machine named in `figures/reproduce.json`. Each
+notebook runs alone: what it needs from an earlier one it finds in `runs/` or makes.
 """  # noqa: E501
 
 
@@ -88,7 +88,10 @@ def with_head(notebook: dict, chapters: Sequence[Chapter], place: int) -> dict:
     took = f"about {chapter.minutes} and {chapter.memory}"
     if "–" in (chapter.minutes, chapter.memory):
         took = "not measured yet"
-    head = f"{way}\n\n*Stored here: profile `smoke`. Profile `demo` on two CPU cores: {took}.*"
+    source = "".join(_text(cell) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    stored = re.search(r'^profile = "(\w+)"', source, flags=re.MULTILINE)
+    here = f"Stored here: profile `{stored[1]}`. " if stored else ""
+    head = f"{way}\n\n*{here}Profile `demo` on two CPU cores: {took}.*"
     cells = [dict(cell) for cell in notebook["cells"]]
     markdown = [n for n, cell in enumerate(cells) if cell["cell_type"] == "markdown"]
     first, last = markdown[0], markdown[-1]

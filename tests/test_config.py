@@ -276,3 +276,14 @@ def test_fields_that_came_later_leave_older_runs_what_they_were():
         assert not later & found.keys()
     assert as_dict(TrainConfig(chunk=8, keep=3))["chunk"] == 8
     assert config_hash(TrainConfig()) == "537bada037f4f6bf"
+
+
+def test_the_environment_overrules_a_profile_aloud(monkeypatch, caplog):
+    monkeypatch.setenv("ENTITYCLIP_PROFILE", "smoke")
+    assert load_profile("demo", seed=3) == load_profile("smoke", seed=3)
+    assert caplog.messages == ["profile smoke instead of demo: ENTITYCLIP_PROFILE says so"]
+    monkeypatch.setenv("ENTITYCLIP_PROFILE", "smokes")
+    with pytest.raises(ProfileError, match="smokes"):
+        load_profile("demo")
+    monkeypatch.setenv("ENTITYCLIP_PROFILE", "")
+    assert load_profile("demo").name == "demo"

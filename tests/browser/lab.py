@@ -214,6 +214,7 @@ def _environment(folder: Path, theme: str) -> dict[str, str]:
            "JUPYTERLAB_SETTINGS_DIR": folder / "settings",
            "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces"}  # fmt: skip
     environment = {**os.environ, **{name: str(path) for name, path in own.items()}}
+    environment["ENTITYCLIP_PROFILE"] = "smoke"
     environment.pop("TQDM_DISABLE", None)  # progress bars are part of what is looked at
     return environment
 
