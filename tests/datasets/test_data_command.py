@@ -358,6 +358,7 @@ def test_a_wrong_command_line_is_said(tmp_path, capsys):
 def test_notebook_00_has_a_section_for_data_in_files(tmp_path, monkeypatch, capsys):
     """Its cells run in this process, whose imports a kernel of its own would have to repeat."""
     monkeypatch.setenv("ENTITYCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ENTITYCLIP_PROFILE", "smoke")
     layouts.n24news(tmp_path / "data")
     # a picture that cannot be read is counted, and no sample
     (tmp_path / "data" / "imgs" / "img-1.jpg").write_bytes(b"")
