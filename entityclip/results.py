@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
@@ -449,7 +449,8 @@ def write_shipped(profile: Profile, kind: str, rows: pd.DataFrame) -> None:
     for record in records:
         if record[LATER] is None:
             del record[LATER]
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in pack(records)]
+    as_text = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    lines = [as_text(record) for record in pack(records)]
     atomic_write_text(target, "".join(f"{line}\n" for line in lines))
 
 
